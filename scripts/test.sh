@@ -1,0 +1,228 @@
+#!/usr/bin/env bash
+# Installs what the tests need and runs them, or some of them.
+set -euo pipefail
+
+ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=scripts/lib.sh
+. "$ROOT/scripts/lib.sh"
+cd "$ROOT"
+
+ALL_STEPS=(fmt clippy shell unit tidy sim fuzz it drivers torture soak loadtest)
+DRIVERS=$ROOT/target/drivers
+KEEP_GOING=no STEPS=()
+export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
+FUZZ_SECONDS=${FUZZ_SECONDS:-10}
+
+usage() {
+    cat <<TEXT
+Usage: scripts/test.sh [--keep-going] [STEP...]
+
+Without STEP all of them, in this order; stops at the first failure unless told to keep going.
+
+  fmt       cargo fmt --check
+  clippy    cargo clippy, warnings are errors
+  shell     shellcheck
+  unit      unit and documentation tests
+  tidy      the rules of the source tree
+  sim       the pool under simulation
+  fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 10)
+  it        the program against real PostgreSQL and scripted peers
+  drivers   psycopg, asyncpg, SQLAlchemy, node-postgres, psql and pgbench, with 1 and with 3 shards
+  torture   everything at once for TORTURE_SECONDS (default 60)
+  soak      low and bursty load for SOAK_SECONDS (default 60)
+  loadtest  a smoke run of the load test
+
+What is missing is installed: PostgreSQL, a C compiler, Python, Node.js and shellcheck with apt (sudo if not root), Python
+and Node packages under target/. A Rust toolchain must be there, unless apt has rustup.
+TEXT
+}
+
+parse_arguments() {
+    local known
+    while [ $# -gt 0 ]; do
+        known=" ${ALL_STEPS[*]} "
+        case $1 in
+            --help | -h) usage && exit 0 ;;
+            --keep-going) KEEP_GOING=yes ;;
+            -*) usage >&2 && die "unknown option $1" ;;
+            *)
+                [[ $known == *" $1 "* ]] || die "unknown step $1 (known: ${ALL_STEPS[*]})"
+                STEPS+=("$1")
+                ;;
+        esac
+        shift
+    done
+    if [ ${#STEPS[@]} -eq 0 ]; then STEPS=("${ALL_STEPS[@]}"); fi
+}
+
+# --- what the steps need -----------------------------------------------------------------------------------------
+
+need_rust() {
+    if ! has cargo && [ ! -x "$HOME/.cargo/bin/cargo" ] && apt-cache show rustup >/dev/null 2>&1; then
+        apt_install rustup
+        rustup default stable
+    fi
+    need_cargo
+    need_c_compiler
+}
+
+need_component() {
+    cargo "$1" --version >/dev/null 2>&1 && return
+    has rustup || die "cargo $1 is missing and there is no rustup to install it"
+    rustup component add "$2"
+}
+
+need_shellcheck() { has shellcheck || apt_install shellcheck; }
+
+need_python() {
+    if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then apt_install python3 python3-venv; fi
+}
+
+need_python_packages() {
+    need_python
+    local wanted=tests/drivers/requirements.txt installed=$DRIVERS/requirements.installed
+    if cmp -s "$wanted" "$installed" && [ -x "$DRIVERS/venv/bin/pytest" ]; then return; fi
+    note "Python packages into target/drivers/venv"
+    rm -rf "$DRIVERS/venv"
+    mkdir -p "$DRIVERS"
+    python3 -m venv "$DRIVERS/venv"
+    "$DRIVERS/venv/bin/pip" install -q --disable-pip-version-check -r "$wanted"
+    cp "$wanted" "$installed"
+}
+
+need_node_packages() {
+    if ! has node || ! has npm; then apt_install nodejs npm; fi
+    local lock=package-lock.json
+    if cmp -s "tests/drivers/$lock" "$DRIVERS/node/installed-$lock"; then return; fi
+    note "Node packages into target/drivers/node"
+    mkdir -p "$DRIVERS/node"
+    cp tests/drivers/package.json "tests/drivers/$lock" "$DRIVERS/node/"
+    (cd "$DRIVERS/node" && npm ci --no-audit --no-fund --loglevel=error)
+    cp "$DRIVERS/node/$lock" "$DRIVERS/node/installed-$lock"
+}
+
+# --- the steps ---------------------------------------------------------------------------------------------------
+
+step_fmt() {
+    need_component fmt rustfmt
+    cargo fmt --check
+    cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+}
+
+step_clippy() {
+    need_component clippy clippy
+    cargo clippy --locked --all-targets -- -D warnings
+}
+
+step_shell() {
+    need_shellcheck
+    shellcheck -x scripts/*.sh .ci/run
+}
+
+step_unit() {
+    every_test_has_a_step
+    cargo test --locked --lib --bins
+    cargo test --locked --doc
+}
+
+# A test target that nobody runs proves nothing.
+every_test_has_a_step() {
+    local path name
+    for path in tests/*.rs tests/*/main.rs; do
+        name=${path#tests/}
+        name=${name%/main.rs}
+        name=${name%.rs}
+        case $name in
+            tidy | sim | it | '*') ;;
+            *) die "$path is run by no step of scripts/test.sh" ;;
+        esac
+    done
+}
+
+step_tidy() { cargo test --locked --test tidy; }
+step_sim() { cargo test --locked --test sim; }
+
+# Not --locked: the lock file of that package follows the pooler's own dependencies.
+step_fuzz() {
+    cargo run --manifest-path tests/fuzz/Cargo.toml --target-dir target --bin fuzz-smoke -- "$FUZZ_SECONDS"
+}
+
+step_it() {
+    need_postgres
+    cargo test --locked --test it -- --skip torture:: --skip soak::
+}
+
+step_torture() { long_test torture; }
+step_soak() { long_test soak; }
+
+# A filter that matches nothing is a success for cargo; here it is not.
+long_test() {
+    need_postgres
+    mkdir -p target
+    cargo test --locked --test it -- --nocapture "$1::" 2>&1 | tee "target/$1.log"
+    grep -Eq '^test result: ok\. [1-9]' "target/$1.log" || die "no test named $1:: has run"
+}
+
+step_drivers() {
+    need_postgres
+    need_python_packages
+    need_node_packages
+    cargo build --locked
+    local shards
+    for shards in 1 3; do
+        note "drivers with $shards shard(s)"
+        RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/debug/ringbouncer} RINGBOUNCER_SHARDS=$shards \
+            RINGBOUNCER_TEST_NODE_MODULES=$DRIVERS/node/node_modules \
+            "$DRIVERS/venv/bin/pytest" tests/drivers -q
+    done
+}
+
+step_loadtest() {
+    need_postgres
+    need_python
+    cargo build --locked --release
+    RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/release/ringbouncer} python3 loadtest/run.py --quick --out target/loadtest/smoke
+}
+
+# --- running them ------------------------------------------------------------------------------------------------
+
+REPORT="" FAILED=()
+
+run_one() {
+    local name=$1 started=$SECONDS status=0
+    say "$name"
+    # In a subshell of its own; and neither this nor run_one as a condition: there `set -e` would be off inside.
+    set +e
+    (
+        set -e
+        "step_$name"
+    )
+    status=$?
+    set -e
+    local took=$((SECONDS - started)) verdict=ok
+    if [ "$status" -ne 0 ]; then
+        verdict=FAILED
+        FAILED+=("$name")
+    fi
+    REPORT+=$(printf '    %-9s %-6s %4d s' "$name" "$verdict" "$took")$'\n'
+    say "$name: $verdict after $took s"
+}
+
+main() {
+    parse_arguments "$@"
+    need_rust
+    BUILT=${CARGO_TARGET_DIR:-$ROOT/target}
+    # Hundreds of clients do not fit into the usual 1,024 files.
+    ulimit -n "$(ulimit -Hn)" || true
+    local step
+    for step in "${STEPS[@]}"; do
+        run_one "$step"
+        if [ ${#FAILED[@]} -gt 0 ] && [ "$KEEP_GOING" = no ]; then break; fi
+    done
+    say "in all $SECONDS s"
+    printf '%s' "$REPORT"
+    if [ ${#FAILED[@]} -gt 0 ]; then die "failed: ${FAILED[*]}"; fi
+    say "all passed"
+}
+
+main "$@"

@@ -1,0 +1,24 @@
+//! The console: the database `ringbouncer`, also reachable as `pgbouncer`, whose SQL is SHOW and a
+//! few commands. Spoken over simple and extended queries.
+//!
+//! Pure and tested as such: the grammar (`command`), tables and their encoding (`table`), the rows of
+//! each SHOW (`show`), the state of an extended query (`extended`), gathering of messages
+//! (`messages`). Only `serve` and `outlet` touch a socket.
+
+mod command;
+mod error;
+mod extended;
+mod messages;
+mod office;
+mod outlet;
+#[cfg(test)]
+mod rehearsal;
+mod serve;
+mod show;
+mod table;
+
+pub use command::{Command, Show, Variable};
+pub use error::Refusal;
+pub use office::{Access, ClientRow, Later, Office, PoolRow, ServerRow, Shutdown, UserRow};
+pub use serve::{Session, serve};
+pub use table::{Column, Type};

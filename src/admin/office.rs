@@ -1,0 +1,150 @@
+//! What the console needs to know and to do; the shard that a console session runs on provides it.
+
+use crate::base::ShardId;
+use crate::client::ClientState;
+use crate::config::{Config, PoolMode};
+use crate::net::Endpoint;
+use crate::server::ServerState;
+use crate::stats::{PeriodHistory, Registry};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+
+/// An answer that takes its time.
+pub type Later<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// What a console user may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everything (`admin_users`).
+    Admin,
+    /// Every SHOW (`stats_users`).
+    Stats,
+}
+
+/// How to shut down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// At once.
+    Now,
+    /// When the last client has left.
+    WaitForClients,
+    /// When the last transaction is over.
+    WaitForServers,
+}
+
+/// One client, for SHOW CLIENTS.
+#[derive(Clone, Debug)]
+pub struct ClientRow {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its id.
+    pub id: u64,
+    /// Its user; empty while it logs in.
+    pub user: Arc<str>,
+    /// The database it asked for; empty while it logs in.
+    pub database: Arc<str>,
+    /// What it does.
+    pub state: ClientState,
+    /// Where it is.
+    pub remote: Endpoint,
+    /// Our end.
+    pub local: Endpoint,
+    /// When it connected, in microseconds since the Unix epoch.
+    pub connected_unix_us: u64,
+    /// When its last request began, likewise.
+    pub requested_unix_us: u64,
+    /// How long it has been waiting for a server, in microseconds; 0 if it is not.
+    pub wait_us: u64,
+    /// The server it is linked to.
+    pub link: Option<u64>,
+    /// That server's process id.
+    pub remote_pid: u32,
+    /// What it calls itself.
+    pub application_name: Arc<str>,
+    /// Prepared statements it has.
+    pub prepared_statements: usize,
+}
+
+/// One server connection, for SHOW SERVERS.
+#[derive(Clone, Debug)]
+pub struct ServerRow {
+    /// Its shard.
+    pub shard: ShardId,
+    /// Its id.
+    pub id: u64,
+    /// User of its pool.
+    pub user: Arc<str>,
+    /// Database entry of its pool.
+    pub database: Arc<str>,
+    /// What it does.
+    pub state: ServerState,
+    /// Where the server is.
+    pub remote: Endpoint,
+    /// Our end.
+    pub local: Endpoint,
+    /// When it was opened, in microseconds since the Unix epoch.
+    pub connected_unix_us: u64,
+    /// When it was last linked, likewise.
+    pub requested_unix_us: u64,
+    /// Whether it will be closed once it is free.
+    pub close_needed: bool,
+    /// The client it is linked to.
+    pub link: Option<u64>,
+    /// The server's process id.
+    pub remote_pid: u32,
+    /// Statements prepared on it.
+    pub prepared_statements: usize,
+}
+
+/// One pool, for SHOW POOLS and SHOW DATABASES; its numbers are in the registry.
+#[derive(Clone, Debug)]
+pub struct PoolRow {
+    /// Database entry.
+    pub database: Arc<str>,
+    /// User of the server connections.
+    pub user: Arc<str>,
+    /// When servers go back.
+    pub mode: PoolMode,
+    /// Server connections open, over all shards.
+    pub open: u32,
+    /// The most there may be.
+    pub limit: u32,
+}
+
+/// One user who may log in, for SHOW USERS.
+#[derive(Clone, Debug)]
+pub struct UserRow {
+    /// The name.
+    pub name: String,
+    /// Server connections of pools of this user.
+    pub current_connections: u32,
+    /// Clients logged in as this user; `None` if nobody counts them.
+    pub current_client_connections: Option<u32>,
+}
+
+/// What a console session can ask for.
+pub trait Office {
+    /// The shard that the session runs on.
+    fn shard(&self) -> ShardId;
+    /// Every client of the process; shards that do not answer in time are left out.
+    fn clients(&self) -> Later<'_, Vec<ClientRow>>;
+    /// Every server connection of the process; as for clients.
+    fn servers(&self) -> Later<'_, Vec<ServerRow>>;
+    /// Every pool that exists.
+    fn pools(&self) -> Vec<PoolRow>;
+    /// Every user that is known.
+    fn users(&self) -> Vec<UserRow>;
+    /// The settings in force.
+    fn config(&self) -> Arc<Config>;
+    /// All counters.
+    fn registry(&self) -> &Registry;
+    /// Readings of the counters at period boundaries.
+    fn history(&self) -> &Mutex<PeriodHistory>;
+    /// Messages that wait in the mailbox of `shard`.
+    fn mailbox_depth(&self, shard: ShardId) -> usize;
+    /// Reads the configuration again; the error is for the log and says what was wrong.
+    fn reload(&self) -> Later<'_, Result<(), String>>;
+    /// Shuts the process down.
+    fn shutdown(&self, how: Shutdown);
+}

@@ -1,0 +1,139 @@
+//! Which rows belong to which SHOW.
+
+use super::{connections, counters, pools, settings, shards};
+use crate::admin::command::Show;
+use crate::admin::office::{ClientRow, Office};
+use crate::admin::table::{Row, Rows, Value};
+use crate::base::Moment;
+use crate::client::ClientState;
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::{Arc, PoisonError};
+
+/// The rows of `show`, as things stand at `now`.
+pub(in crate::admin) async fn rows(show: Show, office: &dyn Office, now: Moment) -> Rows {
+    match show {
+        Show::Help => all(Vec::new()),
+        Show::Version => one(vec![Value::text(settings::PROGRAM)]),
+        Show::Stats | Show::StatsTotals | Show::StatsAverages | Show::Totals => {
+            all(counted(show, office, now))
+        }
+        Show::Pools => all(pools::pools(
+            &office.registry().pools(),
+            &office.pools(),
+            now,
+        )),
+        Show::Clients => Box::new(office.clients().await.into_iter().map(connections::client)),
+        Show::Servers => Box::new(office.servers().await.into_iter().map(connections::server)),
+        Show::Databases => {
+            let clients = logged_in(&office.clients().await, |client| &client.database);
+            all(pools::databases(
+                &office.config(),
+                &office.pools(),
+                &clients,
+            ))
+        }
+        Show::Users => {
+            let clients = logged_in(&office.clients().await, |client| &client.user);
+            let (users, config, open) = (office.users(), office.config(), office.pools());
+            all(pools::users(users, &config, &open, &clients))
+        }
+        Show::Config => all(settings::config(&office.config())),
+        Show::Lists => all(lists(office).await),
+        Show::Shards => {
+            let depth = |shard| office.mailbox_depth(shard);
+            all(shards::shards(office.registry().shards(), depth))
+        }
+        Show::Latency => counters::latency(office.registry().pools()),
+        Show::Variable(variable) => one(vec![Value::text(variable.value)]),
+    }
+}
+
+/// What SHOW HELP says.
+pub(in crate::admin) fn help() -> String {
+    let names: Vec<&str> = Show::ALL.iter().map(|(name, _)| *name).collect();
+    let mut text = String::new();
+    let _ = write!(text, "\n\tSHOW {}", names.join("|"));
+    text.push_str("\n\tRELOAD\n\tSHUTDOWN\n\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n");
+    text
+}
+
+fn all(rows: Vec<Row>) -> Rows {
+    Box::new(rows.into_iter())
+}
+
+fn one(row: Row) -> Rows {
+    Box::new(std::iter::once(row))
+}
+
+fn counted(show: Show, office: &dyn Office, now: Moment) -> Vec<Row> {
+    let totals = office.registry().totals_by_database();
+    let history = office.history().lock();
+    let history = history.unwrap_or_else(PoisonError::into_inner);
+    let averages = |name: &str, totals: &_| history.averages(now, name, totals);
+    match show {
+        Show::Stats => counters::stats(&totals, averages),
+        Show::StatsTotals => counters::stats_totals(&totals),
+        Show::StatsAverages => counters::stats_averages(&totals, averages),
+        _ => counters::totals(&totals, &history.averages_of_all(now, &totals)),
+    }
+}
+
+async fn lists(office: &dyn Office) -> Vec<Row> {
+    let clients = office.clients().await;
+    let is_login = |client: &&ClientRow| client.state == ClientState::Login;
+    let (config, open, no_clients) = (office.config(), office.pools(), HashMap::new());
+    pools::lists(&pools::Counts {
+        databases: pools::databases(&config, &open, &no_clients).len(),
+        users: pools::users(office.users(), &config, &open, &no_clients).len(),
+        pools: pools::pools(&office.registry().pools(), &open, Moment::default()).len(),
+        login_clients: clients.iter().filter(is_login).count(),
+        used_clients: clients.len(),
+        used_servers: office.servers().await.len(),
+    })
+}
+
+/// How many clients are logged in, by what `key` says of them.
+fn logged_in(
+    clients: &[ClientRow],
+    key: impl Fn(&ClientRow) -> &Arc<str>,
+) -> HashMap<Arc<str>, u32> {
+    let mut counts = HashMap::new();
+    let inside = clients
+        .iter()
+        .filter(|client| client.state != ClientState::Login);
+    for client in inside {
+        *counts.entry(key(client).clone()).or_default() += 1;
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::show::testing::client_row;
+
+    #[test]
+    fn clients_count_once_they_are_logged_in() {
+        let named = |user: &str, state| ClientRow {
+            user: user.into(),
+            state,
+            ..client_row()
+        };
+        let clients = [
+            named("ann", ClientState::Idle),
+            named("ann", ClientState::Waiting),
+            named("bob", ClientState::Active),
+            named("bob", ClientState::Login),
+        ];
+        let counts = logged_in(&clients, |client| &client.user);
+        assert_eq!((counts["ann"], counts["bob"]), (2, 1));
+    }
+
+    #[test]
+    fn help_names_every_table() {
+        let text = help();
+        assert!(text.starts_with("\n\tSHOW HELP|VERSION|STATS|"), "{text}");
+        assert!(text.contains("|SHARDS|LATENCY\n"), "{text}");
+    }
+}

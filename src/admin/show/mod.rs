@@ -1,0 +1,19 @@
+//! The table behind each SHOW: its columns, and its rows from what the office knows. Columns and
+//! values are PgBouncer's; a value that we do not have is its neutral one (0, null, empty).
+
+mod answer;
+mod connections;
+mod counters;
+mod date;
+mod pools;
+mod settings;
+mod shards;
+#[cfg(test)]
+mod testing;
+
+pub(super) use answer::{help, rows};
+pub(super) use connections::CONNECTIONS;
+pub(super) use counters::{LATENCY, STATS, STATS_AVERAGES, STATS_TOTALS, TOTALS};
+pub(super) use pools::{DATABASES, LISTS, POOLS, USERS};
+pub(super) use settings::{CONFIG, NONE, VERSION};
+pub(super) use shards::SHARDS;

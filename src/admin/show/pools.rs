@@ -1,0 +1,454 @@
+//! SHOW POOLS, SHOW DATABASES, SHOW USERS, SHOW LISTS.
+
+use crate::admin::office::{PoolRow, UserRow};
+use crate::admin::table::{Column, Row, Value};
+use crate::base::Moment;
+use crate::config::{Config, Database, PoolMode};
+use crate::stats::PoolEntry;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+pub(in crate::admin) const POOLS: &[Column] = &[
+    Column::text("database"),
+    Column::text("user"),
+    Column::int4("cl_active"),
+    Column::int4("cl_waiting"),
+    Column::int4("cl_active_cancel_req"),
+    Column::int4("cl_waiting_cancel_req"),
+    Column::int4("sv_active"),
+    Column::int4("sv_active_cancel"),
+    Column::int4("sv_being_canceled"),
+    Column::int4("sv_idle"),
+    Column::int4("sv_used"),
+    Column::int4("sv_tested"),
+    Column::int4("sv_login"),
+    Column::int4("maxwait"),
+    Column::int4("maxwait_us"),
+    Column::text("pool_mode"),
+    Column::text("load_balance_hosts"),
+];
+
+pub(in crate::admin) const DATABASES: &[Column] = &[
+    Column::text("name"),
+    Column::text("host"),
+    Column::int4("port"),
+    Column::text("database"),
+    Column::text("force_user"),
+    Column::int4("pool_size"),
+    Column::int4("min_pool_size"),
+    Column::int4("reserve_pool_size"),
+    Column::int4("server_lifetime"),
+    Column::text("pool_mode"),
+    Column::text("load_balance_hosts"),
+    Column::int4("max_connections"),
+    Column::int4("current_connections"),
+    Column::int4("max_client_connections"),
+    Column::int4("current_client_connections"),
+    Column::int4("paused"),
+    Column::int4("disabled"),
+];
+
+pub(in crate::admin) const USERS: &[Column] = &[
+    Column::text("name"),
+    Column::text("pool_size"),
+    Column::text("reserve_pool_size"),
+    Column::text("pool_mode"),
+    Column::int4("max_user_connections"),
+    Column::int4("current_connections"),
+    Column::int4("max_user_client_connections"),
+    Column::int4("current_client_connections"),
+];
+
+pub(in crate::admin) const LISTS: &[Column] = &[Column::text("list"), Column::int4("items")];
+
+/// Database and user of the console's own pool.
+const CONSOLE: &str = "pgbouncer";
+/// What PgBouncer shows as the size of the console's pool.
+const CONSOLE_POOL_SIZE: u32 = 2;
+/// The entry that answers for every unknown name; not a database by itself.
+const ANY_DATABASE: &str = "*";
+
+/// How many of a thing there are, by name.
+pub(super) type ByName = HashMap<Arc<str>, u32>;
+
+// ---- pools -----------------------------------------------------------------------------------
+
+/// Rows of SHOW POOLS: the counted pools that exist, and the console's.
+pub(super) fn pools(counted: &[PoolEntry], existing: &[PoolRow], now: Moment) -> Vec<Row> {
+    let key = |row: &PoolRow| (row.database.clone(), row.user.clone());
+    let modes: HashMap<_, _> = existing.iter().map(|row| (key(row), row.mode)).collect();
+    let rows = counted.iter().filter_map(|entry| {
+        let mode = modes.get(&(entry.database.clone(), entry.user.clone()));
+        let is_console = &*entry.database == CONSOLE && &*entry.user == CONSOLE;
+        let mode = mode.copied().or(is_console.then_some(PoolMode::Statement));
+        mode.map(|mode| pool(entry, mode, now))
+    });
+    rows.collect()
+}
+
+fn pool(entry: &PoolEntry, mode: PoolMode, now: Moment) -> Row {
+    let gauges = entry.gauges();
+    let wait = now.since(entry.oldest_wait());
+    vec![
+        Value::Shared(entry.database.clone()),
+        Value::Shared(entry.user.clone()),
+        Value::int4(gauges.cl_active),
+        Value::int4(gauges.cl_waiting),
+        Value::int4(gauges.cl_active_cancel_req),
+        Value::int4(gauges.cl_waiting_cancel_req),
+        Value::int4(gauges.sv_active),
+        Value::int4(gauges.sv_active_cancel),
+        Value::int4(gauges.sv_being_canceled),
+        Value::int4(gauges.sv_idle),
+        Value::int4(gauges.sv_used),
+        Value::int4(gauges.sv_tested),
+        Value::int4(gauges.sv_login),
+        Value::int4(wait.as_secs()),
+        Value::int4(wait.subsec_micros()),
+        Value::text(mode.as_str()),
+        Value::Null,
+    ]
+}
+
+// ---- databases -------------------------------------------------------------------------------
+
+/// Rows of SHOW DATABASES: the configured ones, those that the `*` entry answers for and that have
+/// a pool, and the console.
+pub(super) fn databases(config: &Config, existing: &[PoolRow], clients: &ByName) -> Vec<Row> {
+    let pooled = existing.iter().map(|pool| &*pool.database);
+    let configured = config.databases.keys().map(String::as_str);
+    let names = configured
+        .chain(pooled)
+        .filter(|name| *name != ANY_DATABASE);
+    let found = names.filter_map(|name| Some((name, config.database(name)?)));
+    let rows = found.map(|(name, entry)| {
+        let theirs = existing.iter().filter(|pool| &*pool.database == name);
+        let counts = (theirs.map(|pool| pool.open).sum(), count(clients, name));
+        (name, database(config, &entry, counts))
+    });
+    let mut rows: BTreeMap<&str, Row> = rows.collect();
+    rows.insert(CONSOLE, console(config, count(clients, CONSOLE)));
+    rows.into_values().collect()
+}
+
+fn database(config: &Config, database: &Database, (servers, clients): (u32, u32)) -> Row {
+    let general = &config.general;
+    let mode = database.pool_mode.map(PoolMode::as_str);
+    vec![
+        Value::text(database.name.clone()),
+        Value::text(database.host.clone()),
+        Value::int4(database.port),
+        Value::text(database.server_dbname().to_owned()),
+        database.user.clone().map_or(Value::Null, Value::text),
+        Value::int4(database.pool_size.unwrap_or(general.default_pool_size)),
+        Value::int4(0),
+        Value::int4(0),
+        seconds(general.server_lifetime),
+        mode.map_or(Value::Null, Value::text),
+        Value::Null,
+        Value::int4(0),
+        Value::int4(servers),
+        Value::int4(0),
+        Value::int4(clients),
+        Value::int4(0),
+        Value::int4(0),
+    ]
+}
+
+fn console(config: &Config, clients: u32) -> Row {
+    vec![
+        Value::text(CONSOLE),
+        Value::Null,
+        Value::int4(config.general.listen_port),
+        Value::text(CONSOLE),
+        Value::text(CONSOLE),
+        Value::int4(CONSOLE_POOL_SIZE),
+        Value::int4(0),
+        Value::int4(0),
+        seconds(config.general.server_lifetime),
+        Value::text(PoolMode::Statement.as_str()),
+        Value::Null,
+        Value::int4(0),
+        Value::int4(0),
+        Value::int4(0),
+        Value::int4(clients),
+        Value::int4(0),
+        Value::int4(0),
+    ]
+}
+
+fn seconds(span: Duration) -> Value {
+    Value::int4(span.as_secs())
+}
+
+// ---- users -----------------------------------------------------------------------------------
+
+/// Rows of SHOW USERS: those who may log in, and those whom databases force on their servers.
+pub(super) fn users(
+    known: Vec<UserRow>,
+    config: &Config,
+    existing: &[PoolRow],
+    clients: &ByName,
+) -> Vec<Row> {
+    let forced = config
+        .databases
+        .values()
+        .filter_map(|database| database.user.as_deref());
+    let forced = forced.map(|name| {
+        let theirs = existing.iter().filter(|pool| &*pool.user == name);
+        UserRow {
+            name: name.to_owned(),
+            current_connections: theirs.map(|pool| pool.open).sum(),
+            current_client_connections: None,
+        }
+    });
+    let all = forced.chain(known).map(|user| (user.name.clone(), user));
+    let all: BTreeMap<String, UserRow> = all.collect();
+    all.into_values()
+        .map(|row| user(row, config, clients))
+        .collect()
+}
+
+fn user(row: UserRow, config: &Config, clients: &ByName) -> Row {
+    let settings = config.users.get(&row.name);
+    let pool_size = settings.and_then(|user| user.pool_size);
+    let mode = settings
+        .and_then(|user| user.pool_mode)
+        .map(PoolMode::as_str);
+    let counted = count(clients, &row.name);
+    vec![
+        Value::text(row.name),
+        Value::text(pool_size.map_or_else(String::new, |size| format!("{size:>9}"))),
+        Value::text(""),
+        mode.map_or(Value::Null, Value::text),
+        Value::int4(0),
+        Value::int4(row.current_connections),
+        Value::int4(0),
+        Value::int4(row.current_client_connections.unwrap_or(counted)),
+    ]
+}
+
+fn count(by_name: &ByName, name: &str) -> u32 {
+    by_name.get(name).copied().unwrap_or(0)
+}
+
+// ---- lists -----------------------------------------------------------------------------------
+
+/// What SHOW LISTS counts.
+pub(super) struct Counts {
+    pub(super) databases: usize,
+    pub(super) users: usize,
+    pub(super) pools: usize,
+    pub(super) login_clients: usize,
+    pub(super) used_clients: usize,
+    pub(super) used_servers: usize,
+}
+
+/// Rows of SHOW LISTS. There are no lists of free clients and servers to count, and no DNS cache.
+pub(super) fn lists(counts: &Counts) -> Vec<Row> {
+    let rows = [
+        ("databases", counts.databases),
+        ("users", counts.users),
+        ("peers", 0),
+        ("pools", counts.pools),
+        ("peer_pools", 0),
+        ("free_clients", 0),
+        ("used_clients", counts.used_clients),
+        ("login_clients", counts.login_clients),
+        ("free_servers", 0),
+        ("used_servers", counts.used_servers),
+        ("dns_names", 0),
+        ("dns_zones", 0),
+        ("dns_queries", 0),
+        ("dns_pending", 0),
+    ];
+    let rows = rows.map(|(list, items)| vec![Value::text(list), Value::int4(items)]);
+    rows.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::show::testing::{assert_columns, assert_fits, printed};
+    use crate::base::ShardId;
+    use crate::config::User;
+    use crate::stats::Registry;
+
+    fn existing(database: &str, user: &str, mode: PoolMode, open: u32) -> PoolRow {
+        PoolRow {
+            database: database.into(),
+            user: user.into(),
+            mode,
+            open,
+            limit: 20,
+        }
+    }
+
+    fn entry(name: &str, user: Option<&str>) -> (String, Arc<Database>) {
+        let database = Database {
+            name: name.to_owned(),
+            host: "db.example".to_owned(),
+            port: 5433,
+            dbname: Some("stock".to_owned()),
+            user: user.map(str::to_owned),
+            password: None,
+            pool_size: Some(5),
+            pool_mode: Some(PoolMode::Session),
+        };
+        (name.to_owned(), Arc::new(database))
+    }
+
+    #[test]
+    fn columns_are_pgbouncers() {
+        assert_columns(
+            POOLS,
+            "database t, user t, cl_active i, cl_waiting i, cl_active_cancel_req i, \
+             cl_waiting_cancel_req i, sv_active i, sv_active_cancel i, sv_being_canceled i, sv_idle i, \
+             sv_used i, sv_tested i, sv_login i, maxwait i, maxwait_us i, pool_mode t, \
+             load_balance_hosts t",
+        );
+        assert_columns(
+            DATABASES,
+            "name t, host t, port i, database t, force_user t, pool_size i, min_pool_size i, \
+             reserve_pool_size i, server_lifetime i, pool_mode t, load_balance_hosts t, \
+             max_connections i, current_connections i, max_client_connections i, \
+             current_client_connections i, paused i, disabled i",
+        );
+        assert_columns(
+            USERS,
+            "name t, pool_size t, reserve_pool_size t, pool_mode t, max_user_connections i, \
+             current_connections i, max_user_client_connections i, current_client_connections i",
+        );
+        assert_columns(LISTS, "list t, items i");
+    }
+
+    #[test]
+    fn pools_are_those_that_exist_and_the_consoles_with_the_longest_wait_of_all_shards() {
+        let registry = Registry::new(2);
+        for (shard, since) in [(0, 5_000_000_000), (1, 3_500_000_000)] {
+            let stats = registry.pool(ShardId(shard), "shop", "ann");
+            stats.cl_waiting.set(2);
+            stats.sv_active.set(1);
+            stats.oldest_wait.set(Moment::from_nanos(since));
+        }
+        registry
+            .pool(ShardId(0), "pgbouncer", "pgbouncer")
+            .cl_active
+            .set(1);
+        registry.pool(ShardId(0), "gone", "ann");
+        let existing = [existing("shop", "ann", PoolMode::Transaction, 2)];
+        let rows = pools(
+            &registry.pools(),
+            &existing,
+            Moment::from_nanos(6_000_001_000),
+        );
+        let lines: Vec<_> = rows.iter().map(|row| printed(POOLS, row)).collect();
+        assert_eq!(lines.len(), 2, "{lines:?}");
+        assert!(lines[0].starts_with("database=pgbouncer user=pgbouncer cl_active=1 "));
+        assert!(
+            lines[0].ends_with("maxwait=0 maxwait_us=0 pool_mode=statement load_balance_hosts=~")
+        );
+        assert_eq!(
+            lines[1],
+            "database=shop user=ann cl_active=0 cl_waiting=4 cl_active_cancel_req=0 \
+             cl_waiting_cancel_req=0 sv_active=2 sv_active_cancel=0 sv_being_canceled=0 sv_idle=0 \
+             sv_used=0 sv_tested=0 sv_login=0 maxwait=2 maxwait_us=500001 pool_mode=transaction \
+             load_balance_hosts=~"
+        );
+    }
+
+    #[test]
+    fn databases_are_the_configured_the_pooled_and_the_console() {
+        let config = Config {
+            databases: [entry("shop", Some("app")), entry("*", None)].into(),
+            ..Config::default()
+        };
+        let open = [
+            existing("shop", "app", PoolMode::Session, 3),
+            existing("other", "ann", PoolMode::Session, 1),
+            existing("other", "bob", PoolMode::Session, 1),
+        ];
+        let clients = ByName::from([("shop".into(), 9), ("pgbouncer".into(), 1)]);
+        let rows = databases(&config, &open, &clients);
+        let lines: Vec<_> = rows.iter().map(|row| printed(DATABASES, row)).collect();
+        assert_eq!(lines.len(), 3, "{lines:?}");
+        assert!(
+            lines[0]
+                .starts_with("name=other host=db.example port=5433 database=stock force_user=~ ")
+        );
+        assert!(lines[0].contains(" current_connections=2 "), "{}", lines[0]);
+        assert_eq!(
+            lines[1],
+            "name=pgbouncer host=~ port=6432 database=pgbouncer force_user=pgbouncer pool_size=2 \
+             min_pool_size=0 reserve_pool_size=0 server_lifetime=3600 pool_mode=statement \
+             load_balance_hosts=~ max_connections=0 current_connections=0 max_client_connections=0 \
+             current_client_connections=1 paused=0 disabled=0"
+        );
+        assert_eq!(
+            lines[2],
+            "name=shop host=db.example port=5433 database=stock force_user=app pool_size=5 \
+             min_pool_size=0 reserve_pool_size=0 server_lifetime=3600 pool_mode=session \
+             load_balance_hosts=~ max_connections=0 current_connections=3 max_client_connections=0 \
+             current_client_connections=9 paused=0 disabled=0"
+        );
+    }
+
+    #[test]
+    fn users_are_the_known_and_the_forced() {
+        let ann = User {
+            name: "ann".to_owned(),
+            password: None,
+            pool_size: Some(30),
+            pool_mode: Some(PoolMode::Statement),
+        };
+        let config = Config {
+            databases: [entry("shop", Some("app"))].into(),
+            users: [("ann".to_owned(), Arc::new(ann))].into(),
+            ..Config::default()
+        };
+        let known = ["ann", "bob"].map(|name| UserRow {
+            name: name.to_owned(),
+            current_connections: 4,
+            current_client_connections: None,
+        });
+        let open = [existing("shop", "app", PoolMode::Session, 3)];
+        let clients = ByName::from([("bob".into(), 6)]);
+        let rows = users(known.into(), &config, &open, &clients);
+        let lines: Vec<_> = rows.iter().map(|row| printed(USERS, row)).collect();
+        assert_eq!(
+            lines,
+            [
+                "name=ann pool_size=       30 reserve_pool_size= pool_mode=statement \
+                 max_user_connections=0 current_connections=4 max_user_client_connections=0 \
+                 current_client_connections=0",
+                "name=app pool_size= reserve_pool_size= pool_mode=~ max_user_connections=0 \
+                 current_connections=3 max_user_client_connections=0 current_client_connections=0",
+                "name=bob pool_size= reserve_pool_size= pool_mode=~ max_user_connections=0 \
+                 current_connections=4 max_user_client_connections=0 current_client_connections=6",
+            ]
+        );
+    }
+
+    #[test]
+    fn lists_have_pgbouncers_rows() {
+        let rows = lists(&Counts {
+            databases: 1,
+            users: 2,
+            pools: 3,
+            login_clients: 4,
+            used_clients: 5,
+            used_servers: 6,
+        });
+        assert_fits(LISTS, &rows);
+        let lines: Vec<_> = rows.iter().map(|row| printed(LISTS, row)).collect();
+        let expected = "databases=1 users=2 peers=0 pools=3 peer_pools=0 free_clients=0 used_clients=5 \
+                        login_clients=4 free_servers=0 used_servers=6 dns_names=0 dns_zones=0 \
+                        dns_queries=0 dns_pending=0";
+        let expected = expected.split(' ').map(|pair| {
+            let (list, items) = pair.split_once('=').unwrap();
+            format!("list={list} items={items}")
+        });
+        assert_eq!(lines, expected.collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,43 @@
+//! What a pooler may know to log in to PostgreSQL with.
+
+use super::{ScramKeys, Verifier};
+use crate::base::Secret;
+
+/// What is known about a user when a server asks for proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerCredentials {
+    /// Nothing.
+    Nothing,
+    /// The password itself: serves every method.
+    Password(Secret),
+    /// The 32 hexadecimal digits of an md5 secret: serves md5 only.
+    Md5(Secret),
+    /// The keys that a client's SCRAM login revealed: serve SCRAM, if the server stores the very
+    /// same verifier (SCRAM pass-through).
+    Keys(ScramKeys),
+    /// Only a stored SCRAM verifier, which proves a client but cannot log in anywhere.
+    VerifierOnly,
+}
+
+impl ServerCredentials {
+    /// What a stored secret is worth by itself, without a client having proved anything.
+    pub fn from_verifier(verifier: Option<&Verifier>) -> ServerCredentials {
+        match verifier {
+            None => ServerCredentials::Nothing,
+            Some(Verifier::Plain(password)) => ServerCredentials::Password(password.clone()),
+            Some(Verifier::Md5(digits)) => ServerCredentials::Md5(digits.clone()),
+            Some(Verifier::Scram(_)) => ServerCredentials::VerifierOnly,
+        }
+    }
+
+    /// What there is, for an error text; never the secret.
+    pub(super) const fn describe(&self) -> &'static str {
+        match self {
+            ServerCredentials::Nothing => "no secret",
+            ServerCredentials::Password(_) => "only a password that cannot be sent",
+            ServerCredentials::Md5(_) => "only an md5 secret",
+            ServerCredentials::Keys(_) => "only a pair of SCRAM keys",
+            ServerCredentials::VerifierOnly => "only a SCRAM verifier",
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Who exists, and with which verifier.
+
+use std::collections::HashMap;
+
+use super::{UserList, Verifier};
+use crate::base::Secret;
+
+/// The users of one configuration; immutable, replaced as a whole on reload.
+#[derive(Clone, Debug, Default)]
+pub struct Users(HashMap<String, Option<Verifier>>);
+
+/// The answer to "who is this?".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found<'a> {
+    /// No such user.
+    Nobody,
+    /// The user exists but has no secret that could match: none is given, or an empty one.
+    NoSecret,
+    /// The user exists and can prove it.
+    Secret(&'a Verifier),
+}
+
+impl Users {
+    /// Merges the configuration's users with those of a user list. A secret in the configuration
+    /// wins; a user named there without one (only limits, say) keeps the list's.
+    pub fn new(
+        configured: impl IntoIterator<Item = (String, Option<Secret>)>,
+        list: UserList,
+    ) -> Users {
+        let listed = list
+            .into_users()
+            .map(|(name, secret)| (name, Verifier::parse(secret.expose())));
+        let mut users: HashMap<String, Option<Verifier>> = listed.collect();
+        for (name, secret) in configured {
+            let entry = users.entry(name).or_default();
+            if let Some(secret) = secret {
+                *entry = Verifier::parse(secret.expose());
+            }
+        }
+        Users(users)
+    }
+
+    /// Looks a user up by exact name.
+    pub fn lookup(&self, name: &str) -> Found<'_> {
+        match self.0.get(name) {
+            None => Found::Nobody,
+            Some(None) => Found::NoSecret,
+            Some(Some(verifier)) => Found::Secret(verifier),
+        }
+    }
+
+    /// Every name, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// How many users there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl<'a> Found<'a> {
+    /// The verifier, if there is one.
+    pub const fn verifier(self) -> Option<&'a Verifier> {
+        match self {
+            Found::Secret(verifier) => Some(verifier),
+            Found::Nobody | Found::NoSecret => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plain(found: Found<'_>) -> &[u8] {
+        match found {
+            Found::Secret(Verifier::Plain(secret)) => secret.expose(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn configuration_wins_over_the_list_where_it_has_a_secret() {
+        let list = UserList::parse(
+            b"\"both\" \"list\"\n\"limits\" \"list\"\n\"listed\" \"list\"\n\"emptied\" \"list\"\n\"blank\" \"\"",
+        );
+        let configured = [
+            ("both", Some("config")),
+            ("limits", None),
+            ("bare", None),
+            ("emptied", Some("")),
+        ];
+        let configured =
+            configured.map(|(name, secret)| (name.to_owned(), secret.map(Secret::new)));
+        let users = Users::new(configured, list.unwrap());
+        assert_eq!((users.len(), users.is_empty()), (6, false));
+        assert_eq!(plain(users.lookup("both")), b"config");
+        assert_eq!(plain(users.lookup("limits")), b"list");
+        assert_eq!(plain(users.lookup("listed")), b"list");
+        for without in ["bare", "emptied", "blank"] {
+            assert_eq!(users.lookup(without), Found::NoSecret, "{without}");
+        }
+        for nobody in ["Both", "", "both "] {
+            assert_eq!(users.lookup(nobody), Found::Nobody, "{nobody}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The only reader of the operating system's clocks. Layers that must stay pure take a [`Moment`]
+//! as an argument instead.
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// A point on the monotonic clock, in nanoseconds since the process first looked at it.
+///
+/// Fits an `AtomicU64`, so that shards can publish moments to each other. `u64` nanoseconds last
+/// for 584 years.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(u64);
+
+impl Moment {
+    /// A moment that never comes.
+    pub const NEVER: Moment = Moment(u64::MAX);
+
+    /// The moment `nanos` nanoseconds after the process's origin.
+    pub const fn from_nanos(nanos: u64) -> Moment {
+        Moment(nanos)
+    }
+
+    /// Nanoseconds since the process's origin.
+    pub const fn nanos(self) -> u64 {
+        self.0
+    }
+
+    /// Time passed since `earlier`; zero if `earlier` lies ahead.
+    pub const fn since(self, earlier: Moment) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+
+    /// This moment moved by `span`; [`Moment::NEVER`] if that overflows.
+    pub fn after(self, span: Duration) -> Moment {
+        let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
+        Moment(self.0.saturating_add(nanos))
+    }
+}
+
+/// Reads the clocks.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock;
+
+impl Clock {
+    /// Now, on the monotonic clock (CLOCK_MONOTONIC, a vDSO call of about 20 ns).
+    pub fn now() -> Moment {
+        static ORIGIN: OnceLock<Instant> = OnceLock::new();
+        let nanos = ORIGIN.get_or_init(Instant::now).elapsed().as_nanos();
+        Moment(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// Now, as microseconds since the Unix epoch: for time stamps that people read.
+    pub fn unix_micros() -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        u64::try_from(since.unwrap_or_default().as_micros()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_saturates_and_since_never_goes_negative() {
+        let early = Moment::from_nanos(5);
+        let late = early.after(Duration::from_nanos(7));
+        assert_eq!(late.since(early), Duration::from_nanos(7));
+        assert_eq!(early.since(late), Duration::ZERO);
+        assert_eq!(late.after(Duration::MAX), Moment::NEVER);
+    }
+}

@@ -1,0 +1,201 @@
+//! What SHOW CLIENTS, cancel requests and maintenance see of a client, and how they reach it.
+
+use super::farewell::Farewell;
+use crate::base::{ClientId, Moment, ServerId};
+use crate::net::Endpoint;
+use crate::session::CancelKey;
+use crate::stats::{Gauge, PoolStats};
+use std::cell::{Cell, OnceCell, RefCell};
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+/// What a client is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientState {
+    /// Start-up and login.
+    Login,
+    /// No request under way.
+    Idle,
+    /// Waits for a server.
+    Waiting,
+    /// Linked to a server.
+    Active,
+}
+
+impl ClientState {
+    /// The word in SHOW CLIENTS.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ClientState::Login => "login",
+            ClientState::Idle => "idle",
+            ClientState::Waiting => "waiting",
+            ClientState::Active => "active",
+        }
+    }
+}
+
+/// What somebody else wants of a client's task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Give up the request that waits for a server.
+    Cancel,
+    /// Leave.
+    Leave(Farewell),
+}
+
+/// The server a client is linked to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Its id.
+    pub id: ServerId,
+    /// Its process id on the server.
+    pub process_id: u32,
+}
+
+/// Who a client turned out to be; known once it has logged in.
+pub struct Who {
+    /// The database it asked for.
+    pub database: Arc<str>,
+    /// The user it logged in as.
+    pub user: Arc<str>,
+    /// Its cancel key.
+    pub cancel_key: CancelKey,
+    /// Where its pool counts.
+    pub stats: Arc<PoolStats>,
+}
+
+/// One client of this shard.
+pub struct ClientEntry {
+    /// Its id.
+    pub id: ClientId,
+    /// Where it is.
+    pub remote: Endpoint,
+    /// Our end.
+    pub local: Endpoint,
+    /// When it connected, in microseconds since the Unix epoch.
+    pub connected_unix_us: u64,
+    /// When its last request began, in microseconds since the Unix epoch.
+    pub requested_unix_us: Cell<u64>,
+    /// Since when it is in its state.
+    pub since: Cell<Moment>,
+    /// When the query under way began, if one is.
+    pub query_since: Cell<Option<Moment>>,
+    /// When the transaction under way began, if one is.
+    pub transaction_since: Cell<Option<Moment>>,
+    /// The server it is linked to.
+    pub link: Cell<Option<Link>>,
+    /// Its `application_name`.
+    pub application_name: RefCell<Arc<str>>,
+    /// Names of prepared statements it has.
+    pub prepared: Cell<usize>,
+    who: OnceCell<Who>,
+    state: Cell<ClientState>,
+    signal: RefCell<Option<Signal>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl ClientEntry {
+    /// A client that has just connected.
+    pub fn new(
+        id: ClientId,
+        remote: Endpoint,
+        local: Endpoint,
+        connected_unix_us: u64,
+        now: Moment,
+    ) -> ClientEntry {
+        ClientEntry {
+            id,
+            remote,
+            local,
+            connected_unix_us,
+            requested_unix_us: Cell::new(connected_unix_us),
+            since: Cell::new(now),
+            query_since: Cell::new(None),
+            transaction_since: Cell::new(None),
+            link: Cell::new(None),
+            application_name: RefCell::new("".into()),
+            prepared: Cell::new(0),
+            who: OnceCell::new(),
+            state: Cell::new(ClientState::Login),
+            signal: RefCell::new(None),
+            waker: RefCell::new(None),
+        }
+    }
+
+    /// Who it is, once it has logged in.
+    pub fn who(&self) -> Option<&Who> {
+        self.who.get()
+    }
+
+    /// The client has logged in; from now on its state counts in its pool.
+    pub fn logged_in(&self, who: Who, now: Moment) {
+        let _ = self.who.set(who);
+        self.state.set(ClientState::Idle);
+        self.since.set(now);
+        if let Some(gauge) = self.gauge() {
+            gauge.add(1);
+        }
+    }
+
+    /// What it is doing.
+    pub fn state(&self) -> ClientState {
+        self.state.get()
+    }
+
+    /// Moves it to another state, and to that state's column in SHOW POOLS.
+    pub fn set_state(&self, state: ClientState, now: Moment) {
+        if let Some(gauge) = self.gauge() {
+            gauge.sub(1);
+        }
+        self.state.set(state);
+        self.since.set(now);
+        if let Some(gauge) = self.gauge() {
+            gauge.add(1);
+        }
+    }
+
+    /// Tells the client's task something; a request to leave is not overwritten.
+    pub fn send(&self, signal: Signal) {
+        let mut pending = self.signal.borrow_mut();
+        if !matches!(*pending, Some(Signal::Leave(_))) {
+            *pending = Some(signal);
+        }
+        drop(pending);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// The signal that has come, if one has; else `cx` is woken when one comes.
+    pub fn poll_signal(&self, cx: &Context<'_>) -> Option<Signal> {
+        let signal = self.signal.take();
+        if signal.is_none() {
+            let mut waker = self.waker.borrow_mut();
+            if !waker
+                .as_ref()
+                .is_some_and(|waker| waker.will_wake(cx.waker()))
+            {
+                *waker = Some(cx.waker().clone());
+            }
+        }
+        signal
+    }
+
+    /// `cl_active` has both linked and idle clients, as in PgBouncer.
+    fn gauge(&self) -> Option<&Gauge> {
+        let stats = &self.who.get()?.stats;
+        match self.state.get() {
+            ClientState::Login => None,
+            ClientState::Idle | ClientState::Active => Some(&stats.cl_active),
+            ClientState::Waiting => Some(&stats.cl_waiting),
+        }
+    }
+}
+
+impl Drop for ClientEntry {
+    fn drop(&mut self) {
+        if let Some(gauge) = self.gauge() {
+            gauge.sub(1);
+        }
+    }
+}

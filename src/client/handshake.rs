@@ -1,0 +1,86 @@
+//! A client's first packets and, once it has logged in, its welcome.
+
+use super::farewell::Farewell;
+use super::intake::{Intake, IntakeError};
+use crate::session::{CancelKey, ServerParams, Settings, TRACKED};
+use crate::wire::backend::{self, TransactionStatus};
+use crate::wire::{FirstPacket, StartupPacket, WireError, parse_first_packet};
+
+/// Requests for encryption that a client may make before its start-up packet: one of each kind, as
+/// libpq does (PostgreSQL: ProcessStartupPacket).
+const ENCRYPTION_REQUESTS_MAX: usize = 2;
+
+/// What a client wants.
+pub enum Greeting {
+    /// A session.
+    Session(StartupPacket),
+    /// A running query cancelled: the key.
+    Cancel(Vec<u8>),
+}
+
+/// Reads until a client has said what it wants; encryption is declined.
+///
+/// # Errors
+/// [`IntakeError`].
+pub async fn first_packet(intake: &mut Intake) -> Result<Greeting, IntakeError> {
+    for _ in 0..=ENCRYPTION_REQUESTS_MAX {
+        let packet = intake.packet().await?;
+        match parse_first_packet(&packet).map_err(IntakeError::Packet)? {
+            FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
+                if intake.has_surplus() {
+                    return Err(IntakeError::Refused(Farewell::DATA_AFTER_SSL_REQUEST));
+                }
+                intake.socket().send(&b"N"[..]);
+            }
+            FirstPacket::Cancel(request) => {
+                return Ok(Greeting::Cancel(request.key.expose().to_vec()));
+            }
+            FirstPacket::Startup(packet) => {
+                negotiate(intake, &packet);
+                return Ok(Greeting::Session(packet));
+            }
+        }
+    }
+    Err(IntakeError::Refused(Farewell::new(
+        "too many encryption requests",
+    )))
+}
+
+/// What a client is told whose first packet is none, if anything.
+pub fn reject_protocol(error: &IntakeError) -> Option<Farewell> {
+    match error {
+        IntakeError::Closed | IntakeError::Broken(_) => None,
+        // A cancel request never gets an answer, whatever is wrong with it.
+        IntakeError::Packet(WireError::CancelKeyLength { .. }) => None,
+        IntakeError::Packet(error) => Some(Farewell::because(error.to_string())),
+        IntakeError::Refused(farewell) => Some(farewell.clone()),
+    }
+}
+
+fn negotiate(intake: &Intake, packet: &StartupPacket) {
+    if packet.needs_negotiation() {
+        let mut out = Vec::new();
+        backend::negotiate_protocol_version(
+            &mut out,
+            packet.minor(),
+            packet.unsupported_extensions(),
+        );
+        intake.socket().send(out);
+    }
+}
+
+/// Appends what a client gets after its login: AuthenticationOk, the server's settings with the
+/// client's own on top, its cancel key, ReadyForQuery.
+pub fn greet(out: &mut Vec<u8>, server: &ServerParams, settings: &Settings, key: &CancelKey) {
+    backend::authentication_ok(out);
+    for (name, value) in server.reported() {
+        if !TRACKED.contains(&name) {
+            backend::parameter_status(out, name, value);
+        }
+    }
+    for (name, value) in settings.all_tracked() {
+        backend::parameter_status(out, name, value);
+    }
+    backend::backend_key_data(out, key.bytes());
+    backend::ready_for_query(out, TransactionStatus::Idle);
+}

@@ -1,0 +1,496 @@
+//! The one table of settings: a row per key with its kind, default, what a reload does with it, and
+//! its meaning. The structs of the model have exactly these rows as fields.
+//!
+//! A row reads `name: type = kind, default, reload, "meaning";`. A default is written as in the file;
+//! [`Preset::Unset`] stands for keys that have none.
+
+use super::kind::{Bare, Kind};
+use super::model::{AuthType, LogLevel, PoolMode};
+use super::value::{Field, Value};
+use crate::base::{Secret, limit};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::de::DeValue;
+
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Key {
+    /// Where the key stands in the file.
+    pub section: Section,
+    /// Heading of the group of keys it belongs to.
+    pub group: &'static str,
+    /// The name: PgBouncer's, where PgBouncer has the setting.
+    pub name: &'static str,
+    /// What it accepts, with unit and bounds.
+    pub kind: Kind,
+    /// What holds while the file does not say.
+    pub preset: Preset,
+    /// What RELOAD does with a new value.
+    pub reload: Reload,
+    /// The meaning.
+    pub doc: &'static str,
+}
+
+/// A table of the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Section {
+    /// `[ringbouncer]`: the whole process.
+    General,
+    /// `[databases.NAME]`.
+    Database,
+    /// `[users.NAME]`.
+    User,
+}
+
+impl Section {
+    /// The name of the table at the top of the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Section::General => "ringbouncer",
+            Section::Database => "databases",
+            Section::User => "users",
+        }
+    }
+}
+
+/// The value of a key that the file does not set.
+#[derive(Clone, Copy, Debug)]
+pub enum Preset {
+    /// This value, in the notation of the file.
+    Toml(&'static str),
+    /// None.
+    Unset {
+        /// What holds instead, in words.
+        means: &'static str,
+        /// A value to show, in the notation of the file.
+        example: &'static str,
+    },
+}
+
+/// What becomes of a new value when the file is read again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// It holds at once.
+    Live,
+    /// It holds for connections made from then on.
+    NewConnections,
+    /// It waits for the next start of the process.
+    Restart,
+}
+
+impl Reload {
+    /// A sentence for people.
+    pub const fn describe(self) -> &'static str {
+        match self {
+            Reload::Live => "applies at once",
+            Reload::NewConnections => "applies to new connections",
+            Reload::Restart => "needs a restart",
+        }
+    }
+}
+
+impl Key {
+    /// Whether the value must never be printed.
+    pub const fn is_secret(&self) -> bool {
+        matches!(self.kind, Kind::Secret)
+    }
+
+    /// The value that holds while the file does not say.
+    pub(super) fn preset_value(&self) -> Value {
+        let Preset::Toml(written) = self.preset else {
+            return Value::Unset;
+        };
+        let value = DeValue::parse(written).expect("a default is valid TOML");
+        let checked = self.kind.check(value.get_ref(), Path::new(""));
+        checked.expect("a default is allowed by its kind")
+    }
+}
+
+/// Every key: those of `[ringbouncer]`, of a database, of a user, each in the order of the file.
+pub fn keys() -> impl Iterator<Item = &'static Key> {
+    GENERAL_KEYS.iter().chain(DATABASE_KEYS).chain(USER_KEYS)
+}
+
+/// The checked values of one table of the file, by name of key.
+pub(super) type Values = BTreeMap<&'static str, Value>;
+
+macro_rules! settings {
+    (
+        $(#[$about:meta])*
+        $struct:ident ($($(#[$extra_about:meta])* $extra:ident: $extra_type:ty)?),
+        $table:ident of $section:ident:
+        $($group:literal {
+            $($name:ident: $type:ty = $kind:expr, $preset:expr, $reload:ident, $doc:literal;)+
+        })+
+    ) => {
+        $(#[$about])*
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct $struct {
+            $($(#[$extra_about])* pub $extra: $extra_type,)?
+            $($(#[doc = $doc] pub $name: $type,)+)+
+        }
+
+        pub(super) const $table: &[Key] = &[$($(Key {
+            section: Section::$section,
+            group: $group,
+            name: stringify!($name),
+            kind: $kind,
+            preset: $preset,
+            reload: Reload::$reload,
+            doc: $doc,
+        },)+)+];
+
+        impl $struct {
+            /// Gives every value its type; the error is the key whose type cannot hold its value.
+            pub(super) fn from_values(
+                $($extra: $extra_type,)?
+                values: &mut Values,
+            ) -> Result<$struct, &'static str> {
+                Ok($struct { $($extra,)? $($($name: taken(values, stringify!($name))?,)+)+ })
+            }
+
+            /// The values in the order of the table.
+            pub(super) fn values(&self) -> Vec<(&'static Key, Value)> {
+                let values = vec![$($(self.$name.to_value(),)+)+];
+                $table.iter().zip(values).collect()
+            }
+        }
+    };
+}
+
+fn taken<T: Field>(values: &mut Values, name: &'static str) -> Result<T, &'static str> {
+    let value = values.remove(name).unwrap_or(Value::Unset);
+    T::from_value(value).ok_or(name)
+}
+
+const fn default(written: &'static str) -> Preset {
+    Preset::Toml(written)
+}
+
+const fn unset(means: &'static str, example: &'static str) -> Preset {
+    Preset::Unset { means, example }
+}
+
+const fn int(min: u64, max: u64) -> Kind {
+    Kind::Int { min, max }
+}
+
+/// Ten years: longer than any process lives, far from any overflow of the clock.
+const SPAN_MAX: Duration = Duration::from_secs(3650 * 86_400);
+
+/// A span of time from 0; in PgBouncer's keys a bare number counts seconds.
+const SPAN: Kind = Kind::Duration {
+    min: Duration::ZERO,
+    max: SPAN_MAX,
+    bare: Bare::Seconds,
+};
+
+/// A span of time that must not be 0.
+const SPAN_NOT_ZERO: Kind = Kind::Duration {
+    min: Duration::from_millis(1),
+    max: SPAN_MAX,
+    bare: Bare::Seconds,
+};
+
+/// What Linux takes for TCP_KEEPIDLE and TCP_KEEPINTVL: at most 32767 s (tcp(7)).
+const KEEPALIVE_SPAN: Kind = Kind::Duration {
+    min: Duration::ZERO,
+    max: Duration::from_secs(32_767),
+    bare: Bare::Seconds,
+};
+
+const DATABASE_NAME: Kind = Kind::Name {
+    bytes_max: limit::DATABASE_NAME_BYTES_MAX,
+};
+const USER_NAME: Kind = Kind::Name {
+    bytes_max: limit::USER_NAME_BYTES_MAX,
+};
+
+/// Longest statement that the file can ask for, in bytes.
+const STATEMENT_BYTES_MAX: usize = 8192;
+
+const POOL_SIZE: Kind = int(1, 100_000);
+
+settings! {
+    /// The settings of the whole process: table `[ringbouncer]`.
+    General (),
+    GENERAL_KEYS of General:
+    "Listening" {
+        listen_addr: Vec<String> = Kind::List, default(r#"["127.0.0.1"]"#), Restart,
+            "Addresses or host names to listen on for TCP; \"*\" is every address of the machine, [] is no TCP.";
+        listen_port: u16 = int(0, 65_535), default("6432"), Restart,
+            "TCP port, and number in the name of the Unix socket (.s.PGSQL.PORT); 0 is any free port.";
+        listen_backlog: u32 = int(1, 65_535), default("4096"), Restart,
+            "Connections that the kernel holds for us until they are accepted; it also obeys net.core.somaxconn.";
+        unix_socket_dir: Option<PathBuf> = Kind::SocketDir, default(r#""""#), Restart,
+            "Directory to create a Unix socket in.";
+        unix_socket_mode: u32 = Kind::FileMode, default(r#""0777""#), Restart,
+            "Permissions of the Unix socket.";
+    }
+    "Cores" {
+        shards: usize = int(0, limit::SHARDS_MAX as u64), default("0"), Restart,
+            "Shards to run, each a thread on a core of its own; 0 is one for each physical core.";
+        cpus: Vec<usize> = Kind::Numbers { max: 4095 }, default("[]"), Restart,
+            "Numbers of the cores that shards run on, one shard on each in this order; [] leaves the choice to us.";
+    }
+    "Pools" {
+        pool_mode: PoolMode = Kind::Word(PoolMode::WORDS), default(r#""transaction""#), NewConnections,
+            "When a server connection goes back to its pool: after each transaction, when the client leaves (session), or after each statement, which refuses transactions of several statements.";
+        default_pool_size: u32 = POOL_SIZE, default("20"), Live,
+            "Server connections that one pool (one pair of database and user) may have, over all shards.";
+        max_client_conn: usize = int(1, 10_000_000), default("10000"), Live,
+            "Client connections that the process accepts, over all shards; those to the console do not count.";
+    }
+    "Login" {
+        auth_type: AuthType = Kind::Word(AuthType::WORDS), default(r#""scram-sha-256""#), NewConnections,
+            "How clients prove who they are. trust asks for nothing; plain asks for the password in clear text; with md5, users whose secret is a SCRAM one are asked for SCRAM.";
+        auth_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "File of users and secrets in PgBouncer's format (\"user\" \"secret\" on each line), besides those of [users].";
+        admin_users: Vec<String> = Kind::List, default("[]"), NewConnections,
+            "Users who may run every command of the console (database ringbouncer or pgbouncer).";
+        stats_users: Vec<String> = Kind::List, default("[]"), NewConnections,
+            "Users who may read the SHOW tables of the console and nothing else.";
+        ignore_startup_parameters: Vec<String> = Kind::List, default("[]"), NewConnections,
+            "Start-up parameters that clients may send although we do not keep track of them; others we do not know are refused.";
+    }
+    "Servers" {
+        server_connect_timeout: Duration = SPAN_NOT_ZERO, default(r#""15 s""#), NewConnections,
+            "Time a new server connection has for connecting and logging in.";
+        server_login_retry: Duration = SPAN, default(r#""15 s""#), Live,
+            "Pause after a server could not be reached or refused the login, before the next try.";
+        server_idle_timeout: Duration = SPAN, default(r#""10 min""#), Live,
+            "Server connections unused for longer are closed; 0 is never.";
+        server_lifetime: Duration = SPAN, default(r#""1 h""#), Live,
+            "Server connections older than this are closed as soon as they are idle; 0 closes them after one use.";
+        server_reset_query: String = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, default(r#""DISCARD ALL""#), Live,
+            "Statement that cleans a server connection before the next client gets it, in session mode; \"\" is none.";
+        max_prepared_statements: usize = int(0, 100_000), default("200"), NewConnections,
+            "Prepared statements that are kept on each server connection, so that clients can use theirs in transaction mode; 0 turns the tracking off.";
+    }
+    "Timeouts" {
+        query_wait_timeout: Duration = SPAN, default(r#""2 min""#), Live,
+            "A client that has waited longer for a server connection is disconnected; 0 is never.";
+        query_timeout: Duration = SPAN, default("0"), Live,
+            "A query that takes longer is cut off, together with its server connection; 0 is never.";
+        idle_transaction_timeout: Duration = SPAN, default("0"), Live,
+            "A client idle in a transaction for longer is disconnected; 0 is never.";
+        transaction_timeout: Duration = SPAN, default("0"), Live,
+            "A client whose transaction takes longer is disconnected; 0 is never.";
+        client_idle_timeout: Duration = SPAN, default("0"), Live,
+            "A client idle outside of transactions for longer is disconnected; 0 is never.";
+        client_login_timeout: Duration = SPAN, default(r#""60 s""#), NewConnections,
+            "A client that has not logged in by then is disconnected; 0 is never.";
+        cancel_wait_timeout: Duration = SPAN, default(r#""10 s""#), Live,
+            "A cancel request that could not be delivered by then is dropped; 0 is never.";
+        close_timeout: Duration = SPAN_NOT_ZERO, default(r#""10 s""#), Live,
+            "How long a peer that does not read may delay the closing of its connection.";
+    }
+    "Limits and buffers" {
+        max_packet_size: u32 = Kind::Size { min: 1024, max: 2_147_483_647 }, default("2147483647"), Live,
+            "Largest protocol message that is let through; a larger one closes its connection.";
+        receive_buffer_bytes: usize = Kind::Size { min: 2048, max: 65_536 }, default(r#""8 KiB""#), Restart,
+            "Size of one receive buffer.";
+        receive_buffers: u16 = Kind::PowerOfTwo { min: 64, max: 32_768 }, default("512"), Restart,
+            "Receive buffers of each shard.";
+    }
+    "TCP (for new sockets; Unix sockets have none of these)" {
+        tcp_keepalive: bool = Kind::Bool, default("true"), NewConnections,
+            "Whether the kernel probes idle connections, so that dead peers are noticed.";
+        tcp_keepidle: Duration = KEEPALIVE_SPAN, default("0"), NewConnections,
+            "Idle time before the first probe, in whole seconds; 0 is the system's default.";
+        tcp_keepintvl: Duration = KEEPALIVE_SPAN, default("0"), NewConnections,
+            "Time between probes, in whole seconds; 0 is the system's default.";
+        tcp_keepcnt: u32 = int(0, 127), default("0"), NewConnections,
+            "Probes without an answer after which a connection is dead; 0 is the system's default.";
+        tcp_user_timeout: Duration = Kind::Duration {
+            min: Duration::ZERO,
+            max: Duration::from_millis(2_147_483_647),
+            bare: Bare::Millis,
+        }, default("0"), NewConnections,
+            "Time that sent data may stay unacknowledged before the connection is dead (TCP_USER_TIMEOUT, in whole milliseconds); 0 is the system's default.";
+    }
+    "Logs and statistics" {
+        log_level: LogLevel = Kind::Word(LogLevel::WORDS), default(r#""info""#), Live,
+            "The least severe level that is logged.";
+        log_connections: bool = Kind::Bool, default("true"), Live,
+            "Whether each login is logged.";
+        log_disconnections: bool = Kind::Bool, default("true"), Live,
+            "Whether each end of a connection is logged, with its reason.";
+        log_pooler_errors: bool = Kind::Bool, default("true"), Live,
+            "Whether each error that we (not the server) send to a client is logged.";
+        stats_period: Duration = Kind::Duration {
+            min: Duration::from_secs(1),
+            max: SPAN_MAX,
+            bare: Bare::Seconds,
+        }, default(r#""60 s""#), Live,
+            "Time over which the averages of SHOW STATS are taken.";
+    }
+}
+
+settings! {
+    /// One database that clients can connect to: table `[databases.NAME]`.
+    Database (
+        /// The name that clients connect to; `*` in the entry for all other names.
+        name: String
+    ),
+    DATABASE_KEYS of Database:
+    "Database" {
+        host: String = Kind::Host, default(r#""127.0.0.1""#), NewConnections,
+            "Where PostgreSQL listens; a directory (beginning with /) holds its Unix socket.";
+        port: u16 = int(1, 65_535), default("5432"), NewConnections,
+            "Its port, also of a Unix socket.";
+        dbname: Option<String> = DATABASE_NAME, unset("NAME", r#""shop""#), NewConnections,
+            "The database's name on the server.";
+        user: Option<String> = USER_NAME, unset("the user who logged in", r#""shop_app""#), NewConnections,
+            "User for all server connections, so that all clients of this database share one pool.";
+        password: Option<Secret> = Kind::Secret, unset("the secret of the user in [users] or auth_file", r#""change-me""#), NewConnections,
+            "Password of `user` on the server.";
+        pool_size: Option<u32> = POOL_SIZE, unset("default_pool_size", "50"), Live,
+            "Server connections that each pool of this database may have.";
+        pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of [ringbouncer]", r#""session""#), NewConnections,
+            "When a server connection goes back to its pool.";
+    }
+}
+
+settings! {
+    /// One user: table `[users.NAME]`.
+    User (
+        /// The name that clients log in with.
+        name: String
+    ),
+    USER_KEYS of User:
+    "User" {
+        password: Option<Secret> = Kind::Secret, unset("the one of auth_file; if there is none, only trust lets the user in", r#""change-me""#), NewConnections,
+            "The user's secret: the password, or as PostgreSQL stores it: md5..., or SCRAM-SHA-256$... (which serves to check clients; to log in to servers, the password itself is needed unless they use md5 or trust).";
+        pool_size: Option<u32> = POOL_SIZE, unset("pool_size of the database", "30"), Live,
+            "Server connections that each pool of this user may have.";
+        pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of the database", r#""session""#), NewConnections,
+            "When a server connection of this user goes back to its pool.";
+    }
+}
+
+impl Default for General {
+    fn default() -> General {
+        let mut values = GENERAL_KEYS
+            .iter()
+            .map(|key| (key.name, key.preset_value()))
+            .collect();
+        General::from_values(&mut values).expect("the type of a key holds its default")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::config::units::{format_duration, format_size};
+    use std::collections::BTreeSet;
+
+    /// Values at the edges of what `kind` allows, in the notation of the file.
+    fn edges(kind: Kind) -> Vec<String> {
+        match kind {
+            Kind::Bool => vec!["false".into(), "true".into()],
+            Kind::Int { min, max } | Kind::PowerOfTwo { min, max } => {
+                vec![min.to_string(), max.to_string()]
+            }
+            Kind::Numbers { max } => vec!["[]".into(), format!("[0, {max}]")],
+            Kind::FileMode => vec![r#""0000""#.into(), r#""0777""#.into()],
+            Kind::Duration { min, max, .. } => [min, max]
+                .map(|span| format!("{:?}", format_duration(span)))
+                .into(),
+            Kind::Size { min, max } => [min, max]
+                .map(|size| format!("{:?}", format_size(size)))
+                .into(),
+            Kind::Word(words) => words.iter().map(|word| format!("{word:?}")).collect(),
+            Kind::Name { bytes_max } | Kind::Text { bytes_max } => {
+                vec![r#""x""#.into(), format!("{:?}", "x".repeat(bytes_max))]
+            }
+            Kind::List => vec!["[]".into(), r#"["a", "b"]"#.into()],
+            Kind::Host => vec![r#""::1""#.into()],
+            Kind::Path | Kind::SocketDir => vec![r#""""#.into(), r#""/run""#.into()],
+            Kind::Secret => vec![r#""x""#.into()],
+        }
+    }
+
+    fn checked(key: &Key, written: &str) -> Value {
+        let value = DeValue::parse(written).expect("valid TOML");
+        key.kind
+            .check(value.get_ref(), Path::new(""))
+            .unwrap_or_else(|refusal| panic!("{} = {written}: {refusal:?}", key.name))
+    }
+
+    #[test]
+    fn type_of_every_key_holds_all_its_kind_allows() {
+        for key in keys() {
+            for written in edges(key.kind) {
+                let mut values = Values::from([(key.name, checked(key, &written))]);
+                let rest = keys().filter(|other| other.section == key.section);
+                for other in rest {
+                    values
+                        .entry(other.name)
+                        .or_insert_with(|| other.preset_value());
+                }
+                let name = || "x".to_owned();
+                let failed = match key.section {
+                    Section::General => General::from_values(&mut values).err(),
+                    Section::Database => Database::from_values(name(), &mut values).err(),
+                    Section::User => User::from_values(name(), &mut values).err(),
+                };
+                assert_eq!(failed, None, "{written}");
+            }
+        }
+    }
+
+    #[test]
+    fn values_come_back_as_they_went_in() {
+        let general = General::default();
+        let mut values = general
+            .values()
+            .into_iter()
+            .map(|(key, value)| (key.name, value))
+            .collect();
+        assert_eq!(General::from_values(&mut values), Ok(general));
+        assert!(values.is_empty());
+    }
+
+    #[test]
+    fn every_default_and_example_is_allowed() {
+        for key in keys() {
+            match key.preset {
+                Preset::Toml(_) => drop(key.preset_value()),
+                Preset::Unset { example, .. } => drop(checked(key, example)),
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique_within_a_section_and_have_a_meaning() {
+        let mut seen = BTreeSet::new();
+        for key in keys() {
+            assert!(seen.insert((key.section.name(), key.name)), "{}", key.name);
+            assert!(
+                key.doc.ends_with('.') && !key.group.is_empty(),
+                "{}",
+                key.name
+            );
+        }
+    }
+
+    #[test]
+    fn only_passwords_are_secret() {
+        let secret: Vec<_> = keys()
+            .filter(|key| key.is_secret())
+            .map(|key| key.name)
+            .collect();
+        assert_eq!(secret, ["password", "password"]);
+    }
+
+    #[test]
+    fn minimal_file_is_valid_and_short() {
+        let text = include_str!("../../config/minimal.toml");
+        let config = Config::parse(text, Path::new("minimal.toml")).expect("valid");
+        assert_eq!(config.databases.len(), 1);
+        assert!(text.lines().count() <= 12);
+    }
+}

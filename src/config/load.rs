@@ -1,0 +1,95 @@
+//! Reading a configuration file.
+
+use super::check::check;
+use super::error::{ConfigError, Problem};
+use super::model::Config;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+/// Largest file that is read, in bytes: far above any configuration, and an end to /dev/zero.
+const FILE_BYTES_MAX: u64 = 64 << 20;
+
+impl Config {
+    /// Reads and checks the file at `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] if it cannot be read, else every problem in it.
+    pub fn load(path: &Path) -> Result<Config, ConfigError> {
+        let bytes = read(path);
+        let bytes = bytes.map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => Config::parse(text, path),
+            Err(error) => Err(not_utf8(&bytes, error.valid_up_to(), path)),
+        }
+    }
+
+    /// Checks `text` as the content of the file at `path`, which need not exist.
+    ///
+    /// # Errors
+    /// [`ConfigError::Problems`] with every problem of the text.
+    pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
+        check(text, path).map_err(|problems| ConfigError::Problems {
+            path: path.to_owned(),
+            problems,
+        })
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    File::open(path)?
+        .take(FILE_BYTES_MAX + 1)
+        .read_to_end(&mut bytes)?;
+    match u64::try_from(bytes.len()) {
+        Ok(length) if length <= FILE_BYTES_MAX => Ok(bytes),
+        _ => Err(io::Error::from(io::ErrorKind::FileTooLarge)),
+    }
+}
+
+fn not_utf8(bytes: &[u8], valid: usize, path: &Path) -> ConfigError {
+    let breaks = bytes
+        .iter()
+        .take(valid)
+        .filter(|byte| **byte == b'\n')
+        .count();
+    let problem = Problem::new(Some(breaks + 1), "", "not valid UTF-8");
+    ConfigError::Problems {
+        path: path.to_owned(),
+        problems: vec![problem],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_file_is_told_with_its_path_and_cause() {
+        let error = Config::load(Path::new("/nonexistent/r.toml")).expect_err("missing");
+        assert_eq!(
+            error.to_string(),
+            "cannot read configuration file /nonexistent/r.toml"
+        );
+        assert!(std::error::Error::source(&error).is_some());
+    }
+
+    #[test]
+    fn endless_file_is_refused() {
+        let error = Config::load(Path::new("/dev/zero")).expect_err("endless");
+        assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn line_of_the_first_byte_that_is_not_utf8_is_told() {
+        let bytes = [b"# fine\n# also fine\nshards = \"".as_slice(), &[0xff]].concat();
+        let valid = std::str::from_utf8(&bytes)
+            .expect_err("not UTF-8")
+            .valid_up_to();
+        let error = not_utf8(&bytes, valid, Path::new("r.toml"));
+        assert_eq!(error.to_string(), "r.toml:3: not valid UTF-8");
+    }
+}

@@ -1,0 +1,228 @@
+//! The validated settings that the rest of the crate sees. Immutable: a reload makes a new one.
+
+use super::keys::{Database, General, User};
+use super::value::{Field, Value};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The entry of `[databases]` that answers for every name without an entry of its own.
+pub(super) const ANY_DATABASE: &str = "*";
+
+/// Everything that a configuration file says, with the defaults filled in.
+///
+/// `Config::default()` is the table of defaults without any database or user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Settings of the whole process.
+    pub general: General,
+    /// Databases by the name that clients connect to.
+    pub databases: BTreeMap<String, Arc<Database>>,
+    /// Users by name.
+    pub users: BTreeMap<String, Arc<User>>,
+    /// The file this came from.
+    pub path: PathBuf,
+}
+
+impl Config {
+    /// The database that a client asks for as `name`: its entry, or a copy of the `*` entry under
+    /// this name.
+    pub fn database(&self, name: &str) -> Option<Arc<Database>> {
+        if let Some(database) = self.databases.get(name) {
+            return Some(Arc::clone(database));
+        }
+        let any = self.databases.get(ANY_DATABASE)?;
+        Some(Arc::new(Database {
+            name: name.to_owned(),
+            ..Database::clone(any)
+        }))
+    }
+
+    /// When servers go back to the pool of `database` and `user`: what the user says, else the
+    /// database, else `[ringbouncer]`. `user` is the pool's: the forced one, if there is one.
+    pub fn pool_mode(&self, database: &Database, user: &str) -> PoolMode {
+        let of_user = self.users.get(user).and_then(|user| user.pool_mode);
+        of_user
+            .or(database.pool_mode)
+            .unwrap_or(self.general.pool_mode)
+    }
+
+    /// Server connections that the pool of `database` and `user` may have; precedence as for
+    /// [`Config::pool_mode`].
+    pub fn pool_size(&self, database: &Database, user: &str) -> u32 {
+        let of_user = self.users.get(user).and_then(|user| user.pool_size);
+        of_user
+            .or(database.pool_size)
+            .unwrap_or(self.general.default_pool_size)
+    }
+}
+
+impl Database {
+    /// The database's name on the server.
+    pub fn server_dbname(&self) -> &str {
+        self.dbname.as_deref().unwrap_or(&self.name)
+    }
+
+    /// The user that server connections log in as when `client_user` is the one who logged in.
+    pub fn server_user<'a>(&'a self, client_user: &'a str) -> &'a str {
+        self.user.as_deref().unwrap_or(client_user)
+    }
+
+    /// The path of the server's Unix socket, if `host` is a directory.
+    pub fn socket_path(&self) -> Option<PathBuf> {
+        let is_directory = self.host.starts_with('/');
+        is_directory.then(|| PathBuf::from(format!("{}/.s.PGSQL.{}", self.host, self.port)))
+    }
+
+    /// Whether server connections made for `other` serve this database as well.
+    pub fn same_server(&self, other: &Database) -> bool {
+        self.host == other.host
+            && self.port == other.port
+            && self.user == other.user
+            && self.server_dbname() == other.server_dbname()
+    }
+}
+
+macro_rules! words {
+    ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
+        $(#[$about])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$doc])* $variant),+ }
+
+        impl $name {
+            /// The words of the file, in the order of the variants.
+            pub const WORDS: &[&str] = &[$($word),+];
+
+            /// The word for it in the file.
+            pub const fn as_str(self) -> &'static str {
+                match self { $($name::$variant => $word),+ }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+
+        impl Field for $name {
+            fn from_value(value: Value) -> Option<Self> {
+                match String::from_value(value)?.as_str() {
+                    $($word => Some($name::$variant),)+
+                    _ => None,
+                }
+            }
+
+            fn to_value(&self) -> Value {
+                Value::Text(self.as_str().to_owned())
+            }
+        }
+    };
+}
+
+words! {
+    /// When a server connection goes back to its pool.
+    PoolMode {
+        /// After each transaction.
+        Transaction = "transaction",
+        /// When the client disconnects.
+        Session = "session",
+        /// After each statement; transactions of several statements are refused.
+        Statement = "statement",
+    }
+}
+
+words! {
+    /// How clients prove who they are.
+    AuthType {
+        /// Not at all.
+        Trust = "trust",
+        /// With the password in clear text.
+        Plain = "plain",
+        /// With an MD5 hash, or SCRAM where the secret is a SCRAM one.
+        Md5 = "md5",
+        /// With SCRAM (RFC 5802, RFC 7677).
+        ScramSha256 = "scram-sha-256",
+    }
+}
+
+words! {
+    /// How much is logged: this level and those before it.
+    LogLevel {
+        /// Something failed that should not.
+        Error = "error",
+        /// Something an operator should look at.
+        Warn = "warn",
+        /// What the pooler does.
+        Info = "info",
+        /// Details for those who look for a fault.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn config(text: &str) -> Config {
+        let trusting = format!("ringbouncer.auth_type = \"trust\"\n{text}");
+        Config::parse(&trusting, Path::new("r.toml")).expect("valid")
+    }
+
+    #[test]
+    fn star_entry_answers_for_other_names_only() {
+        let config = config("[databases.shop]\nport = 1\n[databases.\"*\"]\nport = 2");
+        assert_eq!(config.database("shop").map(|found| found.port), Some(1));
+        let other = config.database("other").expect("falls back");
+        assert_eq!(
+            (other.name.as_str(), other.server_dbname(), other.port),
+            ("other", "other", 2)
+        );
+    }
+
+    #[test]
+    fn star_entry_with_a_dbname_sends_every_name_there() {
+        let config = config("[databases.\"*\"]\ndbname = \"one\"");
+        let other = config.database("other").expect("falls back");
+        assert_eq!(
+            (other.name.as_str(), other.server_dbname()),
+            ("other", "one")
+        );
+    }
+
+    #[test]
+    fn unknown_database_is_none_without_a_star_entry() {
+        assert_eq!(config("[databases.shop]").database("other"), None);
+    }
+
+    #[test]
+    fn user_beats_database_beats_default() {
+        let config = config(
+            "[databases.plain]\n[databases.tuned]\npool_size = 5\npool_mode = \"session\"\n\
+             [users.alice]\npool_size = 7\npool_mode = \"statement\"\n[users.bob]",
+        );
+        let seen = |database: &str, user: &str| {
+            let database = config.database(database).expect("configured");
+            (
+                config.pool_size(&database, user),
+                config.pool_mode(&database, user),
+            )
+        };
+        assert_eq!(seen("plain", "bob"), (20, PoolMode::Transaction));
+        assert_eq!(seen("tuned", "bob"), (5, PoolMode::Session));
+        assert_eq!(seen("tuned", "nobody"), (5, PoolMode::Session));
+        assert_eq!(seen("tuned", "alice"), (7, PoolMode::Statement));
+    }
+
+    #[test]
+    fn only_a_directory_has_a_socket_path() {
+        let config = config("[databases.a]\nhost = \"/run/pg\"\nport = 5433\n[databases.b]");
+        let path = |name: &str| config.database(name).and_then(|found| found.socket_path());
+        assert_eq!(path("a"), Some(PathBuf::from("/run/pg/.s.PGSQL.5433")));
+        assert_eq!(path("b"), None);
+    }
+}

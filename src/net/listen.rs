@@ -1,0 +1,229 @@
+//! Listening and dialling: addresses, socket options, accepting.
+
+use super::reactor::{Net, set_waker};
+use super::socket::Detached;
+use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as Raw, TcpKeepalive, Type};
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::task::Poll;
+use std::time::Duration;
+
+/// One end of a connection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// Over a Unix socket; the path is empty for an unnamed end.
+    Unix(PathBuf),
+}
+
+impl Endpoint {
+    pub(super) fn peer_of(fd: BorrowedFd<'_>) -> Endpoint {
+        Endpoint::of(SockRef::from(&fd).peer_addr())
+    }
+
+    pub(super) fn local_of(fd: BorrowedFd<'_>) -> Endpoint {
+        Endpoint::of(SockRef::from(&fd).local_addr())
+    }
+
+    fn of(address: io::Result<SockAddr>) -> Endpoint {
+        let Ok(address) = address else {
+            return Endpoint::Unix(PathBuf::new());
+        };
+        match address.as_socket() {
+            Some(tcp) => Endpoint::Tcp(tcp),
+            None => Endpoint::Unix(
+                address
+                    .as_pathname()
+                    .map(Path::to_owned)
+                    .unwrap_or_default(),
+            ),
+        }
+    }
+
+    /// Whether this is a Unix socket.
+    pub fn is_unix(&self) -> bool {
+        matches!(self, Endpoint::Unix(_))
+    }
+
+    /// The address for SHOW and logs, as PgBouncer prints it: `unix` for Unix sockets.
+    pub fn address(&self) -> String {
+        match self {
+            Endpoint::Tcp(tcp) => tcp.ip().to_canonical().to_string(),
+            Endpoint::Unix(_) => "unix".to_owned(),
+        }
+    }
+
+    /// The TCP port; 0 for Unix sockets.
+    pub fn port(&self) -> u16 {
+        match self {
+            Endpoint::Tcp(tcp) => tcp.port(),
+            Endpoint::Unix(_) => 0,
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Endpoint::Tcp(tcp) => tcp.fmt(f),
+            Endpoint::Unix(path) if path.as_os_str().is_empty() => f.write_str("unix"),
+            Endpoint::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// Options of TCP connections; zero means the operating system's default.
+#[derive(Clone, Debug, Default)]
+pub struct TcpOptions {
+    /// Whether to send keep-alive probes.
+    pub keepalive: bool,
+    /// Idle time before the first probe.
+    pub keepidle: Duration,
+    /// Time between probes.
+    pub keepintvl: Duration,
+    /// Probes before giving up.
+    pub keepcnt: u32,
+    /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged.
+    pub user_timeout: Duration,
+}
+
+impl TcpOptions {
+    fn apply(&self, socket: &Raw) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
+        if !self.user_timeout.is_zero() {
+            socket.set_tcp_user_timeout(Some(self.user_timeout))?;
+        }
+        if !self.keepalive {
+            return socket.set_keepalive(false);
+        }
+        let mut keepalive = TcpKeepalive::new();
+        if !self.keepidle.is_zero() {
+            keepalive = keepalive.with_time(self.keepidle);
+        }
+        if !self.keepintvl.is_zero() {
+            keepalive = keepalive.with_interval(self.keepintvl);
+        }
+        if self.keepcnt > 0 {
+            keepalive = keepalive.with_retries(self.keepcnt);
+        }
+        socket.set_tcp_keepalive(&keepalive)
+    }
+}
+
+/// A listening TCP socket with SO_REUSEPORT. Accepted sockets inherit its options. Port 0 takes
+/// any free port.
+///
+/// # Errors
+/// What the kernel says, EADDRINUSE first among it.
+pub fn listen_tcp(address: SocketAddr, backlog: u32, options: &TcpOptions) -> io::Result<OwnedFd> {
+    let socket = unbound_tcp(address)?;
+    socket.set_reuse_port(true)?;
+    options.apply(&socket)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+/// A socket bound to `address` that does not listen: proof that nobody listens there, for without
+/// SO_REUSEPORT it cannot share the port with a listener. While it is held, [`listen_tcp`] works
+/// on the same address, and the kernel gives the port to nobody who asks for any free one. Port 0
+/// takes a free port.
+///
+/// # Errors
+/// What the kernel says, EADDRINUSE first among it.
+pub fn probe_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
+    let socket = unbound_tcp(address)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// IPv6 sockets leave IPv4 alone, so that both wildcards fit on one port.
+fn unbound_tcp(address: SocketAddr) -> io::Result<Raw> {
+    let socket = Raw::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    Ok(socket)
+}
+
+/// A listening Unix socket at `path`, which must not exist.
+///
+/// # Errors
+/// What the kernel says.
+pub fn listen_unix(path: &Path, backlog: u32) -> io::Result<OwnedFd> {
+    let socket = Raw::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.bind(&SockAddr::unix(path)?)?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(socket.into())
+}
+
+/// An unconnected socket and the address to connect it to.
+pub(super) fn dialing(
+    endpoint: &Endpoint,
+    options: &TcpOptions,
+) -> io::Result<(OwnedFd, SockAddr)> {
+    match endpoint {
+        Endpoint::Tcp(tcp) => {
+            let socket = Raw::new(Domain::for_address(*tcp), Type::STREAM, Some(Protocol::TCP))?;
+            options.apply(&socket)?;
+            Ok((socket.into(), (*tcp).into()))
+        }
+        Endpoint::Unix(path) => {
+            let socket = Raw::new(Domain::UNIX, Type::STREAM, None)?;
+            Ok((socket.into(), SockAddr::unix(path)?))
+        }
+    }
+}
+
+/// A listening socket on the shard's ring.
+pub struct Listener {
+    net: Net,
+    index: u32,
+    _fd: OwnedFd,
+}
+
+impl Listener {
+    /// Begins to accept on `fd`.
+    pub fn new(net: Net, fd: OwnedFd) -> Listener {
+        Listener {
+            net,
+            index: net.0.add_listener(fd.as_raw_fd()),
+            _fd: fd,
+        }
+    }
+
+    /// The next connection.
+    ///
+    /// # Errors
+    /// Why accepting failed, EMFILE for instance: the caller waits a little and asks again.
+    pub async fn accept(&self) -> io::Result<Detached> {
+        poll_fn(|cx| {
+            self.net
+                .0
+                .with_listener(self.index, |listener| match listener.accepted.pop_front() {
+                    Some(accepted) => Poll::Ready(accepted.map(Detached::new)),
+                    None => {
+                        set_waker(&mut listener.waker, cx);
+                        Poll::Pending
+                    }
+                })
+        })
+        .await
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.net.0.close_listener(self.index);
+    }
+}

@@ -1,0 +1,27 @@
+//! The shard's own io_uring for sockets: receive buffers, sockets, listeners, timers, and the
+//! driver that is the one place where a shard sleeps.
+//!
+//! Ownership rules, which make it safe to drop any future at any time:
+//! * The kernel writes only into the provided-buffer ring and reads only from payloads owned by a
+//!   slot's send queue. No future owns memory that the kernel can see.
+//! * A slot keeps its descriptor and its number until its handle is gone, its receive has
+//!   delivered the final completion and no send is in flight; so a completion can never meet a
+//!   recycled slot or descriptor.
+
+#![allow(unsafe_code)]
+
+mod buffer;
+mod driver;
+mod listen;
+mod reactor;
+mod ring;
+mod socket;
+mod timer;
+
+pub use buffer::Chunk;
+pub use driver::{Driver, spawn};
+pub use listen::{Endpoint, Listener, TcpOptions, listen_tcp, listen_unix, probe_tcp};
+pub use reactor::{Net, NetOptions};
+pub use ring::probe;
+pub use socket::{Detached, Payload, Socket};
+pub use timer::{Elapsed, Sleep};

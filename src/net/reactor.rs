@@ -1,0 +1,811 @@
+//! The state of all sockets of a shard and what each completion does to it.
+//!
+//! ```text
+//!            adopt/connect           handle dropped            last completion
+//!   (free) ───────────────► open ─────────────────► closing ─────────────────► (free)
+//!                             │ receive: armed ⇄ paused (full, starved, detaching)
+//!                             │ send: idle ⇄ in flight (one at a time, in order)
+//! ```
+
+use super::buffer::{BufferRing, Data, GROUP};
+use super::ring::{Op, Ring};
+use super::timer::Timers;
+use crate::base::{Clock, Moment};
+use crate::stats::ShardStats;
+use io_uring::types::Fd;
+use io_uring::{cqueue, opcode};
+use slab::Slab;
+use socket2::SockAddr;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+/// A connection with this many unread chunks has its receive cancelled; it is armed again when
+/// the reader has drained the queue.
+const UNREAD_CHUNKS_MAX: usize = 8;
+/// [`Reactor::writable`] is false while more payloads than this are queued on a socket.
+pub(super) const QUEUED_SENDS_MAX: usize = 4;
+/// Spare heap buffers kept for payloads, and the largest that is kept.
+const SPARES_MAX: usize = 64;
+const SPARE_BYTES_MAX: usize = 32 * 1024;
+
+/// How a shard's ring is made.
+#[derive(Clone, Debug)]
+pub struct NetOptions {
+    /// Receive buffers of the shard: a power of two, at most 32,768.
+    pub receive_buffers: u32,
+    /// Bytes of each.
+    pub receive_buffer_bytes: u32,
+    /// How long a peer that does not read may delay the closing of its socket.
+    pub close_timeout: Duration,
+    /// Where the ring counts.
+    pub stats: Arc<ShardStats>,
+}
+
+pub(super) enum TxData {
+    Chunk(Data),
+    Owned(Vec<u8>),
+    Static(&'static [u8]),
+}
+
+struct Tx {
+    data: TxData,
+    sent: usize,
+}
+
+pub(super) struct Slot {
+    fd: RawFd,
+    /// The handle is alive.
+    owned: bool,
+    /// A multishot receive is armed: its final completion has not been seen.
+    receiving: bool,
+    /// ... and has been asked to stop.
+    stopping: bool,
+    /// The handle wants no more data for now ([`Reactor::pause`]).
+    paused: bool,
+    /// The front of `tx` is in flight, or a connect is.
+    sending: bool,
+    /// Somebody waits for `tx` to shrink.
+    writable_wanted: bool,
+    /// errno of a failed send or connect; 0 for none.
+    error: i32,
+    /// How receiving ended: 0 for end of file, else an errno.
+    end: Option<i32>,
+    rx: VecDeque<Data>,
+    tx: VecDeque<Tx>,
+    waker: Option<Waker>,
+    /// The address of a connect in flight, which the kernel may read.
+    address: Option<Box<SockAddr>>,
+    /// Told when the descriptor has been closed.
+    freed: Option<Rc<Freed>>,
+    /// Until when a closing socket may try to send what is queued.
+    close_by: Moment,
+}
+
+pub(super) struct Accepting {
+    pub(super) fd: RawFd,
+    pub(super) accepted: VecDeque<io::Result<OwnedFd>>,
+    pub(super) waker: Option<Waker>,
+    pub(super) armed: bool,
+    pub(super) closed: bool,
+}
+
+#[derive(Default)]
+struct State {
+    slots: Slab<Slot>,
+    listeners: Slab<Accepting>,
+    /// Slots whose receive found no buffer.
+    starved: Vec<u32>,
+    /// Slots without a handle that still wait for completions.
+    closing: Vec<u32>,
+}
+
+pub(super) struct Reactor {
+    ring: Ring,
+    buffers: BufferRing,
+    state: RefCell<State>,
+    pub(super) timers: Timers,
+    spares: RefCell<Vec<Vec<u8>>>,
+    mail: Cell<bool>,
+    mail_waker: RefCell<Option<Waker>>,
+    bell: Cell<Option<RawFd>>,
+    bell_value: Box<Cell<u64>>,
+    now: Cell<Moment>,
+    close_timeout: Duration,
+    pub(super) stats: Arc<ShardStats>,
+    /// Polls of tasks, so that the driver can tell whether anything ran.
+    pub(super) polls: Cell<u64>,
+}
+
+/// The ring of this shard and everything on it. Copies refer to the same ring; it lives as long
+/// as the process, and belongs to the thread that made it.
+#[derive(Clone, Copy)]
+pub struct Net(pub(super) &'static Reactor);
+
+impl Net {
+    /// Makes the calling thread's ring.
+    ///
+    /// # Errors
+    /// What the kernel says to the ring, its buffers or their memory.
+    pub fn new(options: &NetOptions) -> io::Result<Net> {
+        let ring = Ring::new()?;
+        let (count, bytes) = (options.receive_buffers, options.receive_buffer_bytes);
+        let buffers = BufferRing::new(ring.submitter(), count, bytes)?;
+        Ok(Net(Box::leak(Box::new(Reactor {
+            ring,
+            buffers,
+            state: RefCell::default(),
+            timers: Timers::default(),
+            spares: RefCell::default(),
+            mail: Cell::new(false),
+            mail_waker: RefCell::default(),
+            bell: Cell::new(None),
+            bell_value: Box::new(Cell::new(0)),
+            now: Cell::new(Clock::now()),
+            close_timeout: options.close_timeout,
+            stats: options.stats.clone(),
+            polls: Cell::new(0),
+        }))))
+    }
+
+    /// The moment at which the completions now being handled were reaped. Cheaper than the clock,
+    /// and late by at most one turn of the loop.
+    pub fn now(self) -> Moment {
+        self.0.now.get()
+    }
+
+    /// The descriptor that other shards' rings send messages to.
+    pub fn ring_fd(self) -> RawFd {
+        self.0.ring.fd()
+    }
+
+    /// Queues a message into another shard's ring (IORING_OP_MSG_RING), which wakes it: a
+    /// completion appears there and [`Net::mail`] resolves.
+    pub fn ring_other(self, ring_fd: RawFd) {
+        let entry = opcode::MsgRingData::new(Fd(ring_fd), 0, Op::Mail.tag(0), None).build();
+        self.0.ring.push(entry.user_data(Op::Ignore.tag(0)));
+    }
+
+    /// Listens to an eventfd that threads without a ring write to; it wakes like
+    /// [`Net::ring_other`]. The descriptor must stay open for the life of the process.
+    pub fn listen_bell(self, eventfd: RawFd) {
+        self.0.bell.set(Some(eventfd));
+        self.0.arm_bell();
+    }
+
+    /// Resolves once another thread has rung since the last call.
+    pub async fn mail(self) {
+        std::future::poll_fn(|cx| {
+            if self.0.mail.take() {
+                return std::task::Poll::Ready(());
+            }
+            set_waker(&mut self.0.mail_waker.borrow_mut(), cx);
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+
+    /// Makes [`Net::mail`] resolve although nobody rang.
+    pub fn expect_mail(self) {
+        self.0.got_mail();
+    }
+
+    /// An empty heap buffer for a payload, reused from sent ones.
+    pub fn spare(self) -> Vec<u8> {
+        self.0.spares.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(super) fn buffers(&self) -> &BufferRing {
+        &self.0.buffers
+    }
+
+    pub(super) fn recycle(self, id: u16) {
+        self.0.buffers.give(id);
+    }
+}
+
+impl Reactor {
+    // ---- one turn ------------------------------------------------------------------------
+
+    /// Submits everything queued and, if it may, waits for a completion; then handles what is there.
+    pub(super) fn turn(&self, may_wait: bool) {
+        self.rearm_starved();
+        self.arm_timer();
+        let before = Clock::now();
+        let turn_us = before.since(self.now.get()).as_micros() as u64;
+        self.stats.longest_turn_us.raise(turn_us);
+        self.stats.busy_us.add(turn_us);
+        self.ring.enter(may_wait.into());
+        self.now.set(Clock::now());
+        self.stats.ring_enters.inc();
+        self.stats.buffers_free.set(self.buffers.free().into());
+        self.reap();
+        self.fire_timers();
+    }
+
+    fn reap(&self) {
+        let mut count = 0;
+        let mut state = self.state.borrow_mut();
+        for completion in self.ring.completions() {
+            count += 1;
+            let (op, index) = Op::of(completion.user_data());
+            let result = completion.result();
+            match op {
+                Op::Recv => self.received(&mut state, index, &completion),
+                Op::Send => self.sent(&mut state, index, result),
+                Op::Connect => self.connected(&mut state, index, result),
+                Op::Accept => self.accepted(&mut state, index, &completion),
+                Op::Timer => self.timers.expired(index),
+                Op::Mail => self.got_mail(),
+                Op::Bell => {
+                    self.arm_bell();
+                    self.got_mail();
+                }
+                Op::Ignore => {}
+            }
+        }
+        drop(state);
+        self.stats.completions.add(count);
+    }
+
+    fn got_mail(&self) {
+        self.mail.set(true);
+        if let Some(waker) = &*self.mail_waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn arm_bell(&self) {
+        if let Some(fd) = self.bell.get() {
+            let at = self.bell_value.as_ptr().cast();
+            let entry = opcode::Read::new(Fd(fd), at, 8).build();
+            self.ring.push(entry.user_data(Op::Bell.tag(0)));
+        }
+    }
+
+    // ---- receiving -----------------------------------------------------------------------
+
+    fn arm_receive(&self, state: &mut State, index: u32) {
+        let slot = &mut state.slots[index as usize];
+        let full = slot.rx.len() >= UNREAD_CHUNKS_MAX;
+        if slot.receiving || !slot.owned || slot.paused || slot.end.is_some() || full {
+            return;
+        }
+        slot.receiving = true;
+        let entry = opcode::RecvMulti::new(Fd(slot.fd), GROUP).build();
+        self.ring.push(entry.user_data(Op::Recv.tag(index)));
+    }
+
+    fn cancel_receive(&self, state: &mut State, index: u32) {
+        let slot = &mut state.slots[index as usize];
+        if slot.receiving && !slot.stopping {
+            slot.stopping = true;
+            let entry = opcode::AsyncCancel::new(Op::Recv.tag(index)).build();
+            self.ring.push(entry.user_data(Op::Ignore.tag(index)));
+        }
+    }
+
+    fn received(&self, state: &mut State, index: u32, completion: &cqueue::Entry) {
+        let more = cqueue::more(completion.flags());
+        let result = completion.result();
+        if let Some(id) = cqueue::buffer_select(completion.flags()) {
+            self.keep(&mut state.slots[index as usize], id, result);
+        }
+        let slot = &mut state.slots[index as usize];
+        if more {
+            if slot.rx.len() >= UNREAD_CHUNKS_MAX {
+                self.cancel_receive(state, index);
+            }
+        } else {
+            slot.receiving = false;
+            slot.stopping = false;
+            match result {
+                0 => slot.end = Some(0),
+                1.. => self.arm_receive(state, index),
+                _ => self.receive_failed(state, index, -result),
+            }
+        }
+        if let Some(waker) = &state.slots[index as usize].waker {
+            waker.wake_by_ref();
+        }
+        if !more {
+            self.try_free(state, index);
+        }
+    }
+
+    /// Takes over a filled buffer, or copies it when buffers run low.
+    fn keep(&self, slot: &mut Slot, id: u16, result: i32) {
+        self.buffers.take();
+        let Some(len) = u32::try_from(result)
+            .ok()
+            .filter(|len| *len > 0 && slot.owned)
+        else {
+            return self.buffers.give(id);
+        };
+        if self.buffers.free() >= self.buffers.count() / 4 {
+            slot.rx.push_back(Data::Buffer {
+                id,
+                start: 0,
+                end: len,
+            });
+            return;
+        }
+        let bytes = self.buffers.bytes(id, 0, len).to_vec();
+        slot.rx.push_back(Data::Heap { bytes, start: 0 });
+        self.stats.heap_copies.inc();
+        self.stats.heap_copy_bytes.add(len.into());
+        self.buffers.give(id);
+    }
+
+    fn receive_failed(&self, state: &mut State, index: u32, errno: i32) {
+        match errno {
+            libc::ENOBUFS => {
+                self.stats.buffers_starved.inc();
+                if state.slots[index as usize].owned {
+                    state.starved.push(index);
+                }
+            }
+            // Paused by us: the reader arms it again.
+            libc::ECANCELED => {}
+            libc::EINTR | libc::EAGAIN => self.arm_receive(state, index),
+            _ => state.slots[index as usize].end = Some(errno),
+        }
+    }
+
+    fn rearm_starved(&self) {
+        let mut state = self.state.borrow_mut();
+        if state.starved.is_empty() || self.buffers.free() < self.buffers.count() / 8 {
+            return;
+        }
+        for index in std::mem::take(&mut state.starved) {
+            self.arm_receive(&mut state, index);
+        }
+    }
+
+    // ---- sending -------------------------------------------------------------------------
+
+    pub(super) fn queue_send(&self, index: u32, data: TxData) {
+        let mut state = self.state.borrow_mut();
+        let slot = &mut state.slots[index as usize];
+        if slot.error != 0 || self.len(&data) == 0 {
+            return self.discard(data);
+        }
+        self.stats.sends_queued.add(1);
+        slot.tx.push_back(Tx { data, sent: 0 });
+        if !slot.sending {
+            self.start_send(&mut state, index);
+        }
+    }
+
+    /// Puts the front of the queue in flight. One send per socket at a time, since io_uring does
+    /// not order two of them once the first had to wait; MSG_WAITALL makes the kernel finish
+    /// short sends.
+    fn start_send(&self, state: &mut State, index: u32) {
+        let slot = &mut state.slots[index as usize];
+        let Some(front) = slot.tx.front() else { return };
+        let rest = &self.bytes(&front.data)[front.sent..];
+        let len = u32::try_from(rest.len()).unwrap_or(i32::MAX as u32);
+        slot.sending = true;
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
+        let entry = opcode::Send::new(Fd(slot.fd), rest.as_ptr(), len)
+            .flags(flags)
+            .build();
+        self.ring.push(entry.user_data(Op::Send.tag(index)));
+    }
+
+    fn sent(&self, state: &mut State, index: u32, result: i32) {
+        let slot = &mut state.slots[index as usize];
+        slot.sending = false;
+        match usize::try_from(result) {
+            Ok(count) => {
+                let Some(front) = slot.tx.front_mut() else {
+                    return;
+                };
+                front.sent += count;
+                if front.sent >= self.len(&front.data) {
+                    self.stats.sends_queued.sub(1);
+                    let done = slot.tx.pop_front();
+                    done.into_iter().for_each(|tx| self.discard(tx.data));
+                }
+            }
+            Err(_) if [libc::EINTR, libc::EAGAIN].contains(&-result) => {}
+            Err(_) => self.send_failed(slot, -result),
+        }
+        let slot = &mut state.slots[index as usize];
+        if slot.writable_wanted && (slot.tx.len() <= QUEUED_SENDS_MAX / 2 || slot.error != 0) {
+            slot.writable_wanted = false;
+            if let Some(waker) = &slot.waker {
+                waker.wake_by_ref();
+            }
+        }
+        if slot.tx.is_empty() {
+            self.try_free(state, index);
+        } else {
+            self.start_send(state, index);
+        }
+    }
+
+    fn send_failed(&self, slot: &mut Slot, errno: i32) {
+        slot.error = errno;
+        self.stats.sends_queued.sub(slot.tx.len() as u64);
+        slot.tx.drain(..).for_each(|tx| self.discard(tx.data));
+        if let Some(waker) = &slot.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    fn bytes<'a>(&'a self, data: &'a TxData) -> &'a [u8] {
+        match data {
+            TxData::Chunk(Data::Buffer { id, start, end }) => self.buffers.bytes(*id, *start, *end),
+            TxData::Chunk(Data::Heap { bytes, start }) => &bytes[*start..],
+            TxData::Owned(bytes) => bytes,
+            TxData::Static(bytes) => bytes,
+        }
+    }
+
+    fn len(&self, data: &TxData) -> usize {
+        self.bytes(data).len()
+    }
+
+    fn discard(&self, data: TxData) {
+        match data {
+            TxData::Chunk(Data::Buffer { id, .. }) => self.buffers.give(id),
+            TxData::Chunk(Data::Heap { .. }) | TxData::Static(_) => {}
+            TxData::Owned(mut bytes) => {
+                let mut spares = self.spares.borrow_mut();
+                if spares.len() < SPARES_MAX && (1..=SPARE_BYTES_MAX).contains(&bytes.capacity()) {
+                    bytes.clear();
+                    spares.push(bytes);
+                }
+            }
+        }
+    }
+
+    // ---- a slot's life -------------------------------------------------------------------
+
+    pub(super) fn insert(&self, fd: OwnedFd, receive: bool) -> u32 {
+        let mut state = self.state.borrow_mut();
+        let index = state.slots.insert(Slot {
+            fd: fd.into_raw_fd(),
+            owned: true,
+            receiving: false,
+            stopping: false,
+            paused: !receive,
+            sending: false,
+            writable_wanted: false,
+            error: 0,
+            end: None,
+            rx: VecDeque::new(),
+            tx: VecDeque::new(),
+            waker: None,
+            address: None,
+            freed: None,
+            close_by: Moment::NEVER,
+        }) as u32;
+        self.arm_receive(&mut state, index);
+        index
+    }
+
+    pub(super) fn start_connect(&self, index: u32, address: SockAddr) {
+        let mut state = self.state.borrow_mut();
+        let slot = &mut state.slots[index as usize];
+        let address = slot.address.insert(Box::new(address));
+        let entry = opcode::Connect::new(Fd(slot.fd), address.as_ptr().cast(), address.len());
+        slot.sending = true;
+        self.ring
+            .push(entry.build().user_data(Op::Connect.tag(index)));
+    }
+
+    fn connected(&self, state: &mut State, index: u32, result: i32) {
+        let slot = &mut state.slots[index as usize];
+        slot.sending = false;
+        slot.address = None;
+        slot.error = if result < 0 { -result } else { 0 };
+        if let Some(waker) = &slot.waker {
+            waker.wake_by_ref();
+        }
+        self.try_free(state, index);
+    }
+
+    /// The handle has gone: stop receiving, let queued sends finish, then close.
+    pub(super) fn release(&self, index: u32) {
+        let mut state = self.state.borrow_mut();
+        let slot = &mut state.slots[index as usize];
+        slot.owned = false;
+        slot.close_by = self.now.get().after(self.close_timeout);
+        let waker = slot.waker.take();
+        let unread = std::mem::take(&mut slot.rx);
+        unread
+            .into_iter()
+            .for_each(|data| self.discard(TxData::Chunk(data)));
+        if slot.address.is_some() {
+            let entry = opcode::AsyncCancel::new(Op::Connect.tag(index)).build();
+            self.ring.push(entry.user_data(Op::Ignore.tag(index)));
+        }
+        self.cancel_receive(&mut state, index);
+        state.starved.retain(|starved| *starved != index);
+        state.closing.push(index);
+        self.try_free(&mut state, index);
+        drop(state);
+        // Dropping a waker may drop a task, which may drop sockets: not while borrowed.
+        drop(waker);
+    }
+
+    fn try_free(&self, state: &mut State, index: u32) {
+        let slot = &state.slots[index as usize];
+        if slot.owned || slot.receiving || slot.sending || !slot.tx.is_empty() {
+            return;
+        }
+        let slot = state.slots.remove(index as usize);
+        state.closing.retain(|closing| *closing != index);
+        // SAFETY: the slot owned this descriptor, and no operation refers to it any more.
+        drop(unsafe { OwnedFd::from_raw_fd(slot.fd) });
+        if let Some(freed) = slot.freed {
+            freed.tell();
+        }
+    }
+
+    /// Has `freed` told when the socket's descriptor has been closed; with `abort`, what is still
+    /// queued is not sent any more.
+    pub(super) fn announce_freed(&self, index: u32, freed: Rc<Freed>, abort: bool) {
+        let mut state = self.state.borrow_mut();
+        let slot = &mut state.slots[index as usize];
+        slot.freed = Some(freed);
+        if abort {
+            // SAFETY: the slot owns this open descriptor.
+            unsafe { libc::shutdown(slot.fd, libc::SHUT_RDWR) };
+        }
+    }
+
+    /// Shuts sockets down whose peer has not read what was queued before the close deadline.
+    pub(super) fn close_overdue(&self) {
+        let now = self.now.get();
+        let state = self.state.borrow();
+        for index in &state.closing {
+            let slot = &state.slots[*index as usize];
+            if slot.close_by <= now {
+                // SAFETY: the slot owns this open descriptor.
+                unsafe { libc::shutdown(slot.fd, libc::SHUT_RDWR) };
+            }
+        }
+    }
+
+    // ---- what a handle may do ------------------------------------------------------------
+
+    pub(super) fn set_slot_waker(&self, index: u32, cx: &Context<'_>) {
+        let mut state = self.state.borrow_mut();
+        let old = set_waker(&mut state.slots[index as usize].waker, cx);
+        drop(state);
+        drop(old);
+    }
+
+    pub(super) fn clear_waker(&self, index: u32) {
+        let waker = self.state.borrow_mut().slots[index as usize].waker.take();
+        drop(waker);
+    }
+
+    /// The next received bytes; `None` if there are none yet; how it ended otherwise.
+    pub(super) fn take_received(&self, index: u32) -> Option<Result<Data, i32>> {
+        let mut state = self.state.borrow_mut();
+        let slot = &mut state.slots[index as usize];
+        if let Some(data) = slot.rx.pop_front() {
+            if slot.rx.is_empty() && !slot.receiving {
+                self.resume(&mut state, index);
+            }
+            return Some(Ok(data));
+        }
+        if let Some(end) = slot.end {
+            return Some(Err(end));
+        }
+        if slot.error != 0 {
+            return Some(Err(slot.error));
+        }
+        if !slot.receiving {
+            self.resume(&mut state, index);
+        }
+        None
+    }
+
+    fn resume(&self, state: &mut State, index: u32) {
+        if !state.starved.contains(&index) {
+            self.arm_receive(state, index);
+        }
+    }
+
+    pub(super) fn connect_result(&self, index: u32) -> Option<Result<(), i32>> {
+        let state = self.state.borrow();
+        let slot = &state.slots[index as usize];
+        match (slot.sending, slot.error) {
+            (true, _) => None,
+            (false, 0) => Some(Ok(())),
+            (false, errno) => Some(Err(errno)),
+        }
+    }
+
+    /// Whether at most `queued` payloads wait to be sent; if not, the waker is called later.
+    pub(super) fn writable(&self, index: u32, queued: usize) -> Result<bool, i32> {
+        let mut state = self.state.borrow_mut();
+        let slot = &mut state.slots[index as usize];
+        if slot.error != 0 {
+            return Err(slot.error);
+        }
+        slot.writable_wanted = slot.tx.len() > queued;
+        Ok(!slot.writable_wanted)
+    }
+
+    /// Stops receiving (`true`) or lets it go on.
+    pub(super) fn pause(&self, index: u32, paused: bool) {
+        let mut state = self.state.borrow_mut();
+        state.slots[index as usize].paused = paused;
+        if paused {
+            self.cancel_receive(&mut state, index);
+        } else {
+            self.resume(&mut state, index);
+        }
+    }
+
+    /// Whether nothing has arrived, ended or failed.
+    pub(super) fn is_quiet(&self, index: u32) -> bool {
+        let state = self.state.borrow();
+        let slot = &state.slots[index as usize];
+        slot.rx.is_empty() && slot.end.is_none() && slot.error == 0
+    }
+
+    /// Whether no operation refers to the socket.
+    pub(super) fn is_detachable(&self, index: u32) -> bool {
+        let state = self.state.borrow();
+        let slot = &state.slots[index as usize];
+        !slot.receiving && !slot.sending && slot.tx.is_empty()
+    }
+
+    /// Takes a detachable socket off the ring.
+    pub(super) fn extract(&self, index: u32) -> OwnedFd {
+        let mut state = self.state.borrow_mut();
+        state.starved.retain(|starved| *starved != index);
+        let slot = state.slots.remove(index as usize);
+        assert!(
+            !slot.receiving && !slot.sending,
+            "a detached socket has no operation in flight"
+        );
+        drop(state);
+        slot.rx
+            .into_iter()
+            .for_each(|data| self.discard(TxData::Chunk(data)));
+        drop(slot.waker);
+        // SAFETY: the slot owned this descriptor and is gone.
+        unsafe { OwnedFd::from_raw_fd(slot.fd) }
+    }
+
+    /// Whether receiving or sending has ended and nothing is left to read.
+    pub(super) fn has_ended(&self, index: u32) -> bool {
+        let state = self.state.borrow();
+        let slot = &state.slots[index as usize];
+        slot.rx.is_empty() && (slot.end.is_some() || slot.error != 0)
+    }
+
+    pub(super) fn slot_fd(&self, index: u32) -> BorrowedFd<'_> {
+        let fd = self.state.borrow().slots[index as usize].fd;
+        // SAFETY: the slot owns the descriptor for as long as the caller's handle lives.
+        unsafe { BorrowedFd::borrow_raw(fd) }
+    }
+
+    // ---- accepting -----------------------------------------------------------------------
+
+    pub(super) fn add_listener(&self, fd: RawFd) -> u32 {
+        let mut state = self.state.borrow_mut();
+        let index = state.listeners.insert(Accepting {
+            fd,
+            accepted: VecDeque::new(),
+            waker: None,
+            armed: false,
+            closed: false,
+        }) as u32;
+        self.arm_accept(&mut state.listeners[index as usize], index);
+        index
+    }
+
+    fn arm_accept(&self, listener: &mut Accepting, index: u32) {
+        if !listener.closed && !listener.armed {
+            listener.armed = true;
+            let entry = opcode::AcceptMulti::new(Fd(listener.fd)).flags(libc::SOCK_CLOEXEC);
+            self.ring
+                .push(entry.build().user_data(Op::Accept.tag(index)));
+        }
+    }
+
+    fn accepted(&self, state: &mut State, index: u32, completion: &cqueue::Entry) {
+        let listener = &mut state.listeners[index as usize];
+        let accepted = match completion.result() {
+            // SAFETY: a non-negative result is a fresh descriptor that nobody else owns.
+            fd @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        };
+        let failed = accepted.is_err();
+        listener.accepted.push_back(accepted);
+        if !cqueue::more(completion.flags()) {
+            listener.armed = false;
+            // After an error (no descriptors left) the reader arms it again when it has waited.
+            if !failed {
+                self.arm_accept(listener, index);
+            }
+        }
+        if let Some(waker) = &listener.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Runs `step` on a listener's queue; arms it again if it had stopped and is empty.
+    pub(super) fn with_listener<T>(&self, index: u32, step: impl FnOnce(&mut Accepting) -> T) -> T {
+        let mut state = self.state.borrow_mut();
+        let listener = &mut state.listeners[index as usize];
+        let result = step(listener);
+        if listener.accepted.is_empty() {
+            self.arm_accept(listener, index);
+        }
+        result
+    }
+
+    pub(super) fn close_listener(&self, index: u32) {
+        let mut state = self.state.borrow_mut();
+        let listener = &mut state.listeners[index as usize];
+        listener.closed = true;
+        listener.accepted.clear();
+        let entry = opcode::AsyncCancel::new(Op::Accept.tag(index)).build();
+        self.ring.push(entry.user_data(Op::Ignore.tag(index)));
+    }
+
+    // ---- timers --------------------------------------------------------------------------
+
+    fn arm_timer(&self) {
+        if let Some((index, timespec)) = self.timers.arm(self.now.get()) {
+            let entry = opcode::Timeout::new(timespec).build();
+            self.ring.push(entry.user_data(Op::Timer.tag(index)));
+        }
+    }
+
+    fn fire_timers(&self) {
+        let late = self.timers.fire(self.now.get());
+        self.stats.late_wakeups.add(late);
+    }
+}
+
+/// Whether a socket's descriptor has been closed, and who waits for that.
+#[derive(Default)]
+pub(super) struct Freed {
+    is_done: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Freed {
+    fn tell(&self) {
+        self.is_done.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        if self.is_done.get() {
+            return Poll::Ready(());
+        }
+        set_waker(&mut self.waker.borrow_mut(), cx);
+        Poll::Pending
+    }
+}
+
+pub(super) fn error_of(errno: i32) -> io::Error {
+    io::Error::from_raw_os_error(errno)
+}
+
+/// Stores the context's waker; returns the one that it replaces.
+pub(super) fn set_waker(place: &mut Option<Waker>, cx: &Context<'_>) -> Option<Waker> {
+    match place {
+        Some(waker) if waker.will_wake(cx.waker()) => None,
+        _ => place.replace(cx.waker().clone()),
+    }
+}

@@ -1,0 +1,241 @@
+//! A socket on the shard's ring.
+
+use super::buffer::{Chunk, Data};
+use super::listen::Endpoint;
+use super::reactor::{Freed, Net, QUEUED_SENDS_MAX, TxData, error_of};
+use std::future::poll_fn;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+/// What can be queued for sending.
+pub enum Payload {
+    /// Received bytes, relayed without a copy.
+    Chunk(Chunk),
+    /// Bytes on the heap; see [`Net::spare`].
+    Owned(Vec<u8>),
+    /// Constant bytes.
+    Static(&'static [u8]),
+}
+
+impl From<Vec<u8>> for Payload {
+    fn from(bytes: Vec<u8>) -> Payload {
+        Payload::Owned(bytes)
+    }
+}
+
+impl From<Chunk> for Payload {
+    fn from(chunk: Chunk) -> Payload {
+        Payload::Chunk(chunk)
+    }
+}
+
+impl From<&'static [u8]> for Payload {
+    fn from(bytes: &'static [u8]) -> Payload {
+        Payload::Static(bytes)
+    }
+}
+
+/// A connected socket that receives by itself. Dropping it stops receiving, lets queued sends
+/// finish (for at most the close timeout), then closes.
+pub struct Socket {
+    net: Net,
+    index: u32,
+}
+
+/// A socket off the ring: it may go to another shard.
+#[derive(Debug)]
+pub struct Detached(OwnedFd);
+
+impl Detached {
+    /// A socket that no ring knows yet.
+    pub fn new(fd: OwnedFd) -> Detached {
+        Detached(fd)
+    }
+
+    /// Where the peer is.
+    pub fn peer(&self) -> Endpoint {
+        Endpoint::peer_of(self.0.as_fd())
+    }
+
+    /// Our end.
+    pub fn local(&self) -> Endpoint {
+        Endpoint::local_of(self.0.as_fd())
+    }
+}
+
+impl Socket {
+    /// Puts a socket on this shard's ring and begins to receive.
+    pub fn attach(net: Net, socket: Detached) -> Socket {
+        Socket {
+            net,
+            index: net.0.insert(socket.0, true),
+        }
+    }
+
+    /// Connects to `endpoint`. Dropping the future abandons the attempt.
+    ///
+    /// # Errors
+    /// What the kernel says to the socket, its options or the connection.
+    pub async fn connect(
+        net: Net,
+        endpoint: &Endpoint,
+        options: &super::TcpOptions,
+    ) -> io::Result<Socket> {
+        let (fd, address) = super::listen::dialing(endpoint, options)?;
+        let socket = Socket {
+            net,
+            index: net.0.insert(fd, false),
+        };
+        net.0.start_connect(socket.index, address);
+        poll_fn(|cx| {
+            net.0.set_slot_waker(socket.index, cx);
+            match net.0.connect_result(socket.index) {
+                None => Poll::Pending,
+                Some(result) => Poll::Ready(result.map_err(error_of)),
+            }
+        })
+        .await?;
+        socket.pause(false);
+        Ok(socket)
+    }
+
+    /// Makes `cx`'s task the one that this socket's events wake. The polls below do it too; a
+    /// pooled connection that changes hands needs it.
+    pub fn watch(&self, cx: &Context<'_>) {
+        self.net.0.set_slot_waker(self.index, cx);
+    }
+
+    /// Forgets the watching task.
+    pub fn unwatch(&self) {
+        self.net.0.clear_waker(self.index);
+    }
+
+    /// The next received bytes; `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// Why receiving, or an earlier send, failed.
+    pub fn poll_recv(&self, cx: &Context<'_>) -> Poll<io::Result<Option<Chunk>>> {
+        match self.net.0.take_received(self.index) {
+            Some(Ok(data)) => Poll::Ready(Ok(Some(self.chunk(data)))),
+            Some(Err(0)) => Poll::Ready(Ok(None)),
+            Some(Err(errno)) => Poll::Ready(Err(error_of(errno))),
+            None => {
+                self.watch(cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// As [`Socket::poll_recv`].
+    ///
+    /// # Errors
+    /// As [`Socket::poll_recv`].
+    pub async fn recv(&self) -> io::Result<Option<Chunk>> {
+        poll_fn(|cx| self.poll_recv(cx)).await
+    }
+
+    /// Queues a payload; never waits. A failure shows at the next receive or [`Socket::flush`].
+    pub fn send(&self, payload: impl Into<Payload>) {
+        let data = match payload.into() {
+            Payload::Chunk(mut chunk) => TxData::Chunk(chunk.take()),
+            Payload::Owned(bytes) => TxData::Owned(bytes),
+            Payload::Static(bytes) => TxData::Static(bytes),
+        };
+        self.net.0.queue_send(self.index, data);
+    }
+
+    /// Ready once the send queue is short enough to take more.
+    ///
+    /// # Errors
+    /// Why sending failed.
+    pub fn poll_writable(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_queued(cx, QUEUED_SENDS_MAX)
+    }
+
+    /// Waits until everything queued has been sent.
+    ///
+    /// # Errors
+    /// Why sending failed.
+    pub async fn flush(&self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_queued(cx, 0)).await
+    }
+
+    fn poll_queued(&self, cx: &Context<'_>, queued: usize) -> Poll<io::Result<()>> {
+        match self.net.0.writable(self.index, queued) {
+            Err(errno) => Poll::Ready(Err(error_of(errno))),
+            Ok(true) => Poll::Ready(Ok(())),
+            Ok(false) => {
+                self.watch(cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// Stops receiving (`true`) or goes on with it.
+    pub fn pause(&self, paused: bool) {
+        self.net.0.pause(self.index, paused);
+    }
+
+    /// Whether nothing has arrived and nothing has ended or failed.
+    pub fn is_quiet(&self) -> bool {
+        self.net.0.is_quiet(self.index)
+    }
+
+    /// Takes the socket off the ring, once no operation refers to it.
+    ///
+    /// # Errors
+    /// Gives the socket back, still on the ring, if bytes arrived or it ended meanwhile.
+    pub async fn detach(self) -> Result<Detached, Socket> {
+        self.pause(true);
+        poll_fn(|cx| {
+            if !self.is_quiet() || self.net.0.is_detachable(self.index) {
+                return Poll::Ready(());
+            }
+            self.watch(cx);
+            // Asks for a wake-up by the sends still in flight; the receive's end wakes by itself.
+            let _ = self.poll_queued(cx, 0);
+            Poll::Pending
+        })
+        .await;
+        if !self.is_quiet() {
+            return Err(self);
+        }
+        let fd = self.net.0.extract(self.index);
+        std::mem::forget(self);
+        Ok(Detached(fd))
+    }
+
+    /// Closes the socket and waits until its descriptor is closed; with `abort`, what is still
+    /// queued is not sent any more.
+    pub async fn close(self, abort: bool) {
+        let freed = Rc::<Freed>::default();
+        self.net.0.announce_freed(self.index, freed.clone(), abort);
+        drop(self);
+        poll_fn(|cx| freed.poll(cx)).await;
+    }
+
+    /// Our end of the connection.
+    pub fn local(&self) -> Endpoint {
+        Endpoint::local_of(self.net.0.slot_fd(self.index))
+    }
+
+    /// Whether the peer has hung up, or the connection failed, with nothing left to read.
+    pub fn has_ended(&self) -> bool {
+        self.net.0.has_ended(self.index)
+    }
+
+    fn chunk(&self, data: Data) -> Chunk {
+        Chunk {
+            net: self.net,
+            data,
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        self.net.0.release(self.index);
+    }
+}

@@ -1,0 +1,19 @@
+//! Who may use which server connection when. Every shard has one [`LocalPool`] per pool (database
+//! and user), which it alone mutates; the local pools of all shards share one [`SharedPool`] of
+//! atomics. Together they behave as one pool: its size is exact, and how much later than a
+//! waiter elsewhere a waiter may be served has a bound.
+//!
+//! Pure: no I/O, no clock, no randomness. The shard feeds events in and performs the
+//! [`Action`]s that come out; `S` is its server connection, `W` its token for a waiting client.
+
+mod ask;
+mod local;
+mod permit;
+mod shard_set;
+mod shared;
+mod waiter;
+
+pub use local::{Acquired, Action, HOPS_MAX, Idle, LocalPool, UNFAIR_SHARE, UNFAIR_SPAN};
+pub use permit::{PERMITS_MAX, Permits};
+pub use shared::SharedPool;
+pub use waiter::WaiterId;

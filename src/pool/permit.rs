@@ -1,0 +1,264 @@
+//! Permits: the exact count of open server connections against a limit. Owns one atomic word;
+//! knows nothing of shards, waiters or servers.
+//!
+//! Invariants, at every instant and for every interleaving:
+//! - `open` grows only while it is below `limit`, and both stand in the same word: no permit is
+//!   ever granted against a limit that has already been lowered;
+//! - at most `open - limit` servers are retired after a limit was lowered, however many shards
+//!   look for surplus servers at the same time.
+
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+const FIELD_BITS: u32 = 21;
+const FIELD_MASK: u64 = (1 << FIELD_BITS) - 1;
+
+/// Largest limit, in server connections; what "unlimited" means.
+pub const PERMITS_MAX: u32 = (1 << FIELD_BITS) - 1;
+
+/// How many server connections may be open and how many are. One per pool, and one for each
+/// limit on a database, a user or the process that spans pools.
+///
+/// Every operation is one sequentially consistent update of one word. They run when a server is
+/// opened or closed, never per transaction, so the cost does not matter; that a freed permit and
+/// a published wait cannot miss each other does (see [`SharedPool`](super::SharedPool)).
+#[derive(Debug)]
+pub struct Permits {
+    word: AtomicU64,
+}
+
+impl Permits {
+    /// `limit` permits, cut to [`PERMITS_MAX`], all free.
+    pub fn new(limit: u32) -> Permits {
+        let counts = Counts {
+            limit: limit.min(PERMITS_MAX),
+            open: 0,
+            retiring: 0,
+        };
+        Permits {
+            word: AtomicU64::new(counts.pack()),
+        }
+    }
+
+    /// How many permits there are.
+    pub fn limit(&self) -> u32 {
+        self.counts().limit
+    }
+
+    /// How many are taken. Above [`Permits::limit`] only after the limit was lowered, until the
+    /// surplus has closed.
+    pub fn open(&self) -> u32 {
+        self.counts().open
+    }
+
+    /// Whether [`Permits::try_take`] would succeed now.
+    pub fn has_free(&self) -> bool {
+        let counts = self.counts();
+        counts.open < counts.limit
+    }
+
+    /// Takes a permit if one is free.
+    pub fn try_take(&self) -> bool {
+        self.update(|counts| {
+            let open = counts.open + 1;
+            (open <= counts.limit).then_some(Counts { open, ..counts })
+        })
+    }
+
+    /// Gives a permit back: its connection has closed, or was never made.
+    pub fn give_back(&self) {
+        let is_given = self.update(|counts| {
+            let open = counts.open.checked_sub(1)?;
+            let retiring = counts.retiring.min(open);
+            Some(Counts {
+                open,
+                retiring,
+                ..counts
+            })
+        });
+        assert!(is_given, "a permit was given back that nobody held");
+    }
+
+    /// Changes the limit, cut to [`PERMITS_MAX`]. Permits above it stay taken until they are
+    /// retired or given back.
+    pub fn set_limit(&self, limit: u32) {
+        let limit = limit.min(PERMITS_MAX);
+        self.update(|counts| Some(Counts { limit, ..counts }));
+    }
+
+    /// Claims the duty to close one surplus server. True for exactly as many callers as there
+    /// are more open than the limit allows; such a caller must close a server and then call
+    /// [`Permits::give_back_retired`].
+    pub fn try_retire(&self) -> bool {
+        // Asked at every release: look before the read-modify-write, which nearly never happens.
+        self.counts().has_surplus()
+            && self.update(|counts| {
+                let retiring = counts.retiring + 1;
+                counts
+                    .has_surplus()
+                    .then_some(Counts { retiring, ..counts })
+            })
+    }
+
+    /// Gives back the permit of a server that was closed because of [`Permits::try_retire`].
+    pub fn give_back_retired(&self) {
+        let is_given = self.update(|counts| {
+            Some(Counts {
+                open: counts.open.checked_sub(1)?,
+                retiring: counts.retiring.saturating_sub(1),
+                ..counts
+            })
+        });
+        assert!(is_given, "a permit was given back that nobody held");
+    }
+
+    fn counts(&self) -> Counts {
+        Counts::unpack(self.word.load(SeqCst))
+    }
+
+    fn update(&self, change: impl Fn(Counts) -> Option<Counts>) -> bool {
+        let change = |word| change(Counts::unpack(word)).map(Counts::pack);
+        self.word.fetch_update(SeqCst, SeqCst, change).is_ok()
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Counts {
+    limit: u32,
+    open: u32,
+    /// Open servers that somebody has undertaken to close as surplus.
+    retiring: u32,
+}
+
+impl Counts {
+    fn pack(self) -> u64 {
+        let fields = [self.limit, self.open, self.retiring];
+        debug_assert!(fields.iter().all(|&field| field <= PERMITS_MAX));
+        fields
+            .iter()
+            .fold(0, |word, &field| word << FIELD_BITS | u64::from(field))
+    }
+
+    fn unpack(word: u64) -> Counts {
+        let field = |place: u32| (word >> (place * FIELD_BITS) & FIELD_MASK) as u32;
+        Counts {
+            limit: field(2),
+            open: field(1),
+            retiring: field(0),
+        }
+    }
+
+    fn has_surplus(self) -> bool {
+        self.open.saturating_sub(self.retiring) > self.limit
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicU32};
+    use std::thread;
+
+    #[test]
+    fn the_last_permit_is_granted_once() {
+        let permits = Permits::new(2);
+        assert!(permits.try_take() && permits.try_take());
+        assert!(!permits.try_take());
+        permits.give_back();
+        assert!(permits.try_take());
+    }
+
+    #[test]
+    fn a_lowered_limit_retires_exactly_the_surplus() {
+        let permits = Permits::new(10);
+        assert!((0..10).all(|_| permits.try_take()));
+        permits.set_limit(7);
+        assert_eq!((0..10).filter(|_| permits.try_retire()).count(), 3);
+        (0..3).for_each(|_| permits.give_back_retired());
+        assert_eq!(permits.open(), 7);
+        assert!(!permits.try_take() && !permits.try_retire());
+    }
+
+    #[test]
+    fn a_limit_raised_again_waits_for_the_retired_to_close() {
+        let permits = Permits::new(2);
+        assert!(permits.try_take() && permits.try_take());
+        permits.set_limit(1);
+        assert!(permits.try_retire());
+        permits.set_limit(2);
+        assert!(!permits.try_take(), "two are still open");
+        permits.give_back_retired();
+        assert!(permits.try_take());
+    }
+
+    #[test]
+    fn limits_beyond_the_field_are_cut() {
+        let permits = Permits::new(u32::MAX);
+        assert_eq!(permits.limit(), PERMITS_MAX);
+        assert!(permits.try_take());
+        assert_eq!((permits.limit(), permits.open()), (PERMITS_MAX, 1));
+    }
+
+    #[test]
+    #[should_panic(expected = "nobody held")]
+    fn a_permit_nobody_held_cannot_be_given_back() {
+        Permits::new(1).give_back();
+    }
+
+    #[test]
+    fn threads_never_hold_more_than_the_limit() {
+        const LIMIT: u32 = 3;
+        let permits = Permits::new(LIMIT);
+        let held = AtomicU32::new(0);
+        let grants = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for round in 0..20_000 {
+                        let taken =
+                            (0..1 + round % 3).filter(|_| permits.try_take()).count() as u32;
+                        let now_held = held.fetch_add(taken, SeqCst) + taken;
+                        assert!(now_held <= LIMIT, "{now_held} permits held");
+                        grants.fetch_add(taken, SeqCst);
+                        held.fetch_sub(taken, SeqCst);
+                        (0..taken).for_each(|_| permits.give_back());
+                    }
+                });
+            }
+        });
+        assert_eq!(permits.open(), 0);
+        assert!(grants.into_inner() > LIMIT);
+    }
+
+    #[test]
+    fn no_permit_is_granted_above_a_limit_that_falls_meanwhile() {
+        let permits = Permits::new(4);
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..5_000 {
+                    permits.set_limit(4);
+                    thread::yield_now();
+                    permits.set_limit(0);
+                    let open = permits.open();
+                    (0..50).for_each(|_| {
+                        // What is open may only shrink while the limit is zero.
+                        if permits.open() > open {
+                            is_over.store(true, SeqCst);
+                        }
+                    });
+                }
+                permits.set_limit(4);
+            });
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    for _ in 0..50_000 {
+                        if permits.try_take() {
+                            permits.give_back();
+                        }
+                    }
+                });
+            }
+        });
+        assert!(!is_over.into_inner());
+    }
+}

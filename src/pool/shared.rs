@@ -1,0 +1,661 @@
+//! What the shards of one pool know of each other. Owns the permits, one desk per shard and two
+//! summary bitmaps; owns no server and no waiter, and decides nothing.
+//!
+//! A desk carries the moment since which its shard's oldest client has waited (the head), how
+//! many idle servers it has and whether it wants a permit. The bitmaps say whose desks are worth
+//! reading, so that as long as nobody waits, a release reads one word per 64 shards.
+//!
+//! **Publish, then look again.** Whoever begins to wait publishes that and then looks for idle
+//! servers and free permits; whoever has a server or permit to spare publishes that and then
+//! looks for waiters. Each side is a store followed by a load of the other side's word: the
+//! store-buffer pattern, which only sequential consistency forbids from failing on both sides at
+//! once. Hence `SeqCst` on everything the pattern touches: bitmap, head,
+//! idle count, want, permit word.
+//!
+//! **Claims.** Whoever sends a server to a shard for its head first sets the lowest bit of that
+//! head by compare-exchange, and others then pass it over. So one old waiter draws one server and
+//! not one from every shard at once, and a stalled shard holds up one server and not the
+//! pool. The claimed shard takes the claim down by publishing its head anew, at the latest when
+//! the server arrives; it then looks again, for what it missed while it was passed over. A sender
+//! that cannot deliver takes the claim back.
+
+use super::permit::Permits;
+use super::shard_set::ShardSet;
+use crate::base::limit::SHARDS_MAX;
+use crate::base::{Moment, ShardId};
+use crossbeam::utils::CachePadded;
+use std::iter;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+
+/// The part of a pool that all shards see: atomics only.
+#[derive(Debug)]
+pub struct SharedPool {
+    permits: Permits,
+    /// Limits that span pools, in the order in which they are taken.
+    outer: Box<[Arc<Permits>]>,
+    /// 0: servers can be opened. `LOGIN_ON_TRIAL`: one attempt is under way to find out. Else
+    /// the nanosecond before which nobody tries.
+    retry_at: CachePadded<AtomicU64>,
+    /// Shards with waiters.
+    waiting: ShardSet,
+    /// Shards that may have idle servers: set before a count leaves 0, taken down lazily.
+    idling: ShardSet,
+    desks: Box<[CachePadded<Desk>]>,
+}
+
+#[derive(Debug)]
+struct Desk {
+    head: AtomicU64,
+    idle: AtomicU32,
+    /// Whether somebody waits here for whom neither a question nor an opening is under way.
+    wants: AtomicBool,
+    is_taken: AtomicBool,
+}
+
+/// Nobody waits here.
+const NO_HEAD: u64 = u64::MAX;
+/// Somebody waits here, and a server is on its way.
+const CLAIM_BIT: u64 = 1;
+const LOGIN_WORKS: u64 = 0;
+const LOGIN_ON_TRIAL: u64 = u64::MAX;
+
+impl SharedPool {
+    /// A pool over `shards` shards (1 to [`SHARDS_MAX`]) with at most `limit` open servers, each of
+    /// which also takes a permit of every one of `outer` (limits on a database, user or process).
+    ///
+    /// A permit of `outer` that another pool gives back wakes nobody here; waiters find it at
+    /// their next tick.
+    pub fn new(shards: usize, limit: u32, outer: Vec<Arc<Permits>>) -> SharedPool {
+        assert!((1..=SHARDS_MAX).contains(&shards), "{shards} shards");
+        SharedPool {
+            permits: Permits::new(limit),
+            outer: outer.into(),
+            retry_at: CachePadded::new(AtomicU64::new(LOGIN_WORKS)),
+            waiting: ShardSet::new(shards),
+            idling: ShardSet::new(shards),
+            desks: iter::repeat_with(|| CachePadded::new(Desk::new()))
+                .take(shards)
+                .collect(),
+        }
+    }
+
+    /// Most servers that may be open.
+    pub fn limit(&self) -> u32 {
+        self.permits.limit()
+    }
+
+    /// Servers that are open, being opened or being closed.
+    pub fn open(&self) -> u32 {
+        self.permits.open()
+    }
+
+    /// Changes the limit. Then [`LocalPool::poke`](super::LocalPool::poke) must run on every
+    /// shard, to close what is idle and too much or to open what is now allowed; leased servers
+    /// above the limit close when they are released.
+    pub fn set_limit(&self, limit: u32) {
+        self.permits.set_limit(limit);
+    }
+
+    /// Since when the oldest client of any shard has waited.
+    pub fn oldest_waiter_since(&self) -> Option<Moment> {
+        self.heads().map(|head| head.since()).min()
+    }
+
+    /// Whether clients wait on any shard.
+    pub fn anyone_waits(&self) -> bool {
+        self.heads().next().is_some()
+    }
+
+    /// Idle servers on all shards; shards are read one after the other.
+    pub fn idle(&self) -> u32 {
+        self.desks.iter().map(|desk| desk.idle.load(Relaxed)).sum()
+    }
+
+    /// Before when no server is to be opened, after a failure; [`Moment::NEVER`] while one
+    /// attempt is on trial.
+    pub fn retry_at(&self) -> Option<Moment> {
+        let retry_at = self.retry_at.load(SeqCst);
+        (retry_at != LOGIN_WORKS).then_some(Moment::from_nanos(retry_at))
+    }
+
+    /// Whether [`SharedPool::try_permit`] would probably succeed.
+    pub(super) fn may_open(&self, now: Moment) -> bool {
+        self.retry_at.load(SeqCst) <= now.nanos()
+            && self.permits.has_free()
+            && self.outer.iter().all(|outer| outer.has_free())
+    }
+
+    /// Takes the right to open one server. After a failed attempt nobody gets it before the
+    /// retry time, and then one shard alone until its attempt is decided.
+    pub(super) fn try_permit(&self, now: Moment) -> bool {
+        let retry_at = self.retry_at.load(SeqCst);
+        if retry_at > now.nanos() || !self.take_permits() {
+            return false;
+        }
+        if retry_at == LOGIN_WORKS || self.start_trial(retry_at) {
+            return true;
+        }
+        self.return_permit();
+        false
+    }
+
+    pub(super) fn return_permit(&self) {
+        self.return_outer(self.outer.len());
+        self.permits.give_back();
+    }
+
+    pub(super) fn return_retired_permit(&self) {
+        self.return_outer(self.outer.len());
+        self.permits.give_back_retired();
+    }
+
+    pub(super) fn try_retire(&self) -> bool {
+        self.permits.try_retire()
+    }
+
+    /// A server was opened: that ends a time of failures.
+    pub(super) fn login_worked(&self) {
+        // Look first: nearly always there is nothing to write.
+        if self.retry_at.load(SeqCst) != LOGIN_WORKS {
+            self.retry_at.store(LOGIN_WORKS, SeqCst);
+        }
+    }
+
+    /// Opening a server failed: nobody tries before `retry_at`.
+    pub(super) fn login_failed(&self, retry_at: Moment) {
+        let retry_at = retry_at.nanos().clamp(LOGIN_WORKS + 1, LOGIN_ON_TRIAL - 1);
+        self.retry_at.store(retry_at, SeqCst);
+    }
+
+    /// Opening a server was given up without a verdict: if it was the trial, the next may try.
+    pub(super) fn login_abandoned(&self, now: Moment) {
+        let retry_at = now.nanos().clamp(LOGIN_WORKS + 1, LOGIN_ON_TRIAL - 1);
+        let _not_on_trial =
+            self.retry_at
+                .compare_exchange(LOGIN_ON_TRIAL, retry_at, SeqCst, SeqCst);
+    }
+
+    fn start_trial(&self, retry_at: u64) -> bool {
+        self.retry_at
+            .compare_exchange(retry_at, LOGIN_ON_TRIAL, SeqCst, SeqCst)
+            .is_ok()
+    }
+
+    fn take_permits(&self) -> bool {
+        if !self.permits.try_take() {
+            return false;
+        }
+        match self.outer.iter().position(|outer| !outer.try_take()) {
+            None => true,
+            Some(taken) => {
+                self.return_outer(taken);
+                self.permits.give_back();
+                false
+            }
+        }
+    }
+
+    fn return_outer(&self, taken: usize) {
+        self.outer
+            .iter()
+            .take(taken)
+            .for_each(|outer| outer.give_back());
+    }
+
+    fn heads(&self) -> impl Iterator<Item = Head> {
+        self.waiting.iter_from(0).filter_map(|shard| {
+            // SeqCst: the "look" of whoever has just published something to spare.
+            let word = self.desk(shard).head.load(SeqCst);
+            (word != NO_HEAD).then_some(Head { shard, word })
+        })
+    }
+
+    fn desk(&self, shard: ShardId) -> &Desk {
+        &self.desks[shard.index()]
+    }
+}
+
+impl Desk {
+    fn new() -> Desk {
+        Desk {
+            head: AtomicU64::new(NO_HEAD),
+            idle: AtomicU32::new(0),
+            wants: AtomicBool::new(false),
+            is_taken: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What a shard's desk said about its oldest waiter.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Head {
+    pub(super) shard: ShardId,
+    word: u64,
+}
+
+impl Head {
+    /// Since when the waiter has waited, rounded down to 2 ns.
+    pub(super) fn since(self) -> Moment {
+        Moment::from_nanos(self.word & !CLAIM_BIT)
+    }
+
+    fn is_claimed(self) -> bool {
+        self.word & CLAIM_BIT != 0
+    }
+}
+
+/// One reading of all other desks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heads {
+    /// The oldest head that no server is on its way to.
+    pub(super) oldest: Option<Head>,
+    /// No head is older than this, claimed ones included.
+    pub(super) floor: Moment,
+}
+
+/// One shard's side of the shared pool: the only writer of its desk and of its bits.
+#[derive(Debug)]
+pub(super) struct Seat {
+    shared: Arc<SharedPool>,
+    me: ShardId,
+    /// What our bits in the bitmaps are: nobody else writes them.
+    waits: bool,
+    idles: bool,
+    wants: bool,
+}
+
+impl Seat {
+    /// Takes `me`'s seat; a shard has one per pool.
+    pub(super) fn take(shared: Arc<SharedPool>, me: ShardId) -> Seat {
+        // Acquire: pairs with the Release in `drop`, so that we build on what the last holder left.
+        let was_taken = shared.desk(me).is_taken.swap(true, Acquire);
+        assert!(!was_taken, "shard {me} has two local pools of one pool");
+        Seat {
+            shared,
+            me,
+            waits: false,
+            idles: false,
+            wants: false,
+        }
+    }
+
+    pub(super) fn shared(&self) -> &Arc<SharedPool> {
+        &self.shared
+    }
+
+    /// Publishes since when our oldest client has waited, and takes down any claim on it.
+    pub(super) fn publish_head(&mut self, since: Option<Moment>) {
+        if since.is_none() && !self.waits {
+            return;
+        }
+        let word = since.map_or(NO_HEAD, |since| since.nanos() & !CLAIM_BIT);
+        // SeqCst: the "publish" of a waiter. The head goes first, so that whoever sees the bit
+        // also sees the head.
+        self.shared.desk(self.me).head.store(word, SeqCst);
+        if since.is_some() != self.waits {
+            self.waits = since.is_some();
+            self.shared.waiting.set(self.me, self.waits);
+        }
+    }
+
+    /// Publishes whether a free permit would be of use to us.
+    pub(super) fn publish_want(&mut self, wants: bool) {
+        if self.wants != wants {
+            self.wants = wants;
+            // SeqCst: the "publish" of whoever then looks for a permit.
+            self.shared.desk(self.me).wants.store(wants, SeqCst);
+        }
+    }
+
+    /// Publishes how many idle servers we have.
+    ///
+    /// The bit stays up when the count falls to 0, because at low load it does so with
+    /// every transaction and the bitmap's line is everybody's; [`Seat::retract_idle`] takes it
+    /// down.
+    pub(super) fn publish_idle(&mut self, count: usize) {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let idle = &self.shared.desk(self.me).idle;
+        if count == 0 {
+            // Relaxed: a count that is too high costs a question and its refusal, nothing else.
+            idle.store(0, Relaxed);
+            return;
+        }
+        // SeqCst: the "publish" of a spare server.
+        idle.store(count, SeqCst);
+        if !self.idles {
+            self.idles = true;
+            self.shared.idling.set(self.me, true);
+        }
+    }
+
+    /// Spares others from reading our desk while we have no idle server.
+    pub(super) fn retract_idle(&mut self) {
+        if self.idles {
+            self.idles = false;
+            self.shared.idling.set(self.me, false);
+        }
+    }
+
+    /// Reads the heads of all other shards that have one.
+    pub(super) fn heads_elsewhere(&self) -> Heads {
+        let mut heads = Heads {
+            oldest: None,
+            floor: Moment::NEVER,
+        };
+        for head in self.shared.heads().filter(|head| head.shard != self.me) {
+            heads.floor = heads.floor.min(head.since());
+            let is_older = heads
+                .oldest
+                .is_none_or(|oldest| head.since() < oldest.since());
+            if is_older && !head.is_claimed() {
+                heads.oldest = Some(head);
+            }
+        }
+        heads
+    }
+
+    /// The shard with the oldest waiter among those elsewhere that want a permit.
+    pub(super) fn wanting_elsewhere(&self) -> Option<ShardId> {
+        // SeqCst: the "look" of whoever has just given a permit back.
+        let wants = |head: &Head| self.shared.desk(head.shard).wants.load(SeqCst);
+        let others = self.shared.heads().filter(|head| head.shard != self.me);
+        let oldest = others.filter(wants).min_by_key(|head| head.since())?;
+        Some(oldest.shard)
+    }
+
+    /// Claims the oldest unclaimed head elsewhere, whatever its age.
+    pub(super) fn claim_oldest(&self) -> Option<ShardId> {
+        loop {
+            let head = self.heads_elsewhere().oldest?;
+            if self.try_claim(head) {
+                return Some(head.shard);
+            }
+        }
+    }
+
+    /// Reserves `head` for a server that we send there. False if it has changed since it was
+    /// read: somebody else made progress, so look again.
+    pub(super) fn try_claim(&self, head: Head) -> bool {
+        let word = &self.shared.desk(head.shard).head;
+        word.compare_exchange(head.word, head.word | CLAIM_BIT, SeqCst, SeqCst)
+            .is_ok()
+    }
+
+    /// Takes back a claim on `shard`'s head whose server could not be sent. If the head has been
+    /// published anew meanwhile, the claim is down already.
+    pub(super) fn unclaim(&self, shard: ShardId) {
+        let release =
+            |word| (word != NO_HEAD && word & CLAIM_BIT != 0).then_some(word & !CLAIM_BIT);
+        let _already_down = self
+            .shared
+            .desk(shard)
+            .head
+            .fetch_update(SeqCst, SeqCst, release);
+    }
+
+    /// Whether clients wait at `shard`.
+    pub(super) fn waits_at(&self, shard: ShardId) -> bool {
+        self.shared.desk(shard).head.load(SeqCst) != NO_HEAD
+    }
+
+    /// A shard with more idle servers than `spoken_for` says. The search starts behind our own
+    /// place, so that not all shards ask the same one.
+    pub(super) fn idle_elsewhere(&self, spoken_for: impl Fn(ShardId) -> u32) -> Option<ShardId> {
+        let is_rich = |shard: &ShardId| {
+            // SeqCst: the "look" of whoever has just published a wait.
+            *shard != self.me && self.shared.desk(*shard).idle.load(SeqCst) > spoken_for(*shard)
+        };
+        self.shared
+            .idling
+            .iter_from(self.me.index() + 1)
+            .find(is_rich)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.publish_head(None);
+        self.publish_want(false);
+        self.publish_idle(0);
+        self.retract_idle();
+        // Release: see `take`.
+        self.shared.desk(self.me).is_taken.store(false, Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    fn seats(shards: u16, limit: u32) -> (Arc<SharedPool>, Vec<Seat>) {
+        let shared = Arc::new(SharedPool::new(shards.into(), limit, Vec::new()));
+        let seats = (0..shards)
+            .map(|shard| Seat::take(shared.clone(), ShardId(shard)))
+            .collect();
+        (shared, seats)
+    }
+
+    impl Seat {
+        fn try_claim_own(&self) -> bool {
+            let mut heads = self.shared.heads().filter(|head| head.shard == self.me);
+            heads.next().is_some_and(|head| self.try_claim(head))
+        }
+    }
+
+    fn at(nanos: u64) -> Option<Moment> {
+        Some(Moment::from_nanos(nanos))
+    }
+
+    #[test]
+    fn a_claimed_head_is_passed_over_and_still_bounds_the_floor() {
+        let (_, mut seats) = seats(3, 1);
+        seats[0].publish_head(at(10));
+        seats[1].publish_head(at(20));
+        let oldest = seats[2].heads_elsewhere().oldest.unwrap();
+        assert_eq!(oldest.shard, ShardId(0));
+        assert!(seats[2].try_claim(oldest) && !seats[2].try_claim(oldest));
+        let heads = seats[2].heads_elsewhere();
+        assert_eq!(heads.oldest.map(|head| head.shard), Some(ShardId(1)));
+        assert_eq!(heads.floor, Moment::from_nanos(10));
+    }
+
+    #[test]
+    fn a_claim_ends_when_the_head_is_published_anew_or_the_sender_takes_it_back() {
+        let (_, mut seats) = seats(2, 1);
+        seats[0].publish_head(at(10));
+        assert_eq!(seats[1].claim_oldest(), Some(ShardId(0)));
+        assert_eq!(seats[1].claim_oldest(), None);
+        seats[1].unclaim(ShardId(0));
+        assert_eq!(seats[1].claim_oldest(), Some(ShardId(0)));
+        seats[0].publish_head(at(12));
+        assert_eq!(seats[1].claim_oldest(), Some(ShardId(0)));
+        seats[0].publish_head(None);
+        seats[1].unclaim(ShardId(0));
+        assert!(
+            !seats[1].waits_at(ShardId(0)),
+            "a late unclaim must not invent a waiter"
+        );
+    }
+
+    #[test]
+    fn idle_servers_already_asked_for_do_not_count() {
+        let (_, mut seats) = seats(3, 1);
+        seats[0].publish_idle(2);
+        assert_eq!(seats[1].idle_elsewhere(|_| 1), Some(ShardId(0)));
+        assert_eq!(seats[1].idle_elsewhere(|_| 2), None);
+        assert_eq!(seats[0].idle_elsewhere(|_| 0), None, "not our own");
+        seats[0].publish_idle(0);
+        assert_eq!(seats[1].idle_elsewhere(|_| 0), None);
+    }
+
+    #[test]
+    fn after_a_failure_one_attempt_alone_is_on_trial() {
+        let (shared, _) = seats(1, 3);
+        let (before, after) = (Moment::from_nanos(99), Moment::from_nanos(100));
+        assert!(shared.try_permit(before));
+        shared.return_permit();
+        shared.login_failed(after);
+        assert!(!shared.try_permit(before));
+        assert!(shared.try_permit(after) && !shared.try_permit(after));
+        shared.login_worked();
+        assert!(shared.try_permit(before));
+    }
+
+    #[test]
+    fn an_outer_limit_that_is_full_costs_no_permit() {
+        let database = Arc::new(Permits::new(9));
+        let user = Arc::new(Permits::new(1));
+        let shared = SharedPool::new(1, 5, vec![database.clone(), user.clone()]);
+        let now = Moment::default();
+        assert!(shared.try_permit(now) && !shared.try_permit(now));
+        assert_eq!((shared.open(), database.open(), user.open()), (1, 1, 1));
+        shared.return_permit();
+        assert_eq!((shared.open(), database.open(), user.open()), (0, 0, 0));
+    }
+
+    #[test]
+    #[should_panic(expected = "two local pools")]
+    fn a_seat_is_taken_once() {
+        let (shared, _seats) = seats(1, 1);
+        Seat::take(shared, ShardId(0));
+    }
+
+    #[test]
+    fn a_seat_left_behind_can_be_taken_again_and_says_nothing() {
+        let (shared, mut seats) = seats(1, 1);
+        seats[0].publish_head(at(10));
+        seats[0].publish_idle(1);
+        seats.clear();
+        assert!(!shared.anyone_waits() && shared.idle() == 0);
+        Seat::take(shared, ShardId(0));
+    }
+
+    /// Two threads leave it together, as nearly as spinning can make them.
+    #[derive(Default)]
+    struct StartLine(AtomicU64);
+
+    impl StartLine {
+        fn meet(&self, round: u64) {
+            self.0.fetch_add(1, SeqCst);
+            let mut spins = 0;
+            while self.0.load(SeqCst) < 2 * round {
+                spins += 1;
+                match spins % 512 {
+                    0 => thread::yield_now(),
+                    _ => std::hint::spin_loop(),
+                }
+            }
+        }
+    }
+
+    /// Shifts the threads against each other, so that in some rounds they truly meet.
+    fn linger(spins: u64) {
+        (0..spins).for_each(|_| std::hint::spin_loop());
+    }
+
+    /// The store-buffer litmus test: two threads publish and look at the same time, many times.
+    fn neither_misses_the_other(
+        mut publish_wait: impl FnMut(&mut Seat) -> bool + Send,
+        mut publish_spare: impl FnMut(&mut Seat) -> bool + Send,
+        mut reset: impl FnMut(&mut Seat, bool) + Send + Clone,
+    ) {
+        const ROUNDS: u64 = 20_000;
+        let (_shared, mut seats) = seats(2, 1);
+        let (mut spare, mut wait) = (seats.pop().unwrap(), seats.pop().unwrap());
+        let line = StartLine::default();
+        let mut reset_spare = reset.clone();
+        thread::scope(|scope| {
+            let sparing = scope.spawn(|| {
+                let mut seen = Vec::new();
+                for round in 1..=ROUNDS {
+                    line.meet(2 * round - 1);
+                    linger(round % 3);
+                    seen.push(publish_spare(&mut spare));
+                    line.meet(2 * round);
+                    reset_spare(&mut spare, true);
+                }
+                seen
+            });
+            let mut seen = Vec::new();
+            for round in 1..=ROUNDS {
+                line.meet(2 * round - 1);
+                linger(round / 3 % 8);
+                seen.push(publish_wait(&mut wait));
+                line.meet(2 * round);
+                reset(&mut wait, false);
+            }
+            let others = sparing.join().unwrap();
+            assert!(
+                seen.iter()
+                    .zip(&others)
+                    .all(|(&wait, &spare)| wait || spare)
+            );
+        });
+    }
+
+    #[test]
+    fn a_wait_and_an_idle_server_cannot_miss_each_other() {
+        neither_misses_the_other(
+            |seat| {
+                seat.publish_head(at(2));
+                seat.idle_elsewhere(|_| 0).is_some()
+            },
+            |seat| {
+                seat.publish_idle(1);
+                seat.heads_elsewhere().oldest.is_some()
+            },
+            |seat, is_spare| match is_spare {
+                // The idle bit stays up from the first round on: the count alone must suffice.
+                true => seat.publish_idle(0),
+                false => seat.publish_head(None),
+            },
+        );
+    }
+
+    #[test]
+    fn a_head_published_anew_and_an_idle_server_cannot_miss_each_other() {
+        neither_misses_the_other(
+            |seat| {
+                seat.publish_head(at(2));
+                seat.idle_elsewhere(|_| 0).is_some()
+            },
+            |seat| {
+                seat.publish_idle(1);
+                seat.heads_elsewhere().oldest.is_some()
+            },
+            |seat, is_spare| match is_spare {
+                true => seat.publish_idle(0),
+                // The waiting bit stays up, as under a claim: the head alone must suffice.
+                false => {
+                    seat.publish_head(at(2));
+                    assert!(seat.try_claim_own());
+                }
+            },
+        );
+    }
+
+    #[test]
+    fn a_wait_and_a_returned_permit_cannot_miss_each_other() {
+        let is_first = AtomicBool::new(true);
+        neither_misses_the_other(
+            |seat| {
+                seat.publish_head(at(2));
+                seat.shared().may_open(Moment::default())
+            },
+            |seat| {
+                // The first round has no permit to return yet.
+                if !is_first.swap(false, SeqCst) {
+                    seat.shared().return_permit();
+                }
+                seat.heads_elsewhere().oldest.is_some()
+            },
+            |seat, is_spare| match is_spare {
+                true => assert!(seat.shared().try_permit(Moment::default())),
+                false => seat.publish_head(None),
+            },
+        );
+    }
+}

@@ -1,0 +1,238 @@
+//! The control thread: signals, reloads, period boundaries, the end.
+//!
+//! Signals (PgBouncer's meanings): HUP reloads, TERM waits for clients, INT waits for servers, QUIT
+//! exits at once; TERM or INT during a shutdown exits at once.
+
+use super::resolve::Resolver;
+use super::{log, sources};
+use crate::base::{Clock, ShardId};
+use crate::config::{Reload, diff};
+use crate::shard::{Common, Mail, Phase, Request, Snapshot};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use std::collections::VecDeque;
+use std::io;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// How often the control thread looks whether a shutdown is complete.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// How often it looks at the clock otherwise.
+const LOOK: Duration = Duration::from_secs(1);
+/// Pause before a message is posted again that found a mailbox full.
+const REPOST: Duration = Duration::from_millis(1);
+
+/// Turns signals into requests, on a thread of its own.
+pub(super) fn listen_to_signals(control: Sender<Request>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let run = move || {
+        for signal in signals.forever() {
+            let request = match signal {
+                SIGHUP => Request::Reload(Box::new(|_| {})),
+                SIGINT => Request::Shutdown(Some(Phase::WaitForServers)),
+                SIGTERM => Request::Shutdown(Some(Phase::WaitForClients)),
+                _ => Request::Shutdown(None),
+            };
+            tracing::info!(signal, "got signal");
+            if control.send(request).is_err() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(run)
+        .map(drop)
+}
+
+/// Runs until the process is to exit.
+pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, resolver: &Resolver) {
+    let mut phase = Phase::Serving;
+    let mut backlog = VecDeque::new();
+    loop {
+        let look = if phase == Phase::Serving {
+            LOOK
+        } else {
+            DRAIN_LOOK
+        };
+        let next = backlog
+            .pop_front()
+            .map_or_else(|| requests.recv_timeout(look), Ok);
+        match next {
+            Ok(Request::Reload(answer)) => {
+                let others = take_reloads(requests, &mut backlog);
+                let result = reload(common, path, resolver);
+                others.into_iter().for_each(|other| other(result.clone()));
+                answer(result);
+            }
+            Ok(Request::Shutdown(None)) | Err(RecvTimeoutError::Disconnected) => return,
+            Ok(Request::Shutdown(Some(_))) if phase > Phase::Serving => return,
+            Ok(Request::Shutdown(Some(wanted))) => {
+                phase = wanted;
+                tracing::info!(?phase, "shutting down");
+                tell_all(common, || Mail::Phase(wanted));
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if is_drained(common, phase) {
+            return flush(common);
+        }
+        let mut history = common
+            .history
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        history.roll_if_due(Clock::now(), || common.registry.totals_by_database());
+    }
+}
+
+type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
+
+/// Takes every reload that is asked for, so that one serves all; other requests join `backlog` in
+/// their order.
+fn take_reloads(requests: &Receiver<Request>, backlog: &mut VecDeque<Request>) -> Vec<Answer> {
+    let mut answers = Vec::new();
+    for request in requests.try_iter() {
+        match request {
+            Request::Reload(answer) => answers.push(answer),
+            other => backlog.push_back(other),
+        }
+    }
+    answers
+}
+
+/// Reads the configuration again and, if nothing is wrong with it, puts it in force.
+fn reload(common: &Common, path: &Path, resolver: &Resolver) -> Result<(), String> {
+    match sources::load(path) {
+        Ok(snapshot) => {
+            apply(common, snapshot);
+            resolver.poke();
+            Ok(())
+        }
+        Err(error) => {
+            tracing::error!(%error, "RELOAD failed, the old configuration stays in force");
+            Err(error.to_string())
+        }
+    }
+}
+
+fn apply(common: &Common, snapshot: Snapshot) {
+    let old = common.snapshot.load_full();
+    for change in diff(&old.config, &snapshot.config) {
+        let (key, old, new) = (
+            change.key,
+            change.old.unwrap_or_default(),
+            change.new.unwrap_or_default(),
+        );
+        match change.reload {
+            Reload::Restart => tracing::warn!(key, old, new, "setting changed; it needs a restart"),
+            reload => tracing::info!(key, old, new, "setting changed; it {}", reload.describe()),
+        }
+    }
+    let general = &snapshot.config.general;
+    log::set_level(general.log_level);
+    common
+        .clients
+        .set_limit(u32::try_from(general.max_client_conn).unwrap_or(u32::MAX));
+    common
+        .history
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .set_period(general.stats_period);
+    let snapshot = Arc::new(snapshot);
+    common.snapshot.store(snapshot.clone());
+    common.set_pool_limits();
+    tell_all(common, || Mail::Reload(snapshot.clone()));
+    tracing::info!("configuration reloaded");
+}
+
+fn tell_all(common: &Common, mail: impl Fn() -> Mail) {
+    for shard in 0..common.mesh.shards() {
+        let Ok(shard) = u16::try_from(shard) else {
+            return;
+        };
+        while common.mesh.post_outside(ShardId(shard), mail()).is_err() {
+            thread::sleep(REPOST);
+        }
+    }
+}
+
+/// Waits until the last replies have left, or their readers have had their time.
+fn flush(common: &Common) {
+    let timeout = common.snapshot.load().config.general.close_timeout;
+    let deadline = Clock::now().after(timeout);
+    let queued = || {
+        let shards = common.registry.shards().iter();
+        shards.map(|shard| shard.sends_queued.load()).sum::<u64>()
+    };
+    while queued() > 0 && Clock::now() < deadline {
+        thread::sleep(DRAIN_LOOK);
+    }
+}
+
+/// Whether what the phase waits for has come.
+fn is_drained(common: &Common, phase: Phase) -> bool {
+    let mut shards = (0..common.mesh.shards()).filter_map(|shard| u16::try_from(shard).ok());
+    let is_read = |shard| common.mesh.depth(ShardId(shard)) == 0;
+    match phase {
+        Phase::Serving => false,
+        Phase::WaitForClients => {
+            shards.all(is_read)
+                && common
+                    .registry
+                    .shards()
+                    .iter()
+                    .all(|shard| shard.clients.load() == 0)
+        }
+        Phase::WaitForServers => {
+            let busy = |pool: &crate::stats::PoolEntry| {
+                let gauges = pool.gauges();
+                gauges.sv_active + gauges.sv_tested + gauges.sv_being_canceled + gauges.cl_waiting
+            };
+            shards.all(is_read) && common.registry.pools().iter().all(|pool| busy(pool) == 0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    fn reload_request(answers: &Sender<Result<(), String>>) -> Request {
+        let answers = answers.clone();
+        Request::Reload(Box::new(move |result| answers.send(result).unwrap()))
+    }
+
+    #[test]
+    fn reloads_are_taken_together_and_others_keep_their_order() {
+        let (requests, pending) = channel();
+        let (answers, answered) = channel();
+        let shutdown = |phase| Request::Shutdown(Some(phase));
+        for request in [
+            reload_request(&answers),
+            shutdown(Phase::WaitForClients),
+            reload_request(&answers),
+            shutdown(Phase::WaitForServers),
+        ] {
+            requests.send(request).unwrap();
+        }
+        let mut backlog = VecDeque::new();
+        let taken = take_reloads(&pending, &mut backlog);
+        taken
+            .into_iter()
+            .for_each(|answer| answer(Err("no".to_owned())));
+        assert_eq!(answered.try_iter().count(), 2);
+        let phases: Vec<_> = backlog
+            .into_iter()
+            .map(|request| match request {
+                Request::Shutdown(phase) => phase,
+                Request::Reload(_) => None,
+            })
+            .collect();
+        let expected = [Phase::WaitForClients, Phase::WaitForServers].map(Some);
+        assert_eq!(phases, expected);
+    }
+}

@@ -1,0 +1,95 @@
+//! Why the process does not start: one clear sentence each, with what to do about it.
+
+use crate::auth::UserListError;
+use crate::config::ConfigError;
+use std::io;
+use std::path::PathBuf;
+
+/// Why the process does not start, or a reload is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// `auth_file` cannot be read.
+    #[error("cannot read auth_file {}: {source}", path.display())]
+    AuthFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `auth_file` is wrong.
+    #[error("broken auth_file {}: {source}", path.display())]
+    UserList {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: UserListError,
+    },
+    /// The kernel has no usable io_uring.
+    #[error("{0}")]
+    IoUring(String),
+    /// Too few file descriptors.
+    #[error(
+        "the limit of {limit} open files is too low for max_client_conn and the pools, which need {needed}: raise it (ulimit -n, LimitNOFILE=) or lower max_client_conn"
+    )]
+    Descriptors {
+        /// The hard limit.
+        limit: u64,
+        /// What the configuration asks for.
+        needed: u64,
+    },
+    /// Too little memory may be locked.
+    #[error(
+        "the limit of {limit} bytes of locked memory is too low: each shard needs 512 KiB (ulimit -l, LimitMEMLOCK=)"
+    )]
+    Memlock {
+        /// The limit.
+        limit: u64,
+    },
+    /// An address of `listen_addr` is none.
+    #[error("listen_addr {address:?} is not an address: {source}")]
+    Address {
+        /// As configured.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A listening socket cannot be made.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another process answers on the Unix socket.
+    #[error("unix socket {} is in use, cannot continue", path.display())]
+    SocketInUse {
+        /// Its path.
+        path: PathBuf,
+    },
+    /// There is nowhere to listen.
+    #[error("nowhere to listen: listen_addr and unix_socket_dir are both empty")]
+    NowhereToListen,
+    /// A shard could not be started.
+    #[error("cannot start shard {shard}: {reason}")]
+    Shard {
+        /// Which.
+        shard: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// `cpus` names a core that there is none of.
+    #[error("cpus names core {0}, which this process may not run on")]
+    NoSuchCpu(usize),
+    /// The operating system refused something else.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// What was attempted.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+}

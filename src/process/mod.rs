@@ -1,0 +1,15 @@
+//! The process: start, core placement, the control thread with its signals and reloads, shutdown.
+//! Everything that may block happens here.
+
+mod control;
+mod error;
+mod log;
+mod placement;
+mod preflight;
+mod resolve;
+mod sources;
+mod start;
+
+pub use error::StartError;
+pub use sources::load;
+pub use start::{Options, run};

@@ -1,0 +1,105 @@
+//! Looks at start whether this machine lets us do what we need, and says in one sentence what is
+//! missing.
+
+use super::error::StartError;
+use crate::config::Config;
+use crate::net;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::io;
+
+/// Locked memory that an executor wants (glommio's own minimum).
+const MEMLOCK_BYTES_MIN: u64 = 512 * 1024;
+/// Descriptors besides clients and servers: rings, bells, listeners, logs.
+const DESCRIPTORS_RESERVE: u64 = 64;
+/// Of each shard: its rings and executor.
+const DESCRIPTORS_PER_SHARD: u64 = 16;
+
+/// Checks kernel and limits; raises soft limits to the hard ones.
+///
+/// # Errors
+/// What is missing.
+pub(super) fn check(config: &Config, shards: usize) -> Result<(), StartError> {
+    net::probe().map_err(|error| StartError::IoUring(io_uring_missing(&error)))?;
+    check_memlock()?;
+    check_descriptors(config, shards)
+}
+
+fn io_uring_missing(error: &io::Error) -> String {
+    let disabled =
+        std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
+    let release = rustix::system::uname();
+    let release = release.release().to_string_lossy();
+    match (error.raw_os_error(), disabled.trim()) {
+        (Some(libc::EPERM), "1" | "2") => format!(
+            "io_uring is disabled by the sysctl kernel.io_uring_disabled = {}: set it to 0",
+            disabled.trim()
+        ),
+        (Some(libc::EPERM | libc::ENOSYS), _) => {
+            "io_uring is blocked, probably by a seccomp profile \
+            (Docker's default one does): allow io_uring_setup, io_uring_enter and io_uring_register"
+                .to_owned()
+        }
+        (Some(libc::EINVAL), _) => format!(
+            "the kernel ({release}) is too old: io_uring with DEFER_TASKRUN needs Linux 6.1"
+        ),
+        (Some(libc::ENOMEM), _) => {
+            "the kernel has no (lockable) memory for an io_uring: raise ulimit -l".to_owned()
+        }
+        _ => format!("cannot make an io_uring: {error}"),
+    }
+}
+
+fn check_memlock() -> Result<(), StartError> {
+    let limit = raise(Resource::Memlock, u64::MAX);
+    if limit < MEMLOCK_BYTES_MIN {
+        return Err(StartError::Memlock { limit });
+    }
+    Ok(())
+}
+
+fn check_descriptors(config: &Config, shards: usize) -> Result<(), StartError> {
+    let pools: u64 = config
+        .databases
+        .values()
+        .map(|database| u64::from(config.pool_size(database, "")))
+        .sum();
+    let clients = config.general.max_client_conn as u64;
+    let needed = clients + pools + DESCRIPTORS_RESERVE + DESCRIPTORS_PER_SHARD * shards as u64;
+    let limit = raise(Resource::Nofile, needed);
+    if limit < needed {
+        return Err(StartError::Descriptors { limit, needed });
+    }
+    Ok(())
+}
+
+/// Raises a soft limit as far as the hard one allows, and both to `wanted` if we may; gives what
+/// holds then.
+fn raise(resource: Resource, wanted: u64) -> u64 {
+    let now = getrlimit(resource);
+    let soft = now.current.unwrap_or(u64::MAX);
+    if soft >= wanted {
+        return soft;
+    }
+    let hard = now.maximum.unwrap_or(u64::MAX);
+    let unlimited = (wanted != u64::MAX).then_some(wanted);
+    if hard < wanted
+        && setrlimit(
+            resource,
+            Rlimit {
+                current: unlimited,
+                maximum: unlimited,
+            },
+        )
+        .is_ok()
+    {
+        return wanted;
+    }
+    let raised = setrlimit(
+        resource,
+        Rlimit {
+            current: now.maximum,
+            maximum: now.maximum,
+        },
+    );
+    if raised.is_ok() { hard } else { soft }
+}

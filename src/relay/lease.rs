@@ -1,0 +1,63 @@
+//! How a client comes by a server and gives it back: what the relay asks of its shard.
+
+use crate::client::Farewell;
+use crate::pool::WaiterId;
+use crate::server::Server;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+/// What a client in line gets.
+pub type Grant = Result<Server, Farewell>;
+
+/// The pool that a client gets its servers from.
+pub trait Servers {
+    /// Puts a client in line; it may be served before this returns.
+    fn request(&self, waiter: &Rc<Waiter>);
+    /// Takes a client out of line. A server that it has been granted meanwhile goes back.
+    fn withdraw(&self, waiter: &Waiter);
+    /// Takes a server back. It is given to others only if [`Server::is_reusable`].
+    fn release(&self, server: Server);
+    /// Takes a server back from a client that had it for a session: it is reset first.
+    fn release_session(&self, server: Server);
+    /// Cancels what a leased server is doing.
+    fn cancel(&self, server: &Server);
+    /// Closes a server.
+    fn close(&self, server: Server, why: &'static str);
+}
+
+/// A client's place in line.
+#[derive(Default)]
+pub struct Waiter {
+    /// Its number in the pool's line, while it is in it.
+    pub number: Cell<Option<WaiterId>>,
+    grant: RefCell<Option<Grant>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Waiter {
+    /// Serves the client.
+    pub fn serve(&self, grant: Grant) {
+        self.number.set(None);
+        *self.grant.borrow_mut() = Some(grant);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    /// What it has been served, if it has.
+    pub fn take(&self) -> Option<Grant> {
+        self.grant.take()
+    }
+
+    /// As [`Waiter::take`]; wakes `cx` when there is something.
+    pub fn poll(&self, cx: &Context<'_>) -> Poll<Grant> {
+        match self.take() {
+            Some(grant) => Poll::Ready(grant),
+            None => {
+                self.waker.replace(Some(cx.waker().clone()));
+                Poll::Pending
+            }
+        }
+    }
+}

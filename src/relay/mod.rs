@@ -1,0 +1,11 @@
+//! One client's life between client and server: idle without a server, in line for one, in
+//! conversation with one.
+
+mod downstream;
+mod lease;
+mod outlet;
+mod run;
+mod upstream;
+
+pub use lease::{Grant, Servers, Waiter};
+pub use run::{Ending, Relay, RelaySettings};

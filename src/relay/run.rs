@@ -1,0 +1,534 @@
+//! The loop of one client.
+//!
+//! ```text
+//!          request              granted               clean
+//!  Idle ────────────► Waiting ───────────► Active ──────────────► Idle
+//!    │ leaves            │ leaves, timeout,   │ session mode: stays until the client leaves
+//!    ▼                   ▼ cancelled          ▼ leaves in the middle, or the server dies: server closed
+//! ```
+
+use super::downstream::{self, Audience, Downstream};
+use super::lease::{Servers, Waiter};
+use super::outlet::{Outlet, Passed};
+use super::upstream::{self, Counts, Exchange, Idle, Rules, Upstream};
+use crate::base::Clock;
+use crate::client::{self, ClientEntry, ClientState, Farewell, Signal};
+use crate::config::PoolMode;
+use crate::net::{Chunk, Net, Socket};
+use crate::server::{Server, ServerState, request_settings};
+use crate::session::{ClientStatements, Settings, Statements};
+use crate::stats::PoolStats;
+use crate::wire::SqlState;
+use crate::wire::backend::{self, Report, Severity, TransactionStatus};
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// Replies that one client may be owed: a bound on memory, far above any driver's pipeline.
+const OWED_MAX: usize = 1 << 18;
+
+/// What a relay is made from.
+pub struct RelaySettings {
+    /// When servers go back.
+    pub mode: PoolMode,
+    /// Named statements a server keeps (`max_prepared_statements`); 0 passes names on unchanged.
+    pub prepared_max: usize,
+    /// Largest message (`max_packet_size`).
+    pub packet_bytes_max: usize,
+}
+
+/// How a client's connection ended.
+#[derive(Debug)]
+pub enum Ending {
+    /// It said so.
+    Terminated,
+    /// It hung up, or its connection broke.
+    Vanished,
+    /// It was sent away.
+    SentAway(Farewell),
+    /// It was cut off, as it had got part of a message and could be told nothing.
+    CutOff(Farewell),
+}
+
+enum Event {
+    FromServer(Chunk),
+    FromClient(Chunk),
+    ServerGone,
+    ClientGone,
+    Signal(Signal),
+}
+
+/// A logged-in client.
+pub struct Relay {
+    net: Net,
+    socket: Socket,
+    entry: Rc<ClientEntry>,
+    servers: Rc<dyn Servers>,
+    statements: Rc<RefCell<Statements>>,
+    stats: Arc<PoolStats>,
+    mode: PoolMode,
+    rules: Rules,
+    settings: Settings,
+    names: ClientStatements,
+    upstream: Upstream,
+    /// Bytes that came ahead of their time.
+    ahead: Option<Chunk>,
+}
+
+type Step<T> = Result<T, Ending>;
+
+fn sent_away(farewell: Farewell) -> Ending {
+    Ending::SentAway(farewell)
+}
+
+impl Relay {
+    /// A client on `socket`, of which `ahead` has been read already.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        net: Net,
+        socket: Socket,
+        ahead: Vec<u8>,
+        entry: Rc<ClientEntry>,
+        servers: Rc<dyn Servers>,
+        statements: Rc<RefCell<Statements>>,
+        stats: Arc<PoolStats>,
+        settings: Settings,
+        options: &RelaySettings,
+    ) -> Relay {
+        stats.bytes_received.add(ahead.len() as u64);
+        // In session mode a client's names are the server's names.
+        let prepared_max = if options.mode == PoolMode::Session {
+            0
+        } else {
+            options.prepared_max
+        };
+        Relay {
+            net,
+            socket,
+            entry,
+            servers,
+            statements,
+            stats,
+            mode: options.mode,
+            rules: Rules {
+                prepared_max,
+                body_bytes_max: options.packet_bytes_max,
+            },
+            settings,
+            names: ClientStatements::default(),
+            upstream: Upstream::default(),
+            ahead: (!ahead.is_empty()).then(|| Chunk::from_vec(net, ahead)),
+        }
+    }
+
+    /// Serves the client until it leaves; what it has to be told at the end has been queued then.
+    pub async fn run(mut self) -> Ending {
+        let ending = loop {
+            if let Err(ending) = self.serve_once().await {
+                break ending;
+            }
+        };
+        if let Ending::SentAway(farewell) = &ending {
+            let mut out = self.net.spare();
+            farewell.write(&mut out);
+            self.socket.send(out);
+        }
+        ending
+    }
+
+    /// One request: idle until it comes, in line for a server, in conversation until it is over.
+    async fn serve_once(&mut self) -> Step<()> {
+        let request = self.next_request().await?;
+        match self.obtain().await? {
+            Some(server) => self.converse(server, request).await,
+            None => self.cancelled(request).await,
+        }
+    }
+
+    async fn next_request(&mut self) -> Step<Chunk> {
+        loop {
+            let mut chunk = match self.ahead.take() {
+                Some(chunk) => chunk,
+                None => self.recv_idle().await?,
+            };
+            match self
+                .upstream
+                .idle(&chunk, self.rules)
+                .map_err(|fault| sent_away(say(&fault)))?
+            {
+                Idle::Nothing => {}
+                Idle::Terminate => return Err(Ending::Terminated),
+                Idle::Needs(start) => {
+                    chunk.advance(start);
+                    return Ok(chunk);
+                }
+            }
+        }
+    }
+
+    async fn recv_idle(&mut self) -> Step<Chunk> {
+        poll_fn(|cx| {
+            // A cancel request for a client that does nothing has nothing to do.
+            if let Some(Signal::Leave(farewell)) = self.entry.poll_signal(cx) {
+                return Poll::Ready(Err(sent_away(farewell)));
+            }
+            match self.socket.poll_recv(cx) {
+                Poll::Pending => Poll::Pending,
+                Poll::Ready(Ok(Some(chunk))) => {
+                    self.stats.bytes_received.add(chunk.len() as u64);
+                    Poll::Ready(Ok(chunk))
+                }
+                Poll::Ready(_) => Poll::Ready(Err(Ending::Vanished)),
+            }
+        })
+        .await
+    }
+
+    // ---- in line -------------------------------------------------------------------------
+
+    /// A server; `None` if the request was cancelled while in line.
+    async fn obtain(&mut self) -> Step<Option<Server>> {
+        let asked = self.net.now();
+        self.entry.requested_unix_us.set(Clock::unix_micros());
+        self.entry.query_since.set(Some(asked));
+        let place = Place {
+            servers: &*self.servers,
+            waiter: Rc::default(),
+        };
+        self.servers.request(&place.waiter);
+        let granted = match place.waiter.take() {
+            Some(granted) => granted,
+            None => {
+                self.entry.set_state(ClientState::Waiting, asked);
+                match self.wait_in_line(&place.waiter).await? {
+                    Some(granted) => granted,
+                    None => return Ok(None),
+                }
+            }
+        };
+        let server = granted.map_err(sent_away)?;
+        let now = self.net.now();
+        self.stats
+            .server_assigned(now.since(asked).as_nanos() as u64);
+        server.entry.set_state(ServerState::Active);
+        server.entry.link.set(Some(self.entry.id));
+        server
+            .entry
+            .requested_unix_us
+            .set(self.entry.requested_unix_us.get());
+        let process_id = server.entry.process_id();
+        self.entry.link.set(Some(client::Link {
+            id: server.entry.id,
+            process_id,
+        }));
+        self.entry.set_state(ClientState::Active, now);
+        Ok(Some(server))
+    }
+
+    async fn wait_in_line(&self, waiter: &Waiter) -> Step<Option<Result<Server, Farewell>>> {
+        let waited = poll_fn(|cx| {
+            if let Poll::Ready(grant) = waiter.poll(cx) {
+                return Poll::Ready(Ok(Some(grant)));
+            }
+            match self.entry.poll_signal(cx) {
+                Some(Signal::Leave(farewell)) => return Poll::Ready(Err(sent_away(farewell))),
+                Some(Signal::Cancel) => return Poll::Ready(Ok(None)),
+                None => {}
+            }
+            if self.socket.has_ended() {
+                return Poll::Ready(Err(Ending::Vanished));
+            }
+            self.socket.watch(cx);
+            Poll::Pending
+        });
+        waited.await
+    }
+
+    /// Answers a request that was cancelled in line the way PostgreSQL answers a cancelled query.
+    async fn cancelled(&mut self, mut request: Chunk) -> Step<()> {
+        loop {
+            let skipped = self.upstream.skip_request(&request, self.rules);
+            if let Some(length) = skipped.map_err(|fault| sent_away(say(&fault)))? {
+                request.advance(length);
+                break;
+            }
+            request = self.recv_idle().await?;
+        }
+        let mut out = self.net.spare();
+        let report = Report {
+            severity: Severity::Error,
+            sqlstate: SqlState::QUERY_CANCELED,
+            message: "canceling statement due to user request",
+            detail: None,
+            hint: None,
+        };
+        backend::error_response(&mut out, &report);
+        backend::ready_for_query(&mut out, TransactionStatus::Idle);
+        self.entry.query_since.set(None);
+        self.entry.set_state(ClientState::Idle, self.net.now());
+        self.socket.send(out);
+        if !request.is_empty() {
+            self.ahead = Some(request);
+        }
+        Ok(())
+    }
+
+    // ---- in conversation -----------------------------------------------------------------
+
+    async fn converse(&mut self, server: Server, request: Chunk) -> Step<()> {
+        let mut link = Link {
+            server,
+            downstream: Downstream::default(),
+        };
+        let mut result = self.talk(&mut link, request).await;
+        if link.downstream.is_inside_message()
+            && let Err(Ending::SentAway(farewell)) = result
+        {
+            result = Err(Ending::CutOff(farewell));
+        }
+        self.entry.link.set(None);
+        self.entry.prepared.set(self.names.len());
+        let between = self.upstream.is_between() && link.downstream.is_between();
+        let Link { server, .. } = link;
+        server.entry.link.set(None);
+        server.entry.prepared.set(server.dialogue.statements.len());
+        match &result {
+            Ok(()) => self.servers.release(server),
+            Err(Ending::Terminated | Ending::Vanished)
+                if self.mode == PoolMode::Session && between && server.is_reusable() =>
+            {
+                self.servers.release_session(server);
+            }
+            Err(ending) => self.servers.close(server, why(ending)),
+        }
+        self.entry.query_since.set(None);
+        self.entry.transaction_since.set(None);
+        self.entry.set_state(ClientState::Idle, self.net.now());
+        result
+    }
+
+    async fn talk(&mut self, link: &mut Link, request: Chunk) -> Step<()> {
+        self.bring_in_line(&mut link.server);
+        self.forward(link, request)?;
+        loop {
+            if self.is_over(link) {
+                return Ok(());
+            }
+            match poll_fn(|cx| self.poll_event(link, cx)).await {
+                Event::FromServer(chunk) => self.backward(link, chunk)?,
+                Event::FromClient(chunk) => {
+                    self.stats.bytes_received.add(chunk.len() as u64);
+                    self.forward(link, chunk)?;
+                }
+                Event::ServerGone => return Err(sent_away(Farewell::SERVER_CRASHED)),
+                Event::ClientGone => return Err(Ending::Vanished),
+                // It was meant for a client in line, but the server came first.
+                Event::Signal(Signal::Cancel) => self.servers.cancel(&link.server),
+                Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
+            }
+        }
+    }
+
+    /// The next event; a side is read only while the other can take what it says.
+    fn poll_event(&self, link: &Link, cx: &Context<'_>) -> Poll<Event> {
+        if let Some(signal) = self.entry.poll_signal(cx) {
+            return Poll::Ready(Event::Signal(signal));
+        }
+        let (client, server) = (&self.socket, &link.server.socket);
+        let takes_more = client.poll_writable(cx);
+        match takes_more {
+            Poll::Ready(Err(_)) => return Poll::Ready(Event::ClientGone),
+            Poll::Ready(Ok(())) => {
+                if let Poll::Ready(received) = server.poll_recv(cx) {
+                    return Poll::Ready(event(received, Event::FromServer, Event::ServerGone));
+                }
+            }
+            Poll::Pending => {}
+        }
+        match server.poll_writable(cx) {
+            // What the server said before it went may still be unread.
+            Poll::Ready(Err(_)) if server.has_ended() => return Poll::Ready(Event::ServerGone),
+            Poll::Ready(Err(_)) => server.watch(cx),
+            // A client that does not read gets no replies made up either.
+            Poll::Ready(Ok(())) if takes_more.is_ready() => {
+                if let Poll::Ready(received) = client.poll_recv(cx) {
+                    return Poll::Ready(event(received, Event::FromClient, Event::ClientGone));
+                }
+            }
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        Poll::Pending
+    }
+
+    /// Sends the settings in which the server differs from what the client wants.
+    fn bring_in_line(&mut self, server: &mut Server) {
+        let differences = server.dialogue.params.differences(&mut self.settings);
+        if !differences.is_empty() {
+            let mut out = self.net.spare();
+            request_settings(&mut out, &differences, &mut server.dialogue);
+            server.socket.send(out);
+        }
+    }
+
+    fn forward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
+        self.query_begins();
+        let mut counts = Counts::default();
+        let mut outlet = Outlet::new(&chunk, self.net.spare());
+        let fed = self.upstream.feed(
+            &chunk,
+            &mut outlet,
+            &mut Exchange {
+                rules: self.rules,
+                dialogue: &mut link.server.dialogue,
+                names: &mut self.names,
+                statements: &mut self.statements.borrow_mut(),
+                counts: &mut counts,
+            },
+        );
+        self.stats.client_parse_count.add(counts.client_parse);
+        self.stats.server_parse_count.add(counts.server_parse);
+        self.stats.bind_count.add(counts.bind);
+        match outlet.finish() {
+            Passed::Prefix(0) => {}
+            Passed::Prefix(len) => {
+                chunk.truncate(len);
+                link.server.socket.send(chunk);
+            }
+            Passed::Copy(bytes) => link.server.socket.send(bytes),
+        }
+        match fed {
+            Err(fault) => return Err(sent_away(say(&fault))),
+            Ok(true) => return Err(Ending::Terminated),
+            Ok(false) if link.server.dialogue.replies.len() > OWED_MAX => {
+                return Err(sent_away(Farewell::PIPELINE_TOO_LONG));
+            }
+            Ok(false) => {}
+        }
+        // Replies that no message of the server will trigger.
+        if !link.downstream.is_inside_message() {
+            let mut outlet = Outlet::new(&[], Vec::new());
+            downstream::make_up(&mut link.server.dialogue, &mut outlet);
+            if let Passed::Copy(bytes) = outlet.finish() {
+                self.socket.send(bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn backward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
+        self.stats.bytes_sent.add(chunk.len() as u64);
+        let mut outlet = Outlet::new(&chunk, self.net.spare());
+        let fed = link.downstream.feed(
+            &chunk,
+            &mut outlet,
+            &mut Audience {
+                dialogue: &mut link.server.dialogue,
+                names: &mut self.names,
+                settings: &mut self.settings,
+            },
+        );
+        let passed = outlet.finish();
+        // Counted before the client can see the reply.
+        self.query_may_end(link);
+        match passed {
+            Passed::Prefix(0) => {}
+            Passed::Prefix(len) => {
+                chunk.truncate(len);
+                self.socket.send(chunk);
+            }
+            Passed::Copy(bytes) => self.socket.send(bytes),
+        }
+        fed.map_err(|fault| {
+            tracing::warn!(client = %self.entry.id, server = %link.server.entry.id, %fault, "server cannot be followed");
+            sent_away(match fault {
+                downstream::Fault::Settings => Farewell::INVALID_SETTING,
+                _ => Farewell::SERVER_CONFUSED,
+            })
+        })?;
+        let replies = &link.server.dialogue.replies;
+        if self.mode == PoolMode::Statement && replies.is_settled() && replies.status() != b'I' {
+            return Err(sent_away(Farewell::NO_TRANSACTIONS));
+        }
+        Ok(())
+    }
+
+    fn query_begins(&mut self) {
+        let now = self.net.now();
+        if self.entry.transaction_since.get().is_none() {
+            self.entry.transaction_since.set(Some(now));
+            self.stats.xact_count.inc();
+            self.stats.query_count.inc();
+            self.entry.query_since.set(Some(now));
+        } else if self.entry.query_since.get().is_none() {
+            self.entry.query_since.set(Some(now));
+            self.stats.query_count.inc();
+        }
+    }
+
+    fn query_may_end(&mut self, link: &Link) {
+        let replies = &link.server.dialogue.replies;
+        if !replies.is_settled() {
+            return;
+        }
+        let now = self.net.now();
+        if let Some(since) = self.entry.query_since.take() {
+            self.stats.query_ended(now.since(since).as_nanos() as u64);
+        }
+        // The idle time inside a transaction counts from here.
+        self.entry.since.set(now);
+        if replies.status() == b'I'
+            && let Some(since) = self.entry.transaction_since.take()
+        {
+            self.stats
+                .transaction_ended(now.since(since).as_nanos() as u64);
+        }
+    }
+
+    /// Whether the client does not need its server any more.
+    fn is_over(&self, link: &Link) -> bool {
+        self.mode != PoolMode::Session
+            && link.server.dialogue.replies.is_clean()
+            && self.upstream.is_between()
+            && link.downstream.is_between()
+    }
+}
+
+struct Link {
+    server: Server,
+    downstream: Downstream,
+}
+
+/// A place in line that is given up when dropped.
+struct Place<'a> {
+    servers: &'a dyn Servers,
+    waiter: Rc<Waiter>,
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.servers.withdraw(&self.waiter);
+    }
+}
+
+fn event(received: io::Result<Option<Chunk>>, some: impl Fn(Chunk) -> Event, none: Event) -> Event {
+    match received {
+        Ok(Some(chunk)) => some(chunk),
+        Ok(None) | Err(_) => none,
+    }
+}
+
+fn say(fault: &upstream::Fault) -> Farewell {
+    Farewell::because(fault.to_string())
+}
+
+fn why(ending: &Ending) -> &'static str {
+    match ending {
+        Ending::Terminated | Ending::Vanished => "client disconnect while server was not ready",
+        Ending::SentAway(_) | Ending::CutOff(_) => {
+            "client was sent away while server was not ready"
+        }
+    }
+}

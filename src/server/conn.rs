@@ -1,0 +1,110 @@
+//! One server connection: its socket, what it owes, what it knows.
+
+use super::entry::{Identity, ServerEntry};
+use crate::base::Moment;
+use crate::net::{Detached, Net, Socket};
+use crate::session::{Change, Replies, ServerParams, ServerStatements};
+use crate::stats::PoolStats;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// The state of the conversation with a server.
+#[derive(Default)]
+pub struct Dialogue {
+    /// What it owes.
+    pub replies: Replies<Change>,
+    /// What is prepared on it.
+    pub statements: ServerStatements,
+    /// What it has reported, and what was set on it.
+    pub params: ServerParams,
+}
+
+/// A server connection on this shard's ring.
+pub struct Server {
+    /// Its socket.
+    pub socket: Socket,
+    /// The conversation.
+    pub dialogue: Dialogue,
+    /// What others see of it.
+    pub entry: Rc<ServerEntry>,
+}
+
+/// An idle server connection on its way to another shard: everything that belongs to it.
+pub struct Parcel {
+    socket: Detached,
+    identity: Identity,
+    statements: ServerStatements,
+    params: ServerParams,
+    close_needed: Option<&'static str>,
+    /// When it was sent.
+    pub sent: Moment,
+}
+
+impl Server {
+    /// Whether it may be given to another client: nothing owed, nothing unread.
+    pub fn is_reusable(&self) -> bool {
+        self.dialogue.replies.is_clean()
+            && self.socket.is_quiet()
+            && self.entry.close_needed.get().is_none()
+    }
+
+    /// Takes an idle server off this shard's ring.
+    ///
+    /// # Errors
+    /// Gives it back if it said something or died meanwhile: then it is to be closed.
+    pub async fn pack(self, net: Net) -> Result<Parcel, Server> {
+        let Server {
+            socket,
+            dialogue,
+            entry,
+        } = self;
+        match socket.detach().await {
+            Err(socket) => Err(Server {
+                socket,
+                dialogue,
+                entry,
+            }),
+            Ok(socket) => Ok(Parcel {
+                socket,
+                identity: Identity {
+                    id: entry.id,
+                    database: entry.database.clone(),
+                    user: entry.user.clone(),
+                    dialled: entry.dialled.clone(),
+                    remote: entry.remote.clone(),
+                    local: entry.local.clone(),
+                    cancel_key: entry.cancel_key.clone(),
+                    connected_unix_us: entry.connected_unix_us,
+                    opened: entry.opened,
+                },
+                statements: dialogue.statements,
+                params: dialogue.params,
+                close_needed: entry.close_needed.get(),
+                sent: net.now(),
+            }),
+        }
+    }
+}
+
+impl Parcel {
+    /// Which pool it belongs to: database entry and user.
+    pub fn pool(&self) -> (&Arc<str>, &Arc<str>) {
+        (&self.identity.database, &self.identity.user)
+    }
+
+    /// Puts the server on this shard's ring.
+    pub fn unpack(self, net: Net, stats: Arc<PoolStats>) -> Server {
+        let entry = ServerEntry::new(self.identity, stats);
+        entry.close_needed.set(self.close_needed);
+        entry.prepared.set(self.statements.len());
+        Server {
+            socket: Socket::attach(net, self.socket),
+            dialogue: Dialogue {
+                replies: Replies::default(),
+                statements: self.statements,
+                params: self.params,
+            },
+            entry,
+        }
+    }
+}

@@ -1,0 +1,57 @@
+//! Why a server connection could not be opened or used.
+
+use crate::auth::ServerLoginError;
+use crate::wire::{BadHeader, WireError};
+use std::io;
+
+/// Why a server connection could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// The host's name has no address (yet).
+    #[error("server DNS lookup failed")]
+    NoAddress,
+    /// The connection failed.
+    #[error("connect failed")]
+    Connect(#[source] io::Error),
+    /// Connecting and logging in took longer than `server_connect_timeout`.
+    #[error("connect timeout")]
+    Timeout,
+    /// The connection broke during the login.
+    #[error("server connection broke during login")]
+    Broken(#[source] io::Error),
+    /// The server hung up during the login.
+    #[error("server closed the connection during login")]
+    Closed,
+    /// The server said something that is not a login.
+    #[error("server broke the protocol during login")]
+    Protocol(#[source] WireError),
+    /// A message whose length cannot be true.
+    #[error("server broke the protocol during login")]
+    Header(#[source] BadHeader),
+    /// A message that has no place in a login.
+    #[error("unexpected message '{}' during login", char::from(*.0).escape_default())]
+    Unexpected(u8),
+    /// We cannot give what the server asks for.
+    #[error("cannot log in to the server")]
+    Login(#[from] ServerLoginError),
+    /// The server refused the login.
+    #[error("server login failed: {severity} {message}")]
+    Refused {
+        /// FATAL, usually.
+        severity: String,
+        /// The code; none if the server sent none (CVE-2026-6666).
+        sqlstate: Option<crate::wire::SqlState>,
+        /// What it said.
+        message: String,
+    },
+    /// The query that the pooler ran by itself failed.
+    #[error("server refused the pooler's own query")]
+    OwnQuery,
+}
+
+impl DialError {
+    /// Whether the server is starting up (57P03): clients go on waiting for it.
+    pub fn is_starting_up(&self) -> bool {
+        matches!(self, DialError::Refused { sqlstate: Some(state), .. } if *state == crate::wire::SqlState::CANNOT_CONNECT_NOW)
+    }
+}

@@ -1,0 +1,16 @@
+//! A PostgreSQL connection that we dialled: connecting, logging in, what is known about it, and
+//! cancel requests to it.
+
+mod cancel;
+mod conn;
+mod dial;
+mod entry;
+mod error;
+mod reset;
+
+pub use cancel::send_cancel;
+pub use conn::{Dialogue, Parcel, Server};
+pub use dial::{Login, Target, dial};
+pub use entry::{ServerEntry, ServerState};
+pub use error::DialError;
+pub use reset::{request_settings, run_query};

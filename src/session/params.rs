@@ -1,0 +1,338 @@
+//! Settings that follow a client from server to server.
+//!
+//! *Tracked* settings are reported by the server (ParameterStatus), so the pooler knows both
+//! sides. *Extra* settings came with the client's start-up packet and are not reported; the pooler
+//! remembers which it has made on a server. When a client gets a server, what differs is set in one
+//! round trip ahead of its first message, by `set_config` with bound parameters: nothing a client
+//! sends is ever pasted into SQL (CVE-2025-12819).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Settings replayed because servers report them: PgBouncer's list, IntervalStyle included
+/// (its default for `track_extra_parameters`).
+pub const TRACKED: [&str; 6] = [
+    "application_name",
+    "client_encoding",
+    "DateStyle",
+    "IntervalStyle",
+    "standard_conforming_strings",
+    "TimeZone",
+];
+
+/// The value of a setting; bytes, as PostgreSQL does not insist on any encoding here.
+type Value = Box<[u8]>;
+
+/// One setting to make on a server; `None` resets it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its name.
+    pub name: Box<str>,
+    /// Its value.
+    pub value: Option<Value>,
+}
+
+/// Whether `name` can be the name of a setting: identifiers, joined by dots.
+pub fn is_setting_name(name: &str) -> bool {
+    let part = |part: &str| {
+        let mut bytes = part.bytes();
+        bytes
+            .next()
+            .is_some_and(|first| first.is_ascii_alphabetic() || first == b'_')
+            && bytes.all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$'))
+    };
+    name.len() < 64 && name.split('.').all(part)
+}
+
+fn tracked_name(name: &str) -> Option<&'static str> {
+    TRACKED.get(index(name)?).copied()
+}
+
+/// What one client wants its settings to be. Cheap to copy and to compare with itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings(Arc<Inner>);
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Inner {
+    tracked: [Option<Value>; TRACKED.len()],
+    extra: BTreeMap<Box<str>, Value>,
+}
+
+impl Settings {
+    /// Sets one, under its canonical name.
+    pub fn set(&mut self, name: &str, value: &[u8]) {
+        let inner = Arc::make_mut(&mut self.0);
+        match index(name) {
+            Some(index) => inner.tracked[index] = Some(value.into()),
+            None => {
+                inner
+                    .extra
+                    .insert(name.to_ascii_lowercase().into(), value.into());
+            }
+        }
+    }
+
+    /// The value of a tracked setting.
+    pub fn tracked(&self, name: &str) -> Option<&[u8]> {
+        self.0.tracked[index(name)?].as_deref()
+    }
+
+    /// Tracked settings with their values.
+    pub fn all_tracked(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+        let pairs = TRACKED.into_iter().zip(&self.0.tracked);
+        pairs.filter_map(|(name, value)| Some((name, value.as_deref()?)))
+    }
+
+    /// Fills tracked settings that the client said nothing about.
+    pub fn fill(&mut self, from: &ServerParams) {
+        for (index, name) in TRACKED.into_iter().enumerate() {
+            if self.0.tracked[index].is_none()
+                && let Some(value) = from.reported.get(name)
+            {
+                Arc::make_mut(&mut self.0).tracked[index] = Some(value.clone());
+            }
+        }
+    }
+
+    fn is(&self, other: &Settings) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+fn index(name: &str) -> Option<usize> {
+    TRACKED
+        .iter()
+        .position(|tracked| tracked.eq_ignore_ascii_case(name))
+}
+
+/// What a server has reported, and which settings the pooler has made on it.
+#[derive(Clone, Debug, Default)]
+pub struct ServerParams {
+    reported: BTreeMap<Box<str>, Value>,
+    /// Untracked settings that were made; `None` where the value may have changed since.
+    extra: BTreeMap<Box<str>, Option<Value>>,
+    /// The settings that the server was last brought in line with.
+    applied: Settings,
+}
+
+impl ServerParams {
+    /// Everything the server has reported.
+    pub fn reported(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.reported
+            .iter()
+            .map(|(name, value)| (&**name, &**value))
+    }
+
+    /// One reported value.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.reported.get(name).map(|value| &**value)
+    }
+
+    /// The server reported a value outside of any lease.
+    pub fn report(&mut self, name: &str, value: &[u8]) {
+        let name = tracked_name(name).unwrap_or(name);
+        self.reported.insert(name.into(), value.into());
+    }
+
+    /// The server reported a value while it was working for the client with these settings.
+    pub fn report_to(&mut self, name: &str, value: &[u8], client: &mut Settings) {
+        self.report(name, value);
+        if let Some(name) = tracked_name(name) {
+            client.set(name, value);
+            self.applied = client.clone();
+        }
+    }
+
+    /// What has to be set before the server works for a client with these settings.
+    pub fn differences(&mut self, client: &mut Settings) -> Vec<Setting> {
+        if self.applied.is(client) {
+            return Vec::new();
+        }
+        let mut todo = Vec::new();
+        for (name, wanted) in client.all_tracked() {
+            // What the server does not report, it does not have (an older version).
+            let there = self.reported.get(name);
+            if there.is_some_and(|there| !there.eq_ignore_ascii_case(wanted)) {
+                todo.push(Setting {
+                    name: name.into(),
+                    value: Some(wanted.into()),
+                });
+            }
+        }
+        for (name, wanted) in &client.0.extra {
+            if self.extra.get(name).and_then(Option::as_ref) != Some(wanted) {
+                todo.push(Setting {
+                    name: name.clone(),
+                    value: Some(wanted.clone()),
+                });
+            }
+        }
+        for name in self.extra.keys() {
+            if !client.0.extra.contains_key(name) {
+                todo.push(Setting {
+                    name: name.clone(),
+                    value: None,
+                });
+            }
+        }
+        if todo.is_empty() {
+            // Equal in content: share one copy, so that the next comparison is one of pointers.
+            self.adopt(client);
+        }
+        todo
+    }
+
+    /// The differences have been set: takes note of them, and gives the client the server's
+    /// spelling (`ISO` becomes `ISO, MDY`), so that they are not set again.
+    pub fn settled(&mut self, client: &mut Settings) {
+        let made = client.0.extra.iter();
+        self.extra = made
+            .map(|(name, value)| (name.clone(), Some(value.clone())))
+            .collect();
+        self.adopt(client);
+    }
+
+    /// A SET or RESET was run, perhaps of a setting that is not tracked.
+    pub fn changed_by_sql(&mut self) {
+        if !self.extra.is_empty() {
+            self.extra.values_mut().for_each(|value| *value = None);
+            self.applied = Settings::default();
+        }
+    }
+
+    /// DISCARD ALL has undone what the pooler had set.
+    pub fn discarded(&mut self) {
+        self.extra.clear();
+        self.applied = Settings::default();
+    }
+
+    fn adopt(&mut self, client: &mut Settings) {
+        for (index, name) in TRACKED.into_iter().enumerate() {
+            let reported = self.reported.get(name);
+            if reported.is_some() && client.0.tracked[index].as_ref() != reported {
+                Arc::make_mut(&mut client.0).tracked[index] = reported.cloned();
+            }
+        }
+        if self.applied == *client {
+            *client = self.applied.clone();
+        } else {
+            self.applied = client.clone();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server() -> ServerParams {
+        let mut server = ServerParams::default();
+        for (name, value) in [
+            ("DateStyle", "ISO, MDY"),
+            ("TimeZone", "UTC"),
+            ("server_version", "15.3"),
+        ] {
+            server.report(name, value.as_bytes());
+        }
+        server
+    }
+
+    fn client(pairs: &[(&str, &str)]) -> Settings {
+        let mut client = Settings::default();
+        pairs
+            .iter()
+            .for_each(|(name, value)| client.set(name, value.as_bytes()));
+        client
+    }
+
+    #[test]
+    fn client_without_wishes_needs_nothing() {
+        let (mut server, mut client) = (server(), Settings::default());
+        client.fill(&server);
+        assert_eq!(server.differences(&mut client), []);
+        assert_eq!(client.tracked("timezone"), Some(&b"UTC"[..]));
+    }
+
+    #[test]
+    fn only_differences_are_set_and_only_once() {
+        let (mut server, mut client) = (
+            server(),
+            client(&[("timezone", "Asia/Tokyo"), ("datestyle", "iso, mdy")]),
+        );
+        let todo = server.differences(&mut client);
+        assert_eq!(
+            todo,
+            [Setting {
+                name: "TimeZone".into(),
+                value: Some((*b"Asia/Tokyo").into())
+            }]
+        );
+        server.report_to("TimeZone", b"Asia/Tokyo", &mut client);
+        server.settled(&mut client);
+        assert_eq!(server.differences(&mut client), []);
+    }
+
+    #[test]
+    fn servers_spelling_becomes_the_clients() {
+        let (mut server, mut client) = (server(), client(&[("DateStyle", "ISO")]));
+        assert_eq!(server.differences(&mut client).len(), 1);
+        // The server reports nothing, since the value stays the same.
+        server.settled(&mut client);
+        assert_eq!(client.tracked("DateStyle"), Some(&b"ISO, MDY"[..]));
+        assert_eq!(server.differences(&mut client), []);
+    }
+
+    #[test]
+    fn extra_settings_are_made_and_taken_back() {
+        let mut server = server();
+        let (mut with, mut without) = (client(&[("extra_float_digits", "3")]), Settings::default());
+        assert_eq!(server.differences(&mut with).len(), 1);
+        server.settled(&mut with);
+        assert_eq!(server.differences(&mut with), []);
+        let back = server.differences(&mut without);
+        assert_eq!(
+            back,
+            [Setting {
+                name: "extra_float_digits".into(),
+                value: None
+            }]
+        );
+        server.settled(&mut without);
+        assert_eq!(server.differences(&mut without), []);
+    }
+
+    #[test]
+    fn extra_settings_are_made_again_after_a_set_or_reset() {
+        let (mut server, mut with) = (server(), client(&[("search_path", "a")]));
+        server.differences(&mut with);
+        server.settled(&mut with);
+        server.changed_by_sql();
+        assert_eq!(server.differences(&mut with).len(), 1);
+        server.settled(&mut with);
+        assert_eq!(server.differences(&mut with), []);
+    }
+
+    #[test]
+    fn clients_with_equal_settings_come_to_share_them() {
+        let mut server = server();
+        let (mut a, mut b) = (
+            client(&[("TimeZone", "UTC")]),
+            client(&[("TimeZone", "UTC")]),
+        );
+        a.fill(&server);
+        b.fill(&server);
+        assert_eq!(server.differences(&mut a), []);
+        assert_eq!(server.differences(&mut b), []);
+        assert!(a.is(&b));
+    }
+
+    #[test]
+    fn setting_names_cannot_carry_sql() {
+        for good in ["TimeZone", "my.custom_setting", "a$1"] {
+            assert!(is_setting_name(good), "{good}");
+        }
+        for bad in ["", "a b", "a;b", "a.", ".a", "a'", "a\"", "1a", "a--", "é"] {
+            assert!(!is_setting_name(bad), "{bad}");
+        }
+    }
+}

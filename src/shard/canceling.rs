@@ -1,0 +1,132 @@
+//! Cancel requests: the key says which shard and slot its client has; there the query is found,
+//! running or in line.
+
+use super::message::Ask;
+use super::root::Shard;
+use crate::base::{Moment, ServerId};
+use crate::client::{ClientState, Signal};
+use crate::server::{ServerEntry, Target, send_cancel};
+use crate::session::CancelKey;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+/// How much longer than the cancel itself its sender is kept waiting for news from another shard.
+const MAIL_SPAN: Duration = Duration::from_secs(1);
+
+/// Ends the mark on a server that a cancel is under way, whatever happens.
+pub(super) struct Mark(Rc<ServerEntry>);
+
+impl Mark {
+    /// Marks a server: while the mark stands, it is given to nobody else. None if it has one: one
+    /// cancel request at a time bounds their number.
+    pub(super) fn put(server: &Rc<ServerEntry>) -> Option<Mark> {
+        if server.is_being_cancelled() {
+            return None;
+        }
+        server.cancel_begins();
+        Some(Mark(server.clone()))
+    }
+}
+
+impl Drop for Mark {
+    fn drop(&mut self) {
+        self.0.cancel_ended();
+    }
+}
+
+impl Shard {
+    /// Cancels what the owner of `key` does, wherever it is. Returns when the request has reached
+    /// the server, so that its sender may rely on that; keys of nobody are dropped silently.
+    pub(super) async fn cancel_anywhere(self: &Rc<Self>, key: &[u8]) {
+        let Some((shard, _)) = CancelKey::locate(key) else {
+            return;
+        };
+        if shard == self.id {
+            self.cancel_here(key).await;
+        } else if shard.index() < self.common.mesh.shards() {
+            let span = self.snapshot().config.general.cancel_wait_timeout + MAIL_SPAN;
+            self.gather(Ask::Cancel(key.into()), std::iter::once(shard), span)
+                .await;
+        }
+    }
+
+    /// Cancels what a client of this shard does.
+    pub(super) async fn cancel_here(&self, key: &[u8]) {
+        let Some((_, slot)) = CancelKey::locate(key) else {
+            return;
+        };
+        let Some(entry) = self.clients.borrow().get(slot).cloned() else {
+            return;
+        };
+        if !entry.who().is_some_and(|who| who.cancel_key.matches(key)) {
+            return;
+        }
+        if entry.state() == ClientState::Waiting {
+            return entry.send(Signal::Cancel);
+        }
+        // A client without a server has nothing to cancel; one without a query neither, and the
+        // request must not hit its next one.
+        let link = entry
+            .link
+            .get()
+            .filter(|_| entry.query_since.get().is_some());
+        let Some(server) = link.and_then(|link| self.server_entry(link.id)) else {
+            return;
+        };
+        self.cancel_at(server).await;
+    }
+
+    fn server_entry(&self, id: ServerId) -> Option<Rc<ServerEntry>> {
+        let mut found = None;
+        self.each_pool(|pool| {
+            let entries = pool.entries.borrow();
+            let mut living = entries.iter().filter_map(Weak::upgrade);
+            found = found.take().or_else(|| living.find(|entry| entry.id == id));
+        });
+        found
+    }
+
+    async fn cancel_at(&self, server: Rc<ServerEntry>) {
+        match Mark::put(&server) {
+            None => server.uncancelled().await,
+            Some(mark) => self.cancel_marked(mark).await,
+        }
+    }
+
+    /// Sends the marked server a cancel request.
+    pub(super) async fn cancel_marked(&self, mark: Mark) {
+        self.send_cancel(&mark.0).await;
+    }
+
+    async fn send_cancel(&self, server: &ServerEntry) {
+        let stats = self
+            .common
+            .registry
+            .pool(self.id, &server.database, &server.user);
+        stats.sv_active_cancel.add(1);
+        let target = Target {
+            endpoint: server.remote.clone(),
+            tcp: self.tcp_options(),
+        };
+        let timeout = self.snapshot().config.general.cancel_wait_timeout;
+        let deadline = if timeout.is_zero() {
+            Moment::NEVER
+        } else {
+            self.net.now().after(timeout)
+        };
+        let sending = send_cancel(self.net, &target, &server.cancel_key);
+        let sent = self.net.until(deadline, sending).await;
+        stats.sv_active_cancel.sub(1);
+        match sent {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => {
+                tracing::warn!(server = %server.id, %error, "cannot pass a cancel request on");
+            }
+            Err(_) => tracing::warn!(server = %server.id, "cancel request timed out"),
+        }
+        // It may yet arrive, and must not hit somebody else's query.
+        server
+            .close_needed
+            .set(Some("outcome of a cancel request unknown"));
+    }
+}

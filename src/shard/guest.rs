@@ -1,0 +1,460 @@
+//! A client's way from its first byte to the relay, and what happens when it leaves.
+//!
+//! Order of the checks (PgBouncer's): start-up packet, `max_client_conn`, user, authentication; only
+//! then is it told whether the database exists. Nothing is revealed before.
+
+use super::opening::fill_random;
+use super::pools::{Counter, Pool};
+use super::root::Shard;
+use super::shared::{Phase, Snapshot};
+use crate::admin::{self, Access};
+use crate::auth::{LoginRequest, Method, ServerCredentials};
+use crate::base::{Clock, limit};
+use crate::client::{
+    Account, ClientEntry, ClientState, Farewell, Greeting, Intake, Signal, Who, authenticate,
+    first_packet, greet, reject_protocol,
+};
+use crate::config::{AuthType, Database};
+use crate::net::{Detached, Socket};
+use crate::relay::{Ending, Relay, RelaySettings, Waiter};
+use crate::session::{CancelKey, ServerParams, Settings, is_setting_name};
+use crate::stats::PoolStats;
+use crate::wire::{SqlState, StartupPacket, parse_options};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+/// The names of the console's database.
+const CONSOLE: [&str; 2] = ["ringbouncer", "pgbouncer"];
+/// Database and user of the pool that the console counts in, as PgBouncer names them.
+const CONSOLE_POOL: &str = "pgbouncer";
+/// Iterations of SCRAM verifiers that nobody stored (PostgreSQL's default).
+const SCRAM_ITERATIONS: u32 = 4096;
+
+/// Serves one client, from accept to close.
+pub(super) async fn serve(shard: Rc<Shard>, socket: Detached) {
+    let (remote, local) = (socket.peer(), socket.local());
+    let id = shard.common.client_id();
+    let entry = Rc::new(ClientEntry::new(
+        id,
+        remote,
+        local,
+        Clock::unix_micros(),
+        shard.net.now(),
+    ));
+    let slot = shard.clients.borrow_mut().insert(entry.clone());
+    shard.stats.clients.add(1);
+    let guest = Guest {
+        shard: shard.clone(),
+        entry: entry.clone(),
+        slot,
+    };
+    let intake = Intake::new(Socket::attach(shard.net, socket));
+    let ending = Box::pin(guest.receive(intake)).await;
+    guest.log_ending(&ending);
+    shard.clients.borrow_mut().remove(slot);
+    shard.stats.clients.sub(1);
+}
+
+/// One client on its way in.
+struct Guest {
+    shard: Rc<Shard>,
+    entry: Rc<ClientEntry>,
+    slot: usize,
+}
+
+/// One of the process's `max_client_conn`, given back when dropped.
+struct Seat(Rc<Shard>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.common.clients.give_back();
+    }
+}
+
+/// A client that has been let in.
+struct Admitted {
+    intake: Intake,
+    packet: StartupPacket,
+    account: Account,
+}
+
+impl Guest {
+    async fn receive(&self, mut intake: Intake) -> Ending {
+        match self.unless_told_to_leave(first_packet(&mut intake)).await {
+            Err(ending) => self.part(intake, ending),
+            Ok(Err(error)) => match reject_protocol(&error) {
+                Some(farewell) => self.part(intake, Ending::SentAway(farewell)),
+                None => Ending::Vanished,
+            },
+            Ok(Ok(Greeting::Cancel(key))) => {
+                self.shard.cancel_anywhere(&key).await;
+                Ending::Terminated
+            }
+            Ok(Ok(Greeting::Session(packet))) => self.session(intake, packet).await,
+        }
+    }
+
+    async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Ending {
+        let is_console = CONSOLE.contains(&packet.database());
+        let _seat = if is_console {
+            None
+        } else if self.shard.common.clients.try_take() {
+            Some(Seat(self.shard.clone()))
+        } else {
+            return self.part(intake, Ending::SentAway(Farewell::TOO_MANY_CLIENTS));
+        };
+        let snapshot = self.shard.snapshot();
+        let login = self.log_in(&mut intake, &packet, &snapshot);
+        let account = match self.unless_told_to_leave(login).await {
+            Ok(Ok(account)) => account,
+            Ok(Err(ending)) | Err(ending) => {
+                self.shard.stats.login_failures.inc();
+                return self.part(intake, ending);
+            }
+        };
+        self.shard.stats.logins.inc();
+        // A login takes its time: go on with the configuration that is in force now.
+        let snapshot = self.shard.snapshot();
+        let admitted = Admitted {
+            intake,
+            packet,
+            account,
+        };
+        if is_console {
+            self.console(admitted, &snapshot).await
+        } else {
+            self.relay(admitted, &snapshot).await
+        }
+    }
+
+    async fn log_in(
+        &self,
+        intake: &mut Intake,
+        packet: &StartupPacket,
+        snapshot: &Snapshot,
+    ) -> Result<Account, Ending> {
+        if packet.user().len() > limit::USER_NAME_BYTES_MAX
+            || packet.database().len() > limit::DATABASE_NAME_BYTES_MAX
+        {
+            return Err(away(Farewell::new("name is too long")));
+        }
+        let (mut md5_salt, scram_nonce) = ([0; 4], super::opening::random());
+        fill_random(&mut md5_salt);
+        let request = LoginRequest {
+            method: method(snapshot.config.general.auth_type),
+            user: packet.user(),
+            found: snapshot.users.lookup(packet.user()),
+            process_secret: &self.shard.common.process_secret,
+            scram_iterations: SCRAM_ITERATIONS,
+            md5_salt,
+            scram_nonce,
+        };
+        let login = authenticate(intake, &request, &self.shard.kdf).await;
+        login.map_err(|error| {
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), reason = reason(&error), "login failed");
+            error.farewell().map_or(Ending::Vanished, Ending::SentAway)
+        })
+    }
+
+    // ---- the console ---------------------------------------------------------------------
+
+    async fn console(&self, admitted: Admitted, snapshot: &Snapshot) -> Ending {
+        let Admitted { intake, packet, .. } = admitted;
+        let general = &snapshot.config.general;
+        let has = |users: &[String]| users.iter().any(|user| user == packet.user());
+        let access = match (has(&general.admin_users), has(&general.stats_users)) {
+            (true, _) => Access::Admin,
+            (false, true) => Access::Stats,
+            _ => return self.part(intake, Ending::SentAway(Farewell::NOT_ALLOWED)),
+        };
+        let stats = self
+            .shard
+            .common
+            .registry
+            .pool(self.shard.id, CONSOLE_POOL, CONSOLE_POOL);
+        stats.client_login_count.inc();
+        let key = self.introduce(&packet, CONSOLE_POOL, stats.clone());
+        let session = admin::Session { access, key, stats };
+        let (socket, ahead) = intake.into_parts();
+        let desk = super::inbox::Desk(self.shard.clone());
+        let serve = admin::serve(self.shard.net, &socket, ahead, &session, &desk);
+        match self.unless_told_to_leave(serve).await {
+            Ok(()) => Ending::Terminated,
+            Err(ending) => {
+                say_farewell(&socket, &ending);
+                ending
+            }
+        }
+    }
+
+    // ---- to the relay --------------------------------------------------------------------
+
+    async fn relay(&self, admitted: Admitted, snapshot: &Snapshot) -> Ending {
+        let Admitted {
+            intake,
+            packet,
+            account,
+        } = admitted;
+        let prepared = match self.prepare(&packet, account, snapshot) {
+            Ok(prepared) => prepared,
+            Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
+        };
+        let (pool, mut settings) = prepared;
+        let welcome = match self.unless_told_to_leave(welcome(&pool)).await {
+            Ok(Ok(welcome)) => welcome,
+            Ok(Err(farewell)) => return self.part(intake, Ending::SentAway(farewell)),
+            Err(Ending::SentAway(farewell)) if farewell == Farewell::LOGIN_TIMEOUT => {
+                let down = Farewell::new("client_login_timeout (server down)");
+                return self.part(intake, Ending::SentAway(down));
+            }
+            Err(ending) => return self.part(intake, ending),
+        };
+        settings.fill(&welcome);
+        let key = self.introduce(&packet, &pool.common.key.database, pool.stats.clone());
+        pool.stats.client_login_count.inc();
+        if snapshot.config.general.log_connections {
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, database = packet.database(), user = packet.user(), "login");
+        }
+        let (socket, ahead) = intake.into_parts();
+        let mut out = Vec::new();
+        greet(&mut out, &welcome, &settings, &key);
+        socket.send(out);
+        let options = RelaySettings {
+            mode: pool.mode.get(),
+            prepared_max: snapshot.config.general.max_prepared_statements,
+            packet_bytes_max: snapshot.config.general.max_packet_size as usize,
+        };
+        let servers = Rc::new(Counter(pool.clone()));
+        let (net, entry) = (self.shard.net, self.entry.clone());
+        let statements = self.shard.statements.clone();
+        drop((packet, welcome));
+        Relay::new(
+            net,
+            socket,
+            ahead,
+            entry,
+            servers,
+            statements,
+            pool.stats.clone(),
+            settings,
+            &options,
+        )
+        .run()
+        .await
+    }
+
+    /// What follows from a start-up packet, now that its sender is known.
+    fn prepare(
+        &self,
+        packet: &StartupPacket,
+        account: Account,
+        snapshot: &Snapshot,
+    ) -> Result<(Rc<Pool>, Settings), Farewell> {
+        if self.shard.phase.get() > Phase::Serving {
+            return Err(Farewell::SHUTTING_DOWN);
+        }
+        let Some(database) = snapshot.config.database(packet.database()) else {
+            let text = format!("no such database: {}", packet.database());
+            return Err(Farewell::with(SqlState::PROTOCOL_VIOLATION, text));
+        };
+        let settings = settings(packet, &snapshot.config.general.ignore_startup_parameters)?;
+        if let Some(name) = settings.tracked("application_name") {
+            self.entry
+                .application_name
+                .replace(String::from_utf8_lossy(name).into());
+        }
+        let pool = self
+            .shard
+            .pool(&database, database.server_user(packet.user()));
+        learn(
+            &pool,
+            &database,
+            packet.user(),
+            account.credentials,
+            snapshot,
+        );
+        Ok((pool, settings))
+    }
+
+    /// Writes down who the client is; from now on it can be cancelled.
+    fn introduce(
+        &self,
+        packet: &StartupPacket,
+        database: &str,
+        stats: Arc<PoolStats>,
+    ) -> CancelKey {
+        let mut secret = [0; 32];
+        fill_random(&mut secret);
+        let cancel_key = CancelKey::new(self.shard.id, self.slot, packet.minor() >= 2, secret);
+        let who = Who {
+            database: database.into(),
+            user: packet.user().into(),
+            cancel_key: cancel_key.clone(),
+            stats,
+        };
+        self.entry.logged_in(who, self.shard.net.now());
+        cancel_key
+    }
+
+    // ---- leaving -------------------------------------------------------------------------
+
+    /// Runs `work` unless somebody tells the client to leave first.
+    async fn unless_told_to_leave<T>(&self, work: impl Future<Output = T>) -> Result<T, Ending> {
+        let told = poll_fn(|cx| match self.entry.poll_signal(cx) {
+            Some(Signal::Leave(farewell)) => Poll::Ready(Err(Ending::SentAway(farewell))),
+            Some(Signal::Cancel) | None => Poll::Pending,
+        });
+        futures_lite::future::or(told, async { Ok(work.await) }).await
+    }
+
+    /// Sends a client away that has not reached the relay.
+    fn part(&self, intake: Intake, ending: Ending) -> Ending {
+        say_farewell(intake.socket(), &ending);
+        ending
+    }
+
+    fn log_ending(&self, ending: &Ending) {
+        let snapshot = self.shard.snapshot();
+        let general = &snapshot.config.general;
+        let (id, remote) = (self.entry.id, &self.entry.remote);
+        let who = self.entry.who();
+        let (database, user) = who.map_or(("", ""), |who| (&*who.database, &*who.user));
+        let why = match ending {
+            Ending::Terminated => "client close request",
+            Ending::Vanished => "client unexpected eof",
+            Ending::SentAway(farewell) | Ending::CutOff(farewell) => {
+                if general.log_pooler_errors {
+                    tracing::warn!(client = %id, %remote, database, user, text = ?farewell.text, "pooler error");
+                }
+                &farewell.text
+            }
+        };
+        if general.log_disconnections && self.entry.state() != ClientState::Login {
+            tracing::info!(client = %id, %remote, database, user, why, "closing client connection");
+        }
+    }
+}
+
+fn say_farewell(socket: &Socket, ending: &Ending) {
+    if let Ending::SentAway(farewell) = ending {
+        let mut out = Vec::new();
+        farewell.write(&mut out);
+        socket.send(out);
+    }
+}
+
+fn away(farewell: Farewell) -> Ending {
+    Ending::SentAway(farewell)
+}
+
+fn reason(error: &crate::client::AuthenticateError) -> String {
+    use std::error::Error;
+    error
+        .source()
+        .map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+fn method(auth_type: AuthType) -> Method {
+    match auth_type {
+        AuthType::Trust => Method::Trust,
+        AuthType::Plain => Method::Plain,
+        AuthType::Md5 => Method::Md5,
+        AuthType::ScramSha256 => Method::ScramSha256,
+    }
+}
+
+/// Keeps what a login taught us for logins to servers, if servers are logged in as the same user.
+fn learn(
+    pool: &Pool,
+    database: &Database,
+    user: &str,
+    learned: ServerCredentials,
+    snapshot: &Snapshot,
+) {
+    if database
+        .user
+        .as_deref()
+        .is_some_and(|forced| forced != user)
+        || database.password.is_some()
+    {
+        return;
+    }
+    let credentials = match learned {
+        ServerCredentials::Nothing => {
+            ServerCredentials::from_verifier(snapshot.users.lookup(user).verifier())
+        }
+        learned => learned,
+    };
+    if **pool.common.credentials.load() != credentials {
+        pool.common.credentials.store(Arc::new(credentials));
+    }
+}
+
+/// The settings that a start-up packet asks for.
+fn settings(packet: &StartupPacket, ignored: &[String]) -> Result<Settings, Farewell> {
+    let is_ignored = |name: &str| {
+        ignored
+            .iter()
+            .any(|ignored| ignored.eq_ignore_ascii_case(name))
+    };
+    let mut settings = Settings::default();
+    for (name, value) in packet.params() {
+        match name {
+            "replication" if matches!(value, b"false" | b"off" | b"no" | b"0") => {}
+            "options" => {
+                let text = str::from_utf8(value).map_err(|_| unsupported("options"))?;
+                let options =
+                    parse_options(text).map_err(|error| Farewell::because(error.to_string()))?;
+                for (name, value) in options {
+                    if is_setting_name(&name) {
+                        settings.set(&name, value.as_bytes());
+                    } else if !is_ignored("options") {
+                        return Err(Farewell::because(format!(
+                            "unsupported startup parameter in options: {name}"
+                        )));
+                    }
+                }
+            }
+            _ if is_ignored(name) => {}
+            "replication" => return Err(unsupported(name)),
+            _ if is_setting_name(name) => settings.set(name, value),
+            _ => return Err(unsupported(name)),
+        }
+    }
+    Ok(settings)
+}
+
+fn unsupported(name: &str) -> Farewell {
+    Farewell::because(format!("unsupported startup parameter: {name}"))
+}
+
+/// What a server of the pool reports: the base of the client's welcome. The first client of a pool
+/// waits for a server to be opened.
+async fn welcome(pool: &Rc<Pool>) -> Result<Arc<ServerParams>, Farewell> {
+    if let Some(welcome) = pool.common.welcome.load_full() {
+        return Ok(welcome);
+    }
+    let place = Line {
+        pool,
+        waiter: Rc::default(),
+    };
+    pool.request(&place.waiter, true);
+    let server = poll_fn(|cx| place.waiter.poll(cx)).await?;
+    let welcome = Arc::new(server.dialogue.params.clone());
+    pool.common.welcome.store(Some(welcome.clone()));
+    pool.take_back(server);
+    Ok(welcome)
+}
+
+struct Line<'a> {
+    pool: &'a Rc<Pool>,
+    waiter: Rc<Waiter>,
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        self.pool.withdraw(&self.waiter);
+    }
+}

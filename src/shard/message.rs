@@ -1,0 +1,102 @@
+//! The messages between shards, and from the control thread. None waits for room; what a full
+//! mailbox means stands at each.
+
+use super::shared::{Phase, Snapshot};
+use crate::admin::{ClientRow, ServerRow};
+use crate::base::ShardId;
+use crate::client::Farewell;
+use crate::net::Detached;
+use crate::server::Parcel;
+use std::sync::Arc;
+
+/// Which pool: the database that clients ask for and the user that servers are logged in as.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolKey {
+    /// Name of the database entry.
+    pub database: Arc<str>,
+    /// User of the server connections.
+    pub user: Arc<str>,
+}
+
+/// One message to a shard.
+pub enum Mail {
+    /// An idle server connection, handed over. Full: the sender keeps it.
+    Server {
+        /// The connection.
+        parcel: Box<Parcel>,
+        /// Who sent it.
+        from: ShardId,
+        /// How often it has travelled without serving anybody.
+        hops: u8,
+    },
+    /// Somebody asks for an idle server. Full: lost; the pool's tick asks again.
+    WantServer {
+        /// Of which pool.
+        pool: PoolKey,
+        /// Who asks.
+        from: ShardId,
+    },
+    /// The answer that there is none. Full: lost; the question expires.
+    NoServer {
+        /// Of which pool.
+        pool: PoolKey,
+        /// Who answers.
+        from: ShardId,
+    },
+    /// A permit is free. Full: lost; the pool's tick finds it.
+    Wake {
+        /// Of which pool.
+        pool: PoolKey,
+    },
+    /// A server refused the login: everybody who waits in the pool is told. Full: lost; they wait on.
+    LoginRefused {
+        /// Of which pool.
+        pool: PoolKey,
+        /// What they are told.
+        farewell: Farewell,
+    },
+    /// An accepted client socket. Full: the sender serves it itself.
+    Client(Detached),
+    /// A question to which every shard has an answer. Full: the asker goes without.
+    Question {
+        /// What is asked.
+        ask: Ask,
+        /// Who asks.
+        from: ShardId,
+        /// To find the asker again.
+        ticket: u64,
+    },
+    /// The answer to a [`Mail::Question`]. Full: the asker goes without, at its deadline.
+    Answer {
+        /// Of the question.
+        ticket: u64,
+        /// What it is.
+        answer: Answer,
+    },
+    /// From the control thread: a new configuration. Full: the control thread tries again.
+    Reload(Arc<Snapshot>),
+    /// From the control thread: what clients may still do. Full: the control thread tries again.
+    Phase(Phase),
+}
+
+/// What a shard can be asked.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// Its clients.
+    Clients,
+    /// Its servers.
+    Servers,
+    /// To cancel what the client with this key is doing.
+    Cancel(Box<[u8]>),
+}
+
+/// What it answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// Its clients.
+    Clients(Vec<ClientRow>),
+    /// Its servers.
+    Servers(Vec<ServerRow>),
+    /// Done.
+    Done,
+}

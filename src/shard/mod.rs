@@ -1,0 +1,16 @@
+//! One core and all it owns: accepting clients, leading them to the relay or the console, running
+//! its part of every pool, mail from other shards, upkeep. Nothing here is global but [`Common`].
+
+mod canceling;
+mod guest;
+mod inbox;
+mod message;
+mod opening;
+mod pools;
+mod root;
+mod shared;
+mod upkeep;
+
+pub use message::{Answer, Ask, Mail, PoolKey};
+pub use root::{Listeners, Shard, run};
+pub use shared::{Common, Phase, Request, Snapshot};

@@ -1,0 +1,208 @@
+//! Opening a server connection for a pool, and what a failure means for those who wait.
+
+use super::message::Mail;
+use super::pools::Pool;
+use super::root::tcp_options;
+use super::shared::Snapshot;
+use crate::auth::{NONCE_RANDOM_BYTES, ServerCredentials};
+use crate::base::{Moment, ShardId};
+use crate::client::Farewell;
+use crate::config::Database;
+use crate::net::{Endpoint, spawn};
+use crate::server::{DialError, Login, Server, Target, dial};
+use crate::wire::SqlState;
+use std::error::Error;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+/// How often a task that waits for the resolver looks.
+const LOOKUP_LOOK: Duration = Duration::from_millis(10);
+
+/// Begins to open a server connection; the permit is held.
+pub(super) fn begin(pool: Rc<Pool>) {
+    let net = pool.shard.net;
+    spawn(net, async move {
+        pool.stats.sv_login.add(1);
+        let opened = open(&pool).await;
+        pool.stats.sv_login.sub(1);
+        match opened {
+            Ok(server) => succeeded(&pool, server),
+            Err(error) => failed(&pool, &error),
+        }
+    });
+}
+
+async fn open(pool: &Pool) -> Result<Server, DialError> {
+    let shard = &pool.shard;
+    let snapshot = shard.snapshot();
+    let database = pool.database.borrow().clone();
+    let deadline = shard
+        .net
+        .now()
+        .after(snapshot.config.general.server_connect_timeout);
+    shard.name_looked_up(&database, deadline).await;
+    let attempt = pool.common.failures.load(Ordering::Relaxed);
+    let endpoint = shard
+        .endpoint(&database, attempt)
+        .ok_or(DialError::NoAddress)?;
+    let target = Target {
+        endpoint,
+        tcp: tcp_options(&snapshot),
+    };
+    let login = Login {
+        id: shard.common.server_id(),
+        database: pool.common.key.database.clone(),
+        user: pool.common.key.user.clone(),
+        dialled: database.clone(),
+        credentials: credentials(pool, &snapshot, &database),
+        nonce: random(),
+        kdf: &shard.kdf,
+        stats: pool.stats.clone(),
+    };
+    shard
+        .net
+        .until(deadline, dial(shard.net, &target, login))
+        .await
+        .unwrap_or(Err(DialError::Timeout))
+}
+
+/// What to log in with: the database's password, the forced user's secret, or what clients proved.
+fn credentials(pool: &Pool, snapshot: &Snapshot, database: &Database) -> ServerCredentials {
+    let is_its_user = database.user.as_deref() == Some(&*pool.common.key.user);
+    if let Some(password) = database.password.as_ref().filter(|_| is_its_user) {
+        return ServerCredentials::Password(password.clone());
+    }
+    let learned = pool.common.credentials.load();
+    match &**learned {
+        ServerCredentials::Nothing => {
+            let found = snapshot.users.lookup(&pool.common.key.user);
+            ServerCredentials::from_verifier(found.verifier())
+        }
+        learned => learned.clone(),
+    }
+}
+
+fn succeeded(pool: &Rc<Pool>, server: Server) {
+    let shard = &pool.shard;
+    shard.stats.servers_opened.inc();
+    pool.common.last_failure.store(None);
+    if pool.outdated(&server).is_none() {
+        pool.common
+            .welcome
+            .store(Some(Arc::new(server.dialogue.params.clone())));
+    }
+    if shard.snapshot.borrow().config.general.log_connections {
+        let (database, user) = (&pool.common.key.database, &pool.common.key.user);
+        tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, pid = server.entry.process_id(), "new server connection");
+    }
+    pool.know(&server);
+    pool.watch(&server);
+    if let Some(why) = pool.reason_to_close(&server) {
+        // The configuration changed, or the server hung up, while it was being opened.
+        server.entry.close_needed.set(Some(why));
+    }
+    pool.step(|local, now, actions| local.opened(server, now, actions));
+}
+
+fn failed(pool: &Rc<Pool>, error: &DialError) {
+    let shard = &pool.shard;
+    shard.stats.server_failures.inc();
+    pool.common.failures.fetch_add(1, Ordering::Relaxed);
+    let key = &pool.common.key;
+    let cause = error.source().map(ToString::to_string).unwrap_or_default();
+    tracing::warn!(database = ?key.database, user = ?key.user, %error, cause, "cannot open a server connection");
+    let farewell = farewell(error);
+    pool.common
+        .last_failure
+        .store(Some(Arc::new(farewell.clone())));
+    let retry = shard
+        .net
+        .now()
+        .after(shard.snapshot.borrow().config.general.server_login_retry);
+    pool.step(|local, now, actions| local.open_failed(Some(retry), now, actions));
+    // While other servers of the pool work, those who wait may yet be served.
+    let is_last = pool.common.shared.open() == 0;
+    if is_last && is_final(error) {
+        for other in (0..shard.common.mesh.shards()).map(|id| ShardId(id as u16)) {
+            if other == shard.id {
+                pool.fail_waiters(&farewell);
+            } else {
+                let _ = shard.post(
+                    other,
+                    Mail::LoginRefused {
+                        pool: key.clone(),
+                        farewell: farewell.clone(),
+                    },
+                );
+            }
+        }
+    }
+    shard.tick_pools();
+}
+
+/// Whether waiting clients are told at once: the server refused the login. They go on waiting
+/// while it starts up, or cannot be reached.
+fn is_final(error: &DialError) -> bool {
+    matches!(error, DialError::Refused { .. } | DialError::Login(_)) && !error.is_starting_up()
+}
+
+/// What clients are told: the server's own words, if it said anything.
+fn farewell(error: &DialError) -> Farewell {
+    match error {
+        DialError::Refused {
+            sqlstate, message, ..
+        } => Farewell::with(
+            sqlstate.unwrap_or(SqlState::CONNECTION_EXCEPTION),
+            message.clone(),
+        ),
+        DialError::Login(cause) => Farewell::because(format!("server login failed: {cause}")),
+        other => Farewell::because(other.to_string()),
+    }
+}
+
+/// Fresh random bytes for a nonce.
+pub(super) fn random() -> [u8; NONCE_RANDOM_BYTES] {
+    let mut bytes = [0; NONCE_RANDOM_BYTES];
+    fill_random(&mut bytes);
+    bytes
+}
+
+/// Fills `bytes` with randomness of the kernel; without it nobody could be authenticated.
+pub(super) fn fill_random(bytes: &mut [u8]) {
+    getrandom::fill(bytes).expect("the kernel's source of randomness works");
+}
+
+impl super::root::Shard {
+    /// Waits for the first look-up of a host name that a reload has brought, but not beyond
+    /// `deadline`.
+    async fn name_looked_up(&self, database: &Database, deadline: Moment) {
+        let is_known = || {
+            database.socket_path().is_some()
+                || database.host.parse::<IpAddr>().is_ok()
+                || self.common.addresses.load().contains_key(&database.host)
+        };
+        while !is_known() && self.net.now() < deadline {
+            self.net.sleep(LOOKUP_LOOK).await;
+        }
+    }
+
+    /// Where a database's server is; none while its host name has no address. Of several addresses
+    /// each failed `attempt` tries the next.
+    pub(super) fn endpoint(&self, database: &Database, attempt: usize) -> Option<Endpoint> {
+        if let Some(path) = database.socket_path() {
+            return Some(Endpoint::Unix(path));
+        }
+        let address = match database.host.parse::<IpAddr>() {
+            Ok(address) => address,
+            Err(_) => {
+                let addresses = self.common.addresses.load();
+                let addresses = addresses.get(&database.host)?;
+                *addresses.get(attempt % addresses.len().max(1))?
+            }
+        };
+        Some(Endpoint::Tcp(SocketAddr::new(address, database.port)))
+    }
+}

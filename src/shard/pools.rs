@@ -1,0 +1,432 @@
+//! One shard's part of one pool: performs what the scheduler in `pool` decides.
+
+use super::canceling::Mark;
+use super::message::Mail;
+use super::opening;
+use super::root::Shard;
+use super::shared::{CommonPool, Phase};
+use crate::base::{Moment, ShardId};
+use crate::client::Farewell;
+use crate::config::{Database, PoolMode};
+use crate::net::spawn;
+use crate::pool::{Acquired, Action, LocalPool};
+use crate::relay::{Servers, Waiter};
+use crate::server::{Parcel, Server, ServerState, run_query};
+use crate::stats::PoolStats;
+use crate::wire::frontend::terminate;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Context;
+
+type Actions = Vec<Action<Server, Rc<Waiter>>>;
+
+/// One shard's part of one pool.
+pub struct Pool {
+    pub(super) shard: Rc<Shard>,
+    pub(super) common: Arc<CommonPool>,
+    pub(super) stats: Arc<PoolStats>,
+    /// Its database entry; replaced by a reload.
+    pub(super) database: RefCell<Arc<Database>>,
+    pub(super) mode: Cell<PoolMode>,
+    pub(super) local: RefCell<LocalPool<Server, Rc<Waiter>>>,
+    /// Servers of this shard now or ever lent out or idle, for SHOW SERVERS and reloads.
+    pub(super) entries: RefCell<Vec<std::rc::Weak<crate::server::ServerEntry>>>,
+    /// Its database entry has been removed.
+    pub(super) is_removed: Cell<bool>,
+}
+
+impl Shard {
+    /// This shard's part of the pool of `database` and `user`, made if it is new.
+    pub(super) fn pool(self: &Rc<Self>, database: &Arc<Database>, user: &str) -> Rc<Pool> {
+        let key = super::PoolKey {
+            database: database.name.as_str().into(),
+            user: user.into(),
+        };
+        if let Some(pool) = self.pools.borrow().get(&key) {
+            return pool.clone();
+        }
+        let snapshot = self.snapshot();
+        let limit = snapshot.config.pool_size(database, user);
+        let common = self.common.pool(&key, limit);
+        let pool = Rc::new(Pool {
+            shard: self.clone(),
+            stats: self.common.registry.pool(self.id, &key.database, &key.user),
+            database: RefCell::new(database.clone()),
+            mode: Cell::new(snapshot.config.pool_mode(database, user)),
+            local: RefCell::new(LocalPool::new(common.shared.clone(), self.id)),
+            entries: RefCell::default(),
+            is_removed: Cell::new(false),
+            common,
+        });
+        self.pools.borrow_mut().insert(key, pool.clone());
+        pool
+    }
+
+    /// As [`Shard::pool`], for a key that came by mail.
+    pub(super) fn pool_of(self: &Rc<Self>, key: &super::PoolKey) -> Option<Rc<Pool>> {
+        if let Some(pool) = self.pools.borrow().get(key) {
+            return Some(pool.clone());
+        }
+        let database = self.snapshot().config.database(&key.database)?;
+        Some(self.pool(&database, &key.user))
+    }
+}
+
+/// The view of a pool that the relay has.
+pub(super) struct Counter(pub(super) Rc<Pool>);
+
+impl Servers for Counter {
+    fn request(&self, waiter: &Rc<Waiter>) {
+        self.0.request(waiter, false);
+    }
+
+    fn withdraw(&self, waiter: &Waiter) {
+        self.0.withdraw(waiter);
+    }
+
+    fn release(&self, server: Server) {
+        self.0.take_back(server);
+    }
+
+    fn release_session(&self, server: Server) {
+        self.0.reset(server);
+    }
+
+    fn cancel(&self, server: &Server) {
+        // Marked before anything else can happen to it.
+        if let Some(mark) = Mark::put(&server.entry) {
+            let shard = self.0.shard.clone();
+            spawn(shard.net, async move { shard.cancel_marked(mark).await });
+        }
+    }
+
+    fn close(&self, server: Server, why: &'static str) {
+        self.0.close(server, why);
+    }
+}
+
+impl Pool {
+    /// Puts a client in line. A `patient` one, which is still logging in, waits even while servers
+    /// cannot be reached.
+    pub(super) fn request(self: &Rc<Self>, waiter: &Rc<Waiter>, patient: bool) {
+        if let Some(farewell) = self.refusal(patient) {
+            return waiter.serve(Err(farewell));
+        }
+        let now = self.shard.net.now();
+        let mut actions = Vec::new();
+        loop {
+            let acquired = self
+                .local
+                .borrow_mut()
+                .acquire(waiter.clone(), now, &mut actions);
+            match acquired {
+                Acquired::Granted(server) if server.is_reusable() => waiter.serve(Ok(server)),
+                Acquired::Granted(server) => {
+                    self.close(server, "server said something while idle");
+                    continue;
+                }
+                Acquired::Waits(number) => {
+                    waiter.number.set(Some(number));
+                    self.shard.tick_pools();
+                }
+            }
+            break;
+        }
+        self.perform(actions);
+    }
+
+    fn refusal(&self, patient: bool) -> Option<Farewell> {
+        if self.shard.phase.get() == Phase::WaitForServers {
+            return Some(Farewell::SERVER_SHUTTING_DOWN);
+        }
+        if self.is_removed.get() {
+            return Some(Farewell::DATABASE_REMOVED);
+        }
+        let shared = &self.common.shared;
+        let failing = shared.open() == 0
+            && shared
+                .retry_at()
+                .is_some_and(|at| at > self.shard.net.now());
+        if patient || !failing {
+            return None;
+        }
+        let cause = self.common.last_failure.load_full()?;
+        let text = format!(
+            "server login has been failing, cached error: {} (server_login_retry)",
+            cause.text
+        );
+        Some(Farewell::with(cause.sqlstate, text))
+    }
+
+    pub(super) fn withdraw(self: &Rc<Self>, waiter: &Waiter) {
+        if let Some(number) = waiter.number.take() {
+            let _ = self.local.borrow_mut().cancel_wait(number);
+            self.publish_wait();
+        }
+        if let Some(Ok(server)) = waiter.take() {
+            self.take_back(server);
+        }
+    }
+
+    // ---- a server comes back -------------------------------------------------------------
+
+    /// Takes a server back, once no cancel request can hit it any more.
+    pub(super) fn take_back(self: &Rc<Self>, server: Server) {
+        if !server.entry.is_being_cancelled() {
+            return self.place(server);
+        }
+        server.entry.set_state(ServerState::BeingCanceled);
+        let pool = self.clone();
+        spawn(self.shard.net, async move {
+            server.entry.uncancelled().await;
+            pool.place(server);
+        });
+    }
+
+    fn place(self: &Rc<Self>, server: Server) {
+        if let Some(why) = self.reason_to_close(&server) {
+            return self.close(server, why);
+        }
+        server.entry.set_state(ServerState::Idle);
+        self.watch(&server);
+        let mut actions = Vec::new();
+        let now = self.shard.net.now();
+        self.local.borrow_mut().release(server, now, &mut actions);
+        self.perform(actions);
+    }
+
+    /// Why a server does not fit the configuration any more.
+    pub(super) fn outdated(&self, server: &Server) -> Option<&'static str> {
+        if self.is_removed.get() {
+            return Some("database removed");
+        }
+        let is_moved = !server.entry.dialled.same_server(&self.database.borrow());
+        is_moved.then_some("database configuration changed")
+    }
+
+    pub(super) fn reason_to_close(&self, server: &Server) -> Option<&'static str> {
+        if let Some(why) = server.entry.close_needed.get() {
+            return Some(why);
+        }
+        if !server.is_reusable() {
+            return Some("server is not clean");
+        }
+        if let Some(why) = self.outdated(server) {
+            return Some(why);
+        }
+        if self.shard.phase.get() == Phase::WaitForServers {
+            return Some("shutdown");
+        }
+        let lifetime = self.shard.snapshot.borrow().config.general.server_lifetime;
+        let is_old = self.shard.net.now().since(server.entry.opened) >= lifetime;
+        is_old.then_some("server lifetime over")
+    }
+
+    /// Runs the reset query between two sessions.
+    fn reset(self: &Rc<Self>, mut server: Server) {
+        let query = self
+            .shard
+            .snapshot
+            .borrow()
+            .config
+            .general
+            .server_reset_query
+            .clone();
+        if query.is_empty() {
+            return self.take_back(server);
+        }
+        let pool = self.clone();
+        spawn(self.shard.net, async move {
+            server.entry.uncancelled().await;
+            server.entry.set_state(ServerState::Tested);
+            let net = pool.shard.net;
+            let timeout = pool
+                .shard
+                .snapshot
+                .borrow()
+                .config
+                .general
+                .server_connect_timeout;
+            match net
+                .until(net.now().after(timeout), run_query(&mut server, &query))
+                .await
+            {
+                Ok(Ok(())) => pool.take_back(server),
+                Ok(Err(_)) | Err(_) => pool.close(server, "reset query failed"),
+            }
+        });
+    }
+
+    /// Closes a server that is in nobody's hands any more. Its permit is passed on when the
+    /// connection has closed, and not before: pool_size holds for every instant.
+    pub(super) fn close(self: &Rc<Self>, server: Server, why: &'static str) {
+        self.log_closing(&server, why);
+        let is_clean = server.dialogue.replies.is_clean();
+        if is_clean {
+            let mut out = Vec::new();
+            terminate(&mut out);
+            server.socket.send(out);
+        }
+        self.shard.stats.servers.sub(1);
+        let pool = self.clone();
+        spawn(self.shard.net, async move {
+            let Server { socket, entry, .. } = server;
+            drop(entry);
+            socket.close(!is_clean).await;
+            pool.step(|local, now, actions| local.closed(now, actions));
+        });
+    }
+
+    fn log_closing(&self, server: &Server, why: &'static str) {
+        let shard = &self.shard;
+        if shard.snapshot.borrow().config.general.log_disconnections {
+            let (database, user) = (&self.common.key.database, &self.common.key.user);
+            let age_s = shard.net.now().since(server.entry.opened).as_secs();
+            tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, why, age_s, "closing server connection");
+        }
+    }
+
+    /// An idle server's events wake this shard's watch.
+    pub(super) fn watch(&self, server: &Server) {
+        match &*self.shard.idle_watch.borrow() {
+            Some(waker) => server.socket.watch(&Context::from_waker(waker)),
+            None => server.socket.unwatch(),
+        }
+    }
+
+    // ---- what the scheduler wants done ---------------------------------------------------
+
+    /// Performs actions.
+    pub(super) fn perform(self: &Rc<Self>, actions: Actions) {
+        for action in actions {
+            match action {
+                Action::Grant { waiter, server } if server.is_reusable() => {
+                    waiter.serve(Ok(server))
+                }
+                Action::Grant { waiter, server } => {
+                    self.close(server, "server said something while idle");
+                    self.request(&waiter, true);
+                }
+                Action::Open => opening::begin(self.clone()),
+                Action::Close(server) => self.close(server, "not needed any more"),
+                Action::Send { to, server, hops } => self.hand_over(to, server, hops),
+                Action::Ask(to) => {
+                    let _ = self.shard.post(
+                        to,
+                        Mail::WantServer {
+                            pool: self.common.key.clone(),
+                            from: self.shard.id,
+                        },
+                    );
+                }
+                Action::Decline(to) => {
+                    let _ = self.shard.post(
+                        to,
+                        Mail::NoServer {
+                            pool: self.common.key.clone(),
+                            from: self.shard.id,
+                        },
+                    );
+                }
+                Action::Wake(to) => {
+                    let _ = self.shard.post(
+                        to,
+                        Mail::Wake {
+                            pool: self.common.key.clone(),
+                        },
+                    );
+                }
+            }
+        }
+        self.publish_wait();
+    }
+
+    /// Feeds the scheduler and performs what it wants.
+    pub(super) fn step(
+        self: &Rc<Self>,
+        event: impl FnOnce(&mut LocalPool<Server, Rc<Waiter>>, Moment, &mut Actions),
+    ) {
+        let mut actions = Vec::new();
+        let now = self.shard.net.now();
+        event(&mut self.local.borrow_mut(), now, &mut actions);
+        self.perform(actions);
+    }
+
+    /// Sends an idle server to another shard; nothing of it stays on this ring.
+    fn hand_over(self: &Rc<Self>, to: ShardId, server: Server, hops: u8) {
+        let pool = self.clone();
+        spawn(self.shard.net, async move {
+            let shard = &pool.shard;
+            let server = match server.pack(shard.net).await {
+                Err(server) => server,
+                Ok(parcel) => {
+                    shard.stats.servers.sub(1);
+                    let mail = Mail::Server {
+                        parcel: Box::new(parcel),
+                        from: shard.id,
+                        hops,
+                    };
+                    match shard.post(to, mail) {
+                        Err(Mail::Server { parcel, .. }) => pool.unpack(*parcel),
+                        _ => return shard.stats.handoffs_out.inc(),
+                    }
+                }
+            };
+            pool.watch(&server);
+            pool.step(|local, now, actions| local.send_failed(server, to, now, actions));
+            pool.close_noisy();
+        });
+    }
+
+    /// A server has come from another shard.
+    pub(super) fn arrived(self: &Rc<Self>, parcel: Parcel, from: ShardId, hops: u8) {
+        let sent = parcel.sent;
+        let server = self.unpack(parcel);
+        self.shard.stats.handoffs_in.inc();
+        self.stats
+            .handoff
+            .record(crate::base::Clock::now().since(sent).as_nanos() as u64);
+        self.watch(&server);
+        if let Some(why) = self.reason_to_close(&server) {
+            server.entry.close_needed.set(Some(why));
+        }
+        self.step(|local, now, actions| local.arrived(server, from, hops, now, actions));
+    }
+
+    fn unpack(&self, parcel: Parcel) -> Server {
+        let server = parcel.unpack(self.shard.net, self.stats.clone());
+        self.know(&server);
+        server
+    }
+
+    /// Takes note of a server that is on this shard now.
+    pub(super) fn know(&self, server: &Server) {
+        self.shard.stats.servers.add(1);
+        let mut entries = self.entries.borrow_mut();
+        entries.retain(|entry| entry.strong_count() > 0);
+        entries.push(Rc::downgrade(&server.entry));
+    }
+
+    // ---- waiting clients -----------------------------------------------------------------
+
+    /// Sends everybody away who waits.
+    pub(super) fn fail_waiters(&self, farewell: &Farewell) {
+        let waiters = self.local.borrow_mut().take_waiters(Moment::NEVER);
+        waiters
+            .iter()
+            .for_each(|waiter| waiter.serve(Err(farewell.clone())));
+        self.publish_wait();
+    }
+
+    /// No more transactions: waiting clients leave, idle servers close.
+    pub(super) fn stop(self: &Rc<Self>) {
+        self.fail_waiters(&Farewell::SERVER_SHUTTING_DOWN);
+        self.step(|local, _, actions| local.expire_idle(|_, _| true, actions));
+    }
+
+    fn publish_wait(&self) {
+        let since = self.local.borrow().first_waiter_since();
+        self.stats.oldest_wait.set(since.unwrap_or(Moment::NEVER));
+    }
+}

@@ -1,0 +1,236 @@
+//! The root object of a core.
+
+use super::message::{Answer, Mail};
+use super::pools::Pool;
+use super::shared::{Common, Phase, Snapshot};
+use super::{guest, inbox, upkeep};
+use crate::auth::KdfCache;
+use crate::base::ShardId;
+use crate::client::ClientEntry;
+use crate::net::{Detached, Driver, Listener, Net, NetOptions, TcpOptions, spawn};
+use crate::session::{SLOTS_MAX, Statements};
+use crate::stats::ShardStats;
+use slab::Slab;
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::io;
+use std::num::NonZeroUsize;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::Duration;
+
+/// Key-stretching results that a shard keeps.
+const KDF_RESULTS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+/// Pause after accepting failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The listening sockets that a shard is started with.
+#[derive(Default)]
+pub struct Listeners {
+    /// Its own TCP sockets.
+    pub tcp: Vec<OwnedFd>,
+    /// The Unix socket, on one shard, which passes accepted sockets round.
+    pub unix: Option<OwnedFd>,
+}
+
+/// One core.
+pub struct Shard {
+    /// Which.
+    pub id: ShardId,
+    /// Its ring.
+    pub net: Net,
+    /// What all shards share.
+    pub common: Arc<Common>,
+    /// Its numbers.
+    pub stats: Arc<ShardStats>,
+    /// Its clients, by slot.
+    pub clients: RefCell<Slab<Rc<ClientEntry>>>,
+    /// Its part of every pool.
+    pub(super) pools: RefCell<HashMap<super::PoolKey, Rc<Pool>>>,
+    /// Texts of its clients' prepared statements.
+    pub(super) statements: Rc<RefCell<Statements>>,
+    pub(super) kdf: RefCell<KdfCache>,
+    pub(super) snapshot: RefCell<Arc<Snapshot>>,
+    pub(super) phase: Cell<Phase>,
+    /// Woken when an idle server says something.
+    pub(super) idle_watch: RefCell<Option<Waker>>,
+    /// The pools' tick is running.
+    pub(super) ticking: Cell<bool>,
+    /// How much mail had been read when some was found lying here.
+    pub(super) mail_seen: Cell<Option<u64>>,
+    /// Answers awaited, by ticket.
+    pub(super) tickets: RefCell<HashMap<u64, Gathering>>,
+    pub(super) next_ticket: Cell<u64>,
+    accepting: RefCell<Vec<Waker>>,
+}
+
+/// Answers that a task of this shard waits for.
+#[derive(Default)]
+pub(super) struct Gathering {
+    pub(super) answers: Vec<Answer>,
+    pub(super) waker: Option<Waker>,
+}
+
+/// Runs a shard for ever, on the calling glommio executor; `ready` is called when it serves.
+///
+/// # Errors
+/// If its ring cannot be made.
+pub async fn run(
+    id: ShardId,
+    common: Arc<Common>,
+    listeners: Listeners,
+    ready: impl FnOnce(),
+) -> io::Result<()> {
+    let snapshot = common.snapshot.load_full();
+    let general = &snapshot.config.general;
+    let stats = common.registry.shard(id).clone();
+    let net = Net::new(&NetOptions {
+        receive_buffers: general.receive_buffers.into(),
+        receive_buffer_bytes: u32::try_from(general.receive_buffer_bytes).unwrap_or(u32::MAX),
+        close_timeout: general.close_timeout,
+        stats: stats.clone(),
+    })?;
+    net.listen_bell(common.mesh.open(id, net.ring_fd()));
+    let shard = Rc::new(Shard {
+        id,
+        net,
+        stats,
+        clients: RefCell::default(),
+        pools: RefCell::default(),
+        statements: Rc::default(),
+        kdf: RefCell::new(KdfCache::new(common.process_secret, KDF_RESULTS_MAX)),
+        snapshot: RefCell::new(snapshot),
+        phase: Cell::new(Phase::Serving),
+        idle_watch: RefCell::new(None),
+        ticking: Cell::new(false),
+        mail_seen: Cell::new(None),
+        tickets: RefCell::default(),
+        next_ticket: Cell::new(0),
+        accepting: RefCell::default(),
+        common,
+    });
+    for fd in listeners.tcp {
+        spawn(net, accept(shard.clone(), Listener::new(net, fd), false));
+    }
+    if let Some(fd) = listeners.unix {
+        spawn(net, accept(shard.clone(), Listener::new(net, fd), true));
+    }
+    spawn(net, inbox::run(shard.clone()));
+    spawn(net, upkeep::run(shard.clone()));
+    spawn(net, upkeep::watch_idle(shard));
+    ready();
+    Driver::new(net).run().await;
+    Ok(())
+}
+
+async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
+    let mut turn = usize::from(shard.id.0);
+    loop {
+        let accepted = futures_lite::future::or(async { Some(listener.accept().await) }, async {
+            shard.closing_time(is_unix).await;
+            None
+        });
+        match accepted.await {
+            None => return,
+            Some(Ok(socket)) if is_unix => {
+                turn = (turn + 1) % shard.common.mesh.shards();
+                shard.pass_on(ShardId(turn as u16), socket);
+            }
+            Some(Ok(socket)) => shard.admit(socket),
+            Some(Err(error)) => {
+                tracing::warn!(shard = %shard.id, %error, "cannot accept a connection");
+                shard.net.sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// The configuration in force on this shard.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.borrow().clone()
+    }
+
+    /// Socket options for server connections.
+    pub(super) fn tcp_options(&self) -> TcpOptions {
+        tcp_options(&self.snapshot.borrow())
+    }
+
+    /// Takes a client in.
+    pub(super) fn admit(self: &Rc<Self>, socket: Detached) {
+        self.stats.accepted.inc();
+        if self.clients.borrow().len() >= SLOTS_MAX {
+            return;
+        }
+        spawn(self.net, guest::serve(self.clone(), socket));
+    }
+
+    fn pass_on(self: &Rc<Self>, to: ShardId, socket: Detached) {
+        if to == self.id {
+            return self.admit(socket);
+        }
+        match self.post(to, Mail::Client(socket)) {
+            Ok(()) => self.stats.clients_out.inc(),
+            Err(Mail::Client(socket)) => self.admit(socket),
+            Err(_) => {}
+        }
+    }
+
+    /// Posts a message; one that finds the mailbox full is counted and comes back.
+    pub(super) fn post(&self, to: ShardId, mail: Mail) -> Result<(), Mail> {
+        self.common
+            .mesh
+            .post(to, mail, |ring| self.net.ring_other(ring))
+            .map_err(|full| {
+                self.stats.mailbox_full.inc();
+                full.0
+            })
+    }
+
+    /// Resolves when this listener has to close: TCP in every shutdown; the Unix socket stays for
+    /// the console.
+    async fn closing_time(&self, is_unix: bool) {
+        std::future::poll_fn(|cx| {
+            if self.phase.get() > Phase::Serving && !is_unix {
+                return std::task::Poll::Ready(());
+            }
+            let mut wakers = self.accepting.borrow_mut();
+            if !wakers.iter().any(|waker| waker.will_wake(cx.waker())) {
+                wakers.push(cx.waker().clone());
+            }
+            std::task::Poll::Pending
+        })
+        .await;
+    }
+
+    /// Enters a phase of the shutdown.
+    pub(super) fn enter(&self, phase: Phase) {
+        self.phase.set(self.phase.get().max(phase));
+        for waker in self.accepting.take() {
+            waker.wake();
+        }
+        if self.phase.get() == Phase::WaitForServers {
+            self.each_pool(|pool| pool.stop());
+        }
+    }
+
+    /// Visits every pool of this shard.
+    pub(super) fn each_pool(&self, mut visit: impl FnMut(&Rc<Pool>)) {
+        let pools: Vec<_> = self.pools.borrow().values().cloned().collect();
+        pools.iter().for_each(&mut visit);
+    }
+}
+
+/// Socket options of a configuration.
+pub(super) fn tcp_options(snapshot: &Snapshot) -> TcpOptions {
+    let general = &snapshot.config.general;
+    TcpOptions {
+        keepalive: general.tcp_keepalive,
+        keepidle: general.tcp_keepidle,
+        keepintvl: general.tcp_keepintvl,
+        keepcnt: general.tcp_keepcnt,
+        user_timeout: general.tcp_user_timeout,
+    }
+}

@@ -1,0 +1,277 @@
+//! What has to be done from time to time: timeouts, lifetimes, reloads, the pools' tick.
+
+use super::pools::Pool;
+use super::root::Shard;
+use super::shared::{Request, Snapshot};
+use crate::base::Moment;
+use crate::client::{ClientEntry, ClientState, Farewell, Signal};
+use crate::config::General;
+use crate::net::spawn;
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+/// Upkeep runs this often, as PgBouncer's maintenance does.
+const PERIOD: Duration = Duration::from_millis(333);
+/// The pools' tick, while somebody waits.
+const TICK: Duration = Duration::from_millis(10);
+
+/// Runs the upkeep for ever.
+pub(super) async fn run(shard: Rc<Shard>) {
+    loop {
+        shard.net.sleep(PERIOD).await;
+        shard.net.close_overdue();
+        let snapshot = shard.snapshot();
+        expire_clients(&shard, &snapshot.config.general);
+        shard.each_pool(|pool| expire_servers(pool, &snapshot.config.general));
+        shard.notice_lost_mail();
+    }
+}
+
+/// Closes idle servers that say something: nothing they say outside of a lease has a reader.
+pub(super) async fn watch_idle(shard: Rc<Shard>) {
+    let is_first = RefCell::new(true);
+    poll_fn::<(), _>(|cx| {
+        let moved = shard
+            .idle_watch
+            .borrow()
+            .as_ref()
+            .is_none_or(|waker| !waker.will_wake(cx.waker()));
+        if moved {
+            shard.idle_watch.replace(Some(cx.waker().clone()));
+        }
+        if !is_first.replace(false) {
+            shard.each_pool(|pool| pool.close_noisy());
+        }
+        Poll::Pending
+    })
+    .await;
+}
+
+fn expire_clients(shard: &Shard, general: &General) {
+    let now = shard.net.now();
+    for (_, entry) in shard.clients.borrow().iter() {
+        if let Some(farewell) = overdue(entry, general, now) {
+            entry.send(Signal::Leave(farewell));
+        }
+    }
+}
+
+/// Why a client has to leave, if it has.
+fn overdue(entry: &ClientEntry, general: &General, now: Moment) -> Option<Farewell> {
+    let is_over =
+        |since: Moment, timeout: Duration| !timeout.is_zero() && now.since(since) > timeout;
+    let since = entry.since.get();
+    let query = entry.query_since.get();
+    let transaction = entry.transaction_since.get();
+    // The console is exempt from everything but the login timeout.
+    let is_console = entry.who().is_some_and(|who| &*who.database == "pgbouncer");
+    match entry.state() {
+        ClientState::Login => {
+            is_over(since, general.client_login_timeout).then_some(Farewell::LOGIN_TIMEOUT)
+        }
+        _ if is_console => None,
+        ClientState::Idle => {
+            is_over(since, general.client_idle_timeout).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
+        }
+        ClientState::Waiting if is_over(since, general.query_wait_timeout) => {
+            Some(Farewell::QUERY_WAIT_TIMEOUT)
+        }
+        ClientState::Waiting => {
+            is_over(since, general.query_timeout).then_some(Farewell::QUERY_WAIT_TIMEOUT)
+        }
+        ClientState::Active => {
+            if transaction.is_some_and(|since| is_over(since, general.transaction_timeout)) {
+                return Some(Farewell::TRANSACTION_TIMEOUT);
+            }
+            match (query, transaction) {
+                (Some(query), _) => {
+                    is_over(query, general.query_timeout).then_some(Farewell::QUERY_TIMEOUT)
+                }
+                (None, Some(_)) => is_over(since, general.idle_transaction_timeout)
+                    .then_some(Farewell::IDLE_TRANSACTION_TIMEOUT),
+                // Session mode, between two transactions.
+                (None, None) => is_over(since, general.client_idle_timeout)
+                    .then_some(Farewell::CLIENT_IDLE_TIMEOUT),
+            }
+        }
+    }
+}
+
+fn expire_servers(pool: &Rc<Pool>, general: &General) {
+    let (idle_max, lifetime) = (general.server_idle_timeout, general.server_lifetime);
+    pool.step(|local, now, actions| {
+        let is_due = |server: &crate::server::Server, since: Moment| {
+            let is_idle_long = !idle_max.is_zero() && now.since(since) >= idle_max;
+            is_idle_long || now.since(server.entry.opened) >= lifetime || !server.is_reusable()
+        };
+        if local.idle().len() > 0 {
+            local.expire_idle(is_due, actions);
+        }
+    });
+}
+
+impl Pool {
+    /// Closes idle servers that have said something, or hung up.
+    pub(super) fn close_noisy(self: &Rc<Self>) {
+        loop {
+            let noisy = self
+                .local
+                .borrow_mut()
+                .remove_idle(|server| !server.is_reusable());
+            let Some(server) = noisy else { return };
+            let why = server.entry.close_needed.get();
+            self.close(
+                server,
+                why.unwrap_or("server hung up or spoke out of turn while idle"),
+            );
+        }
+    }
+}
+
+impl Shard {
+    /// Keeps the pools' tick running for as long as one of them needs it.
+    pub(super) fn tick_pools(self: &Rc<Self>) {
+        if self.ticking.replace(true) {
+            return;
+        }
+        let shard = self.clone();
+        spawn(self.net, async move {
+            loop {
+                shard.net.sleep(TICK).await;
+                let mut is_needed = false;
+                shard.each_pool(|pool| {
+                    if pool.local.borrow().needs_tick() {
+                        is_needed = true;
+                        pool.step(|local, now, actions| local.tick(now, actions));
+                    }
+                });
+                if !is_needed {
+                    return shard.ticking.set(false);
+                }
+            }
+        });
+    }
+
+    /// The watchdog for lost wake-ups: mail that lies here since the last upkeep, with none read.
+    fn notice_lost_mail(&self) {
+        let received = self.stats.mail_received.load();
+        let is_waiting = self.common.mesh.depth(self.id) > 0;
+        if is_waiting && self.mail_seen.replace(Some(received)) == Some(received) {
+            self.stats.late_wakeups.inc();
+            self.net.expect_mail();
+        }
+        if !is_waiting {
+            self.mail_seen.set(None);
+        }
+    }
+
+    // ---- reload --------------------------------------------------------------------------
+
+    /// Asks the control thread to read the configuration again, and waits for what comes of it.
+    pub(super) async fn request_reload(self: &Rc<Self>) -> Result<(), String> {
+        let outcome = Arc::new(Outcome::default());
+        let told = outcome.clone();
+        self.common
+            .request(Request::Reload(Box::new(move |result| told.set(result))));
+        while !outcome.is_set.load(Ordering::Acquire) {
+            self.net.sleep(TICK).await;
+        }
+        outcome.take()
+    }
+
+    /// A new configuration is in force.
+    pub(super) fn reload_with(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
+        let old = self.snapshot.replace(snapshot.clone());
+        self.each_pool(|pool| pool.reload_with(&old, &snapshot));
+        let told: Vec<_> = self
+            .clients
+            .borrow()
+            .iter()
+            .filter_map(|(_, entry)| {
+                let farewell = displaced(&entry.who()?.database, &old, &snapshot)?;
+                Some((entry.clone(), farewell))
+            })
+            .collect();
+        for (entry, farewell) in told {
+            entry.send(Signal::Leave(farewell));
+        }
+    }
+}
+
+/// Why a client of a database cannot stay after a reload, if it cannot.
+fn displaced(database: &str, old: &Snapshot, new: &Snapshot) -> Option<Farewell> {
+    if database == "pgbouncer" {
+        return None;
+    }
+    let Some(now) = new.config.database(database) else {
+        return Some(Farewell::DATABASE_REMOVED);
+    };
+    let before = old.config.database(database)?;
+    // Its pool is that of another user now.
+    (before.user != now.user).then_some(Farewell::CONFIGURATION_CHANGED)
+}
+
+impl Pool {
+    fn reload_with(self: &Rc<Self>, before: &Snapshot, snapshot: &Snapshot) {
+        let (database, user) = (&self.common.key.database, &self.common.key.user);
+        if before.users.lookup(user) != snapshot.users.lookup(user) {
+            // What earlier logins taught is out of date.
+            let nothing = crate::auth::ServerCredentials::Nothing;
+            self.common.credentials.store(Arc::new(nothing));
+        }
+        let Some(new) = snapshot.config.database(database) else {
+            self.is_removed.set(true);
+            self.fail_waiters(&Farewell::DATABASE_REMOVED);
+            return self.retire("database removed");
+        };
+        self.is_removed.set(false);
+        self.mode.set(snapshot.config.pool_mode(&new, user));
+        let old = self.database.replace(new.clone());
+        if !old.same_server(&new) {
+            self.common.welcome.store(None);
+            self.retire("database configuration changed");
+        }
+        // The control thread has changed the limit already.
+        self.step(|local, now, actions| local.poke(now, actions));
+    }
+
+    /// Closes every server as soon as nobody uses it.
+    fn retire(self: &Rc<Self>, why: &'static str) {
+        let entries = self.entries.borrow();
+        for entry in entries.iter().filter_map(std::rc::Weak::upgrade) {
+            entry.close_needed.set(Some(why));
+        }
+        drop(entries);
+        self.step(|local, _, actions| local.expire_idle(|_, _| true, actions));
+    }
+}
+
+/// What became of a request to the control thread.
+#[derive(Default)]
+struct Outcome {
+    is_set: AtomicBool,
+    result: std::sync::Mutex<Option<Result<(), String>>>,
+}
+
+impl Outcome {
+    fn set(&self, result: Result<(), String>) {
+        *self
+            .result
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(result);
+        self.is_set.store(true, Ordering::Release);
+    }
+
+    fn take(&self) -> Result<(), String> {
+        let mut result = self
+            .result
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        result.take().unwrap_or(Ok(()))
+    }
+}

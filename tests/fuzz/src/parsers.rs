@@ -1,0 +1,173 @@
+//! The parsers above the wire: message framing and owed replies, the console's grammar, the
+//! configuration, the user list, and what servers and clients say while they log in.
+
+use ringbouncer::admin::Command;
+use ringbouncer::auth::{
+    AuthRequest, Found, KdfCache, Login, LoginRequest, LoginStep, Method, ServerCredentials,
+    ServerLogin, UserList, Verifier,
+};
+use ringbouncer::base::Secret;
+use ringbouncer::config::Config;
+use ringbouncer::session::{Fate, Kind, Replies};
+use ringbouncer::wire::{Scanner, Step};
+use std::num::NonZeroUsize;
+use std::path::Path;
+
+const BODY_BYTES_MAX: usize = 1 << 20;
+
+/// The first byte says how the rest is cut; however it is cut, the messages are the same.
+pub fn frame(data: &[u8]) {
+    let Some((piece, stream)) = data.split_first() else {
+        return;
+    };
+    let whole = messages(stream, stream.len().max(1));
+    assert_eq!(whole, messages(stream, usize::from(*piece).max(1)));
+}
+
+/// Tags and bodies; the last may be cut, and the scan ends at the first impossible length.
+fn messages(stream: &[u8], piece: usize) -> Vec<(u8, Vec<u8>)> {
+    let mut scanner = Scanner::default();
+    let mut out: Vec<(u8, Vec<u8>)> = Vec::new();
+    for bytes in stream.chunks(piece) {
+        let mut at = 0;
+        loop {
+            match scanner.next(bytes, &mut at, BODY_BYTES_MAX) {
+                Err(_) => return out,
+                Ok(Step::End) => break,
+                Ok(Step::Begin {
+                    header,
+                    range,
+                    body,
+                    ..
+                }) => {
+                    out.push((header.tag, bytes[body..range.end].to_vec()));
+                }
+                Ok(Step::More { range }) => {
+                    if let Some((_, body)) = out.last_mut() {
+                        body.extend_from_slice(&bytes[range]);
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+/// Pairs of bytes: what the client does, what the server says. A server that is clean owes nothing.
+pub fn replies(data: &[u8]) {
+    let mut replies: Replies<u8> = Replies::default();
+    for pair in data.chunks_exact(2) {
+        let (action, tag) = (pair[0], pair[1]);
+        let kinds = [
+            Kind::Parse,
+            Kind::Bind,
+            Kind::Describe,
+            Kind::Execute,
+            Kind::Close,
+            Kind::Sync,
+            Kind::Query,
+        ];
+        let fate = match action >> 6 {
+            0 | 1 => Fate::Forward,
+            2 => Fate::Drop,
+            _ => Fate::Fabricate,
+        };
+        match kinds.get(usize::from(action & 15)) {
+            Some(kind) => replies.push(*kind, fate, Some(Box::new(action))),
+            None if action & 15 == 7 => replies.copy_ended(),
+            None => {}
+        }
+        while replies.pop_fabricated().is_some() {}
+        if tag != 0 {
+            if replies.reply(tag).is_err() {
+                return;
+            }
+            if tag == b'Z' {
+                replies.ready(b'I');
+            }
+            while replies.pop_fabricated().is_some() {}
+        }
+        assert!(!replies.is_clean() || replies.is_empty());
+    }
+}
+
+/// A console statement.
+pub fn command(data: &[u8]) {
+    let _ = Command::parse(data);
+}
+
+/// A configuration file.
+pub fn config(data: &[u8]) {
+    if let Ok(text) = str::from_utf8(data) {
+        let _ = Config::parse(text, Path::new("fuzz.toml"));
+    }
+}
+
+/// A user list, and each of its secrets.
+pub fn userlist(data: &[u8]) {
+    if let Ok(list) = UserList::parse(data) {
+        for (_, secret) in list.into_users() {
+            let _ = Verifier::parse(secret.expose());
+        }
+    }
+}
+
+/// Messages of a peer that logs in, or is logged in to, each behind a length byte: none gets in
+/// without the secret.
+pub fn login(data: &[u8]) {
+    let mut kdf = KdfCache::new([7; 32], NonZeroUsize::MIN);
+    let verifier = Verifier::Plain(Secret::new("correct horse"));
+    for method in [Method::Plain, Method::Md5, Method::ScramSha256] {
+        let request = LoginRequest {
+            method,
+            user: "user",
+            found: Found::Secret(&verifier),
+            process_secret: &[3; 32],
+            scram_iterations: 1,
+            md5_salt: [1, 2, 3, 4],
+            scram_nonce: [5; 18],
+        };
+        let Ok((mut login, _)) = Login::start(&request) else {
+            return;
+        };
+        for body in bodies(data) {
+            let mut step = login.answer(body, &mut kdf);
+            while matches!(step, Ok(LoginStep::Stretch)) {
+                step = login.stretch(&mut kdf, 100);
+            }
+            match step {
+                Ok(LoginStep::Accepted(_)) => {
+                    assert!(
+                        contains(body, b"correct horse"),
+                        "got in without the secret"
+                    );
+                }
+                Ok(_) => {}
+                Err(_) => break,
+            }
+        }
+    }
+    let credentials = ServerCredentials::Password(Secret::new("correct horse"));
+    let mut login = ServerLogin::new("user", credentials, [5; 18]);
+    for body in bodies(data) {
+        let answered = AuthRequest::parse(body).and_then(|request| login.answer(request, &mut kdf));
+        if answered.is_err() {
+            break;
+        }
+    }
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack
+        .windows(needle.len())
+        .any(|window| window == needle)
+}
+
+fn bodies(mut data: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let (length, rest) = data.split_first()?;
+        let (body, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+        data = rest;
+        Some(body)
+    })
+}

@@ -1,0 +1,180 @@
+//! Cancel requests: they hit the query they are meant for, or nothing.
+
+use std::thread;
+
+use crate::support::wire::*;
+use crate::support::*;
+
+const LONG: &str = "select pg_sleep(600)";
+
+/// Starts a long query and waits until PostgreSQL runs it; `mark` tells it from others.
+#[track_caller]
+fn start_long(stage: &Stage, client: &mut Client, mark: &str) {
+    client.send(&query(&format!("{LONG} -- {mark}")));
+    stage
+        .database
+        .wait_backends(1, &format!("state = 'active' and query like '%-- {mark}'"));
+}
+
+everywhere!(cancel_stops_the_running_query, |stage| {
+    let mut client = stage.client();
+    start_long(stage, &mut client, "cancel me");
+    peer::cancel(stage.address(), &client.key);
+    let reply = client.reply();
+    assert_eq!((reply.code(), reply.status), ("57014", b'I'));
+    assert_eq!(client.value("select 'alive'"), "alive");
+});
+
+everywhere!(cancel_stops_a_query_inside_a_transaction, |stage| {
+    let mut client = stage.client();
+    client.query("begin");
+    start_long(stage, &mut client, "cancel me");
+    peer::cancel(stage.address(), &client.key);
+    let reply = client.reply();
+    assert_eq!((reply.code(), reply.status), ("57014", b'E'));
+    assert_eq!(client.query("rollback").status, b'I');
+});
+
+everywhere!(cancel_with_a_wrong_key_does_nothing, |stage| {
+    let mut client = stage.client();
+    start_long(stage, &mut client, "spare me");
+    let (pid, secret) = client.key.clone();
+    let wrong = [
+        (pid, secret.iter().map(|byte| byte ^ 1).collect()),
+        (pid ^ 1, secret.clone()),
+        (0, vec![0; 4]),
+        (pid, secret[..2].to_vec()),
+        (pid, [&secret[..], &secret[..]].concat()),
+        (pid, Vec::new()),
+    ];
+    wrong
+        .iter()
+        .for_each(|key| peer::cancel(stage.address(), key));
+    stage
+        .database
+        .wait_backends(1, "state = 'active' and query like '%-- spare me'");
+    assert!(client.has_nothing_to_read());
+    peer::cancel(stage.address(), &client.key);
+    assert_eq!(client.reply().code(), "57014");
+});
+
+everywhere!(cancel_of_an_idle_client_does_nothing, |stage| {
+    let mut client = stage.client();
+    for n in 0..20 {
+        peer::cancel(stage.address(), &client.key);
+        assert_eq!(client.value(&format!("select {n}")), n.to_string());
+    }
+});
+
+both_shards!(long_key_of_protocol_3_2_cancels, |shards| {
+    let stage = Stage::pooled(Topology::new(shards));
+    let mut client = Client::connect(stage.address());
+    let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+    assert_eq!(client.start(PROTOCOL_3_2, &params).status, b'I');
+    start_long(&stage, &mut client, "cancel me");
+    let (pid, secret) = client.key.clone();
+    peer::cancel(stage.address(), &(pid, secret[..4].to_vec()));
+    assert!(client.has_nothing_to_read());
+    peer::cancel(stage.address(), &(pid, secret));
+    assert_eq!(client.reply().code(), "57014");
+});
+
+both_shards!(
+    cancel_of_a_queued_client_spares_the_one_being_served,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        let (mut served, mut queued) = (stage.client(), stage.client());
+        start_long(&stage, &mut served, "served");
+        queued.send(&query("select 'queued'"));
+        wait_until("one waits", || stage.pools(&stage.entry, "cl_waiting") == 1);
+        peer::cancel(stage.address(), &queued.key);
+        stage
+            .database
+            .wait_backends(1, "state = 'active' and query like '%-- served'");
+        assert!(served.has_nothing_to_read());
+        peer::cancel(stage.address(), &served.key);
+        assert_eq!(served.reply().code(), "57014");
+        let reply = queued.reply();
+        assert!(
+            reply.value() == "queued" || reply.code() == "57014",
+            "{reply:?}"
+        );
+        drop((served, queued));
+        stage.assert_no_leak();
+    }
+);
+
+#[test]
+fn cancel_arriving_on_any_of_33_shards_finds_its_query() {
+    let stage = Stage::pooled(Topology::new(33).pool_size(20));
+    let mut clients: Vec<Client> = (0..20).map(|_| stage.client()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        start_long(&stage, client, &format!("number {n} "));
+    }
+    for client in clients.iter_mut().rev() {
+        assert!(client.has_nothing_to_read());
+        peer::cancel(stage.address(), &client.key);
+        assert_eq!(client.reply().code(), "57014");
+    }
+    drop(clients);
+    stage.assert_no_leak();
+}
+
+/// One client cancels itself all the time, its query often being over already, while others use the same server.
+fn late_cancel_spares_the_next_client(shards: usize) {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    thread::scope(|scope| {
+        for id in 0..3 {
+            let stage = &stage;
+            scope.spawn(move || {
+                let mut client = stage.client();
+                for n in 0..150 {
+                    let mark = format!("{id}/{n}");
+                    assert_eq!(
+                        client.value(&format!("select '{mark}' from pg_sleep(0.002)")),
+                        mark
+                    );
+                }
+            });
+        }
+        let mut canceler = stage.client();
+        for _ in 0..100 {
+            canceler.send(&query("select 'short'"));
+            peer::cancel(stage.address(), &canceler.key);
+            let reply = canceler.reply();
+            assert!(
+                reply.value() == "short" || reply.code() == "57014",
+                "{reply:?}"
+            );
+        }
+    });
+    stage.assert_no_leak();
+}
+
+both_shards!(
+    cancel_never_hits_the_next_clients_query,
+    late_cancel_spares_the_next_client
+);
+
+#[test]
+fn cancel_never_hits_the_next_clients_query_on_33_shards() {
+    late_cancel_spares_the_next_client(33);
+}
+
+both_shards!(flood_of_cancels_leaves_no_server_behind, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+    let mut client = stage.client();
+    start_long(&stage, &mut client, "cancel me");
+    let key = client.key.clone();
+    thread::scope(|scope| {
+        for _ in 0..30 {
+            scope.spawn(|| peer::cancel(stage.address(), &key));
+        }
+    });
+    assert_eq!(client.reply().code(), "57014");
+    drop(client);
+    stage.assert_no_leak();
+    wait_until("no cancel is left", || {
+        stage.pools(&stage.entry, "sv_active_cancel") == 0
+    });
+});

@@ -1,0 +1,186 @@
+//! The program as a process: its command line, where it listens, what it looks up and logs.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::process::Output;
+
+use crate::support::pooler::program;
+use crate::support::wire::*;
+use crate::support::*;
+
+fn run(arguments: &[&str]) -> Output {
+    program().args(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn version_is_the_packages() {
+    let output = run(&["--version"]);
+    assert!(output.status.success());
+    assert_eq!(
+        stdout(&output).trim(),
+        concat!("ringbouncer ", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn help_names_the_commands() {
+    let output = run(&["--help"]);
+    assert!(output.status.success());
+    assert!(
+        ["run", "check"]
+            .iter()
+            .all(|word| stdout(&output).contains(word)),
+        "{}",
+        stdout(&output)
+    );
+}
+
+#[test]
+fn unknown_arguments_are_refused() {
+    for arguments in [
+        &["fly"][..],
+        &["run"],
+        &["run", "--no-such-flag", "x"],
+        &["run", "/no/such/file"],
+    ] {
+        let output = run(arguments);
+        assert!(
+            !output.status.success() && !stderr(&output).is_empty(),
+            "{arguments:?}"
+        );
+    }
+}
+
+#[test]
+fn check_accepts_a_good_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = "127.0.0.1:5432".parse().unwrap();
+    let file = Topology::new(2)
+        .database_at("app", server, &[("user", "u")])
+        .write(directory.path());
+    let output = run(&["check", file.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn check_names_every_mistake_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let server = "127.0.0.1:5432".parse().unwrap();
+    let topology = Topology::new(2)
+        .set("pool_mode", "sometimes")
+        .set("query_wait_timeout", "12 parsecs");
+    let topology = topology
+        .set("default_pool_size", -1)
+        .set("auth_type", "handshake");
+    let topology = topology.database_at("app", server, &[("pool_mode", "never")]);
+    let file = topology.write(directory.path());
+    let output = run(&["check", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    for key in [
+        "pool_mode",
+        "query_wait_timeout",
+        "default_pool_size",
+        "auth_type",
+        "databases.app.pool_mode",
+    ] {
+        assert!(
+            stderr(&output).contains(key),
+            "{key} is missing in {}",
+            stderr(&output)
+        );
+    }
+}
+
+#[test]
+fn unknown_keys_and_broken_toml_are_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = Topology::new(1)
+        .set("pool_mod", "session")
+        .write(directory.path());
+    let output = run(&["check", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("pool_mod"), "{}", stderr(&output));
+    std::fs::write(&file, "[ringbouncer\nlisten_port = ").unwrap();
+    assert_eq!(
+        run(&["check", file.to_str().unwrap()]).status.code(),
+        Some(1)
+    );
+}
+
+#[test]
+fn bad_configuration_does_not_start() {
+    let log = Pooler::try_start(&Topology::new(1).set("pool_mode", "sometimes")).err();
+    assert!(log.expect("no start").contains("pool_mode"));
+}
+
+#[test]
+fn number_of_shards_comes_from_argument_then_environment_then_file() {
+    for (argument, environment, expected) in [
+        (None, None, 2),
+        (None, Some("3"), 3),
+        (Some("4"), Some("3"), 4),
+    ] {
+        let mut pooler = Pooler::start_with(&Topology::new(2), |command| {
+            environment.iter().for_each(|shards| {
+                command.env("RINGBOUNCER_SHARDS", shards);
+            });
+            argument.iter().for_each(|shards| {
+                command.args(["--shards", shards]);
+            });
+        });
+        assert_eq!(pooler.shards, expected);
+        assert!(pooler.is_running());
+    }
+}
+
+both_shards!(star_listens_on_every_family_at_one_port, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).set("listen_addr", vec!["*"]));
+    let port = stage.address().port();
+    let mut loopbacks = vec![IpAddr::from(Ipv4Addr::LOCALHOST)];
+    if TcpListener::bind((Ipv6Addr::LOCALHOST, 0)).is_ok() {
+        loopbacks.push(Ipv6Addr::LOCALHOST.into());
+    }
+    for loopback in loopbacks {
+        let mut client = Client::login(SocketAddr::new(loopback, port), &stage.entry);
+        assert_eq!(client.value("select 1"), "1", "over {loopback}");
+    }
+});
+
+both_shards!(port_of_a_running_pooler_is_refused, |shards| {
+    let first = Pooler::start(&Topology::new(shards));
+    for wanted in ["127.0.0.1", "*"] {
+        let same_port = Topology::new(shards)
+            .set("listen_addr", vec![wanted])
+            .set("listen_port", i64::from(first.address.port()));
+        assert!(Pooler::try_start(&same_port).is_err(), "{wanted}");
+    }
+});
+
+both_shards!(host_name_of_a_reload_is_looked_up_at_once, |shards| {
+    let stage = Stage::pooled(Topology::new(shards));
+    let named = [("host", "localhost")];
+    let by_name = Topology::new(shards)
+        // Above the patience of a test: a first attempt without an address would show.
+        .set("server_login_retry", 60)
+        .database(&stage.entry, &stage.database, &named);
+    stage.rewrite(&by_name);
+    assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+    assert_eq!(stage.client().value("select 1"), "1");
+});
+
+#[test]
+fn names_of_strangers_cannot_forge_a_log_line() {
+    let pooler = Pooler::start(&Topology::new(1));
+    let params = [("user", "postgres"), ("database", "nowhere\nFORGED line")];
+    let reply = Client::connect(pooler.address).start(PROTOCOL_3_0, &params);
+    reply.assert_fatal("no such database: nowhere\nFORGED line");
+    wait_until("the refusal is logged", || pooler.log().contains("FORGED"));
+    assert!(!pooler.log().contains("\nFORGED"), "{}", pooler.log());
+}

@@ -1,0 +1,304 @@
+//! Passwords: what clients must prove to the pooler, and the pooler to PostgreSQL.
+
+use std::sync::Arc;
+
+use crate::support::postgres::{MUST_MD5, MUST_PASSWORD, MUST_SCRAM};
+use crate::support::wire::*;
+use crate::support::*;
+
+const PASSWORD: &str = "correct horse, 'battery' staple";
+
+/// A role in a group of the test cluster, its password quoted for SQL.
+fn role(group: &str, encryption: &str) -> String {
+    Postgres::shared().role(group, encryption, &PASSWORD.replace('\'', "''"))
+}
+
+/// A role's secret the three ways a user list can hold it: the words `plain`, `md5`, `scram`.
+fn secrets() -> [(&'static str, String, String); 3] {
+    let postgres: &Arc<Postgres> = Postgres::shared();
+    let (by_md5, by_scram, plain) = (
+        role(MUST_MD5, "md5"),
+        role(MUST_SCRAM, "scram-sha-256"),
+        role(MUST_SCRAM, "md5"),
+    );
+    let secret = |name: &str| postgres.stored_secret(name);
+    let (md5, scram) = (secret(&by_md5), secret(&by_scram));
+    [
+        ("plain", plain, PASSWORD.into()),
+        ("md5", by_md5, md5),
+        ("scram", by_scram, scram),
+    ]
+}
+
+/// A pooler that asks for passwords this way, knows all three kinds, and reaches PostgreSQL as a trusted user.
+fn stage_asking(shards: usize, auth_type: &str, secrets: &[(&str, String, String)]) -> Stage {
+    let topology = Topology::new(shards).set("auth_type", auth_type);
+    let with_secret = |topology: Topology, (_, name, secret): &(&str, String, String)| {
+        topology.user_secret(name, secret)
+    };
+    let topology = secrets.iter().fold(topology, with_secret);
+    Stage::with_keys(topology, &[("user", "postgres")])
+}
+
+fn right_passwords_are_let_in(shards: usize, auth_type: &str, kinds: &[&str]) {
+    let secrets = secrets();
+    let stage = stage_asking(shards, auth_type, &secrets);
+    for (kind, name, _) in &secrets {
+        let outcome = driver::try_login(stage.address(), name, PASSWORD, &stage.entry);
+        assert_eq!(
+            outcome.is_ok(),
+            kinds.contains(kind),
+            "{auth_type} with a {kind} secret: {outcome:?}"
+        );
+        let refused = driver::try_login(stage.address(), name, "wrong", &stage.entry).unwrap_err();
+        assert!(
+            refused.1.contains("authentication failed"),
+            "{auth_type} with a {kind} secret: {refused:?}"
+        );
+        assert!(
+            ["08P01", "28P01", "28000"].contains(&refused.0.as_str()),
+            "{refused:?}"
+        );
+    }
+    stage.database.wait_backends(0, "state <> 'idle'");
+}
+
+both_shards!(plain_accepts_every_kind_of_secret, |shards| {
+    right_passwords_are_let_in(shards, "plain", &["plain", "md5", "scram"]);
+});
+
+both_shards!(md5_accepts_every_kind_of_secret, |shards| {
+    right_passwords_are_let_in(shards, "md5", &["plain", "md5", "scram"]);
+});
+
+both_shards!(scram_accepts_all_but_md5_secrets, |shards| {
+    right_passwords_are_let_in(shards, "scram-sha-256", &["plain", "scram"]);
+});
+
+/// What a stranger can see of a failed login: the tags, the kind of request, the refusal.
+fn visible(stage: &Stage, user: &str, database: &str) -> (Vec<u32>, Option<Failure>) {
+    let mut client = Client::connect(stage.address());
+    client.send(&startup(
+        PROTOCOL_3_0,
+        &[("user", user), ("database", database)],
+    ));
+    let mut requests = Vec::new();
+    loop {
+        let message = client.read();
+        if message.tag == b'E' {
+            client.expect_closed();
+            return (requests, Some(message.failure()));
+        }
+        assert_eq!(message.tag, b'R', "{message:?}");
+        requests.push(message.u32_at(0));
+        match message.u32_at(0) {
+            10 => client.send(&sasl_initial("n,,n=,r=abcdefghijklmnop")),
+            11 => {
+                let server_first = String::from_utf8(message.body[4..].to_vec()).unwrap();
+                let nonce = server_first.split(',').next().unwrap();
+                let proof = "A".repeat(43) + "=";
+                client.send(&message_p(&format!("c=biws,{nonce},p={proof}")));
+            }
+            3 | 5 => client.send(&message_p("md500000000000000000000000000000000\0")),
+            other => panic!("authentication request {other}"),
+        }
+    }
+}
+
+fn message_p(body: &str) -> Vec<u8> {
+    message(b'p', body.as_bytes())
+}
+
+fn sasl_initial(first: &str) -> Vec<u8> {
+    let length = (first.len() as u32).to_be_bytes();
+    message(
+        b'p',
+        &[b"SCRAM-SHA-256\0", &length[..], first.as_bytes()].concat(),
+    )
+}
+
+both_shards!(unknown_user_looks_like_a_wrong_password, |shards| {
+    let secrets = secrets();
+    for auth_type in ["plain", "md5", "scram-sha-256"] {
+        let stage = stage_asking(shards, auth_type, &secrets);
+        let known = visible(&stage, &secrets[0].1, &stage.entry);
+        assert_eq!(
+            visible(&stage, "nobody_at_all", &stage.entry),
+            known,
+            "{auth_type}"
+        );
+        assert_eq!(
+            visible(&stage, &secrets[0].1, "no_database"),
+            known,
+            "{auth_type}"
+        );
+        assert_eq!(
+            visible(&stage, "nobody_at_all", "no_database"),
+            known,
+            "{auth_type}"
+        );
+    }
+});
+
+/// Salt and iterations that the pooler shows for a user.
+fn salt(stage: &Stage, user: &str) -> String {
+    let mut client = Client::connect(stage.address());
+    client.send(&startup(
+        PROTOCOL_3_0,
+        &[("user", user), ("database", &stage.entry)],
+    ));
+    client.expect(b'R');
+    client.send(&sasl_initial("n,,n=,r=abcdefghijklmnop"));
+    let server_first = String::from_utf8(client.expect(b'R').body[4..].to_vec()).unwrap();
+    server_first.split_once(',').unwrap().1.to_owned()
+}
+
+both_shards!(salt_of_an_unknown_user_does_not_change, |shards| {
+    let secrets = secrets();
+    let stage = stage_asking(shards, "scram-sha-256", &secrets);
+    assert_eq!(salt(&stage, "nobody_at_all"), salt(&stage, "nobody_at_all"));
+    assert_ne!(salt(&stage, "nobody_at_all"), salt(&stage, "somebody_else"));
+    assert_eq!(salt(&stage, &secrets[0].1), salt(&stage, &secrets[0].1));
+});
+
+both_shards!(trust_lets_in_the_listed_and_nobody_else, |shards| {
+    let stage = Stage::with_keys(
+        Topology::new(shards).user_secret("listed", "x"),
+        &[("user", "postgres")],
+    );
+    assert!(driver::try_login(stage.address(), "listed", "", &stage.entry).is_ok());
+    let refused =
+        driver::try_login(stage.address(), "nobody_at_all", "", &stage.entry).unwrap_err();
+    assert!(refused.1.contains("authentication failed"), "{refused:?}");
+});
+
+both_shards!(empty_password_is_refused, |shards| {
+    let secrets = secrets();
+    for auth_type in ["plain", "md5", "scram-sha-256"] {
+        let topology = Topology::new(shards)
+            .set("auth_type", auth_type)
+            .user_secret("hollow", "");
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        for name in ["hollow", &secrets[0].1] {
+            assert!(
+                driver::try_login(stage.address(), name, "", &stage.entry).is_err(),
+                "{auth_type}"
+            );
+        }
+    }
+});
+
+both_shards!(nothing_is_served_before_the_password, |shards| {
+    let secrets = secrets();
+    for auth_type in ["plain", "md5", "scram-sha-256"] {
+        let stage = stage_asking(shards, auth_type, &secrets);
+        let mut client = Client::connect(stage.address());
+        let params = [
+            ("user", secrets[0].1.as_str()),
+            ("database", stage.entry.as_str()),
+        ];
+        client.send(&[startup(PROTOCOL_3_0, &params), query("select 'leak'")].concat());
+        let reply = client.reply();
+        assert!(
+            reply.closed && reply.rows.is_empty() && reply.status == 0,
+            "{auth_type}: {reply:?}"
+        );
+    }
+});
+
+both_shards!(lying_password_messages_end_the_connection, |shards| {
+    let secrets = secrets();
+    let stage = stage_asking(shards, "scram-sha-256", &secrets);
+    let huge = (0x7fff_ffff_u32).to_be_bytes();
+    let lies = [
+        with_length(b'p', b"", 3),
+        with_length(b'p', b"", -1),
+        with_length(b'p', b"", 0x7fff_ffff),
+        message(b'p', b""),
+        message(b'p', b"SCRAM-SHA-256"),
+        message(
+            b'p',
+            &[b"SCRAM-SHA-256\0", &huge[..], b"n,,n=,r=a"].concat(),
+        ),
+        sasl_initial(""),
+        sasl_initial("p=tls-unique,,n=,r=abc"),
+        sasl_initial("n,,n=,r="),
+        sasl_initial("n,a=admin,n=,r=abcdefgh"),
+    ];
+    for lie in lies {
+        let mut client = Client::connect(stage.address());
+        let params = [
+            ("user", secrets[2].1.as_str()),
+            ("database", stage.entry.as_str()),
+        ];
+        client.send(&startup(PROTOCOL_3_0, &params));
+        client.expect(b'R');
+        client.send(&lie);
+        let reply = client.reply();
+        assert!(reply.closed && reply.status == 0, "{lie:?}: {reply:?}");
+    }
+    stage.database.wait_backends(0, "state <> 'idle'");
+});
+
+/// Logs in through a pooler that must itself log in with the password of its configuration.
+fn pooler_proves_itself(shards: usize, group: &str, encryption: &str) {
+    let name = role(group, encryption);
+    for (password, good) in [(PASSWORD, true), ("wrong", false)] {
+        let topology = Topology::new(shards).set("query_wait_timeout", "3s");
+        let stage = Stage::with_keys(topology, &[("user", &name), ("password", password)]);
+        let outcome = driver::try_login(stage.address(), "postgres", "", &stage.entry);
+        match outcome {
+            Ok(user) => assert!(good && user == name, "{user} with {password}"),
+            Err(refusal) => assert!(!good, "{refusal:?}"),
+        }
+    }
+}
+
+both_shards!(pooler_logs_in_with_a_clear_text_password, |shards| {
+    pooler_proves_itself(shards, MUST_PASSWORD, "scram-sha-256");
+});
+
+both_shards!(pooler_logs_in_with_md5, |shards| {
+    pooler_proves_itself(shards, MUST_MD5, "md5");
+});
+
+both_shards!(pooler_logs_in_with_scram, |shards| {
+    pooler_proves_itself(shards, MUST_SCRAM, "scram-sha-256");
+});
+
+both_shards!(plain_secret_of_the_user_list_opens_postgres, |shards| {
+    let name = role(MUST_SCRAM, "scram-sha-256");
+    let topology = Topology::new(shards).set("auth_type", "scram-sha-256");
+    let stage = Stage::pooled(topology.user_secret(&name, PASSWORD));
+    let outcome = driver::try_login(stage.address(), &name, PASSWORD, &stage.entry);
+    assert_eq!(outcome, Ok(name));
+});
+
+both_shards!(md5_secret_of_the_user_list_opens_postgres, |shards| {
+    let name = role(MUST_MD5, "md5");
+    let secret = Postgres::shared().stored_secret(&name);
+    let stage = Stage::pooled(
+        Topology::new(shards)
+            .set("auth_type", "md5")
+            .user_secret(&name, &secret),
+    );
+    let outcome = driver::try_login(stage.address(), &name, PASSWORD, &stage.entry);
+    assert_eq!(outcome, Ok(name));
+});
+
+both_shards!(scram_secret_is_passed_through_to_postgres, |shards| {
+    let name = role(MUST_SCRAM, "scram-sha-256");
+    let secret = Postgres::shared().stored_secret(&name);
+    assert!(secret.starts_with("SCRAM-SHA-256$"));
+    let topology = Topology::new(shards)
+        .pool_size(2)
+        .set("auth_type", "scram-sha-256");
+    let stage = Stage::pooled(topology.user_secret(&name, &secret));
+    for _ in 0..3 {
+        let outcome = driver::try_login(stage.address(), &name, PASSWORD, &stage.entry);
+        assert_eq!(outcome, Ok(name.clone()));
+        let kill = "select pg_terminate_backend(pid) from pg_stat_activity where usename";
+        stage.database.sql(&format!("{kill} = '{name}'"));
+        wait_until("the pool is empty", || stage.database.backends("true") == 0);
+    }
+});

@@ -1,0 +1,22 @@
+//! One binary for all integration tests: the real program, a real PostgreSQL, and peers that misbehave on request.
+//!
+//! Every claim runs with one shard and with three; claims that PostgreSQL itself must satisfy run against it as well
+//! (`direct`), which proves the test. Names are claims. Nothing sleeps: [`support::wait`] waits with a deadline.
+
+mod cancel;
+mod command_line;
+mod console;
+mod copy;
+mod faults;
+mod login;
+mod modes;
+mod parameters;
+mod pool;
+mod prepared;
+mod query;
+mod reload;
+mod shutdown;
+mod soak;
+mod startup;
+mod support;
+mod torture;

@@ -1,0 +1,105 @@
+//! Session parameters: reported to the client, and carried from server to server.
+
+use crate::support::*;
+
+everywhere!(changed_parameter_is_reported_to_the_client, |stage| {
+    let mut client = stage.client();
+    client.value("set client_encoding to latin1");
+    assert_eq!(client.params["client_encoding"], "LATIN1");
+    client.value("set application_name to 'my app'");
+    assert_eq!(client.params["application_name"], "my app");
+    client.value("set datestyle to german");
+    assert_eq!(client.params["DateStyle"], "German, DMY");
+});
+
+everywhere!(start_up_parameters_take_effect, |stage| {
+    let params = [
+        ("user", "postgres"),
+        ("database", stage.entry.as_str()),
+        ("application_name", "o'neill \\ co"),
+        ("TimeZone", "Europe/Vienna"),
+        ("client_encoding", "LATIN1"),
+    ];
+    let mut client = Client::login_with(stage.address(), &params);
+    assert_eq!(client.params["application_name"], "o'neill \\ co");
+    assert_eq!(client.value("show application_name"), "o'neill \\ co");
+    assert_eq!(client.value("show timezone"), "Europe/Vienna");
+    assert_eq!(client.value("show client_encoding"), "LATIN1");
+});
+
+everywhere!(greeting_reports_what_drivers_rely_on, |stage| {
+    let client = stage.client();
+    for name in [
+        "server_version",
+        "server_encoding",
+        "client_encoding",
+        "DateStyle",
+        "TimeZone",
+    ] {
+        assert!(
+            client.params.contains_key(name),
+            "{name} is missing in {:?}",
+            client.params
+        );
+    }
+    assert_eq!(client.params["integer_datetimes"], "on");
+    assert_eq!(client.params["standard_conforming_strings"], "on");
+    assert!(client.key.0 != 0 && client.key.1.len() == 4);
+});
+
+both_shards!(parameters_follow_their_client_to_another_server, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+    let mut owner = stage.client();
+    let first = owner.value("set application_name = 'owner'; select pg_backend_pid()");
+    let mut others = [stage.client(), stage.client()];
+    let pids = others
+        .each_mut()
+        .map(|other| other.value("begin; select pg_backend_pid()"));
+    // Both servers are taken; only the one that the owner has not seen is given back.
+    let free = pids.iter().position(|pid| *pid != first).unwrap();
+    let taken = 1 - free;
+    assert_eq!(
+        (
+            pids[taken].as_str(),
+            others[taken].value("show application_name").as_str()
+        ),
+        (&*first, "")
+    );
+    others[free].value("commit");
+    assert_eq!(owner.value("select pg_backend_pid()"), pids[free]);
+    assert_eq!(owner.value("show application_name"), "owner");
+});
+
+both_shards!(parameters_of_one_client_never_show_in_another, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    let mut clients: Vec<Client> = (0..8).map(|_| stage.client()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        client.value(&format!("set application_name = 'app {n}'"));
+    }
+    for round in 0..5 {
+        for (n, client) in clients.iter_mut().enumerate() {
+            let name = client.value("show application_name");
+            assert_eq!(name, format!("app {n}"), "round {round}");
+        }
+    }
+});
+
+both_shards!(
+    impossible_start_up_parameter_is_refused_and_harms_nobody,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        let mut client = Client::connect(stage.address());
+        let params = [
+            ("user", "postgres"),
+            ("database", stage.entry.as_str()),
+            ("TimeZone", "No/Where"),
+        ];
+        let mut reply = client.start(wire::PROTOCOL_3_0, &params);
+        if !reply.closed {
+            reply = client.query("select 1");
+        }
+        assert!(reply.error.is_some(), "{reply:?}");
+        drop(client);
+        stage.assert_no_leak();
+    }
+);

@@ -1,0 +1,255 @@
+//! Named prepared statements over several servers.
+
+use std::thread;
+
+use crate::support::wire::*;
+use crate::support::*;
+
+/// Parses `sql` as `name` with a Sync of its own.
+#[track_caller]
+fn prepare(client: &mut Client, name: &str, sql: &str) {
+    assert_eq!(
+        client.exchange(&[parse(name, sql), sync()].concat()).tags,
+        "1Z"
+    );
+}
+
+#[track_caller]
+fn run(client: &mut Client, name: &str, params: &[&str]) -> String {
+    let reply = client.exchange(&[run_prepared(name, params), sync()].concat());
+    assert!(reply.error.is_none() && !reply.closed, "{name}: {reply:?}");
+    reply.value()
+}
+
+everywhere!(statement_is_prepared_once_and_run_often, |stage| {
+    let mut client = stage.client();
+    prepare(&mut client, "add", "select $1::int + $2::int");
+    for n in 0..20 {
+        assert_eq!(
+            run(&mut client, "add", &["1", &n.to_string()]),
+            (n + 1).to_string()
+        );
+    }
+    let reply = client.exchange(&[describe(b'S', "add"), sync()].concat());
+    assert_eq!(reply.tags, "tTZ");
+});
+
+everywhere!(same_name_means_something_else_to_each_client, |stage| {
+    let mut clients: Vec<Client> = (0..6).map(|_| stage.client()).collect();
+    for (n, client) in clients.iter_mut().enumerate() {
+        prepare(client, "s", &format!("select 'text {n}'"));
+    }
+    for _ in 0..3 {
+        for (n, client) in clients.iter_mut().enumerate() {
+            assert_eq!(run(client, "s", &[]), format!("text {n}"));
+        }
+    }
+});
+
+everywhere!(closed_statement_is_gone_and_its_name_free, |stage| {
+    let mut client = stage.client();
+    prepare(&mut client, "s", "select 'old'");
+    assert_eq!(
+        client.exchange(&[close(b'S', "s"), sync()].concat()).tags,
+        "3Z"
+    );
+    prepare(&mut client, "s", "select 'new'");
+    assert_eq!(run(&mut client, "s", &[]), "new");
+    assert_eq!(
+        client
+            .exchange(&[close(b'S', "never there"), sync()].concat())
+            .tags,
+        "3Z"
+    );
+});
+
+everywhere!(failed_parse_leaves_the_name_free, |stage| {
+    let mut client = stage.client();
+    assert_eq!(
+        client
+            .exchange(&[parse("s", "selec"), sync()].concat())
+            .code(),
+        "42601"
+    );
+    prepare(&mut client, "s", "select 'second try'");
+    assert_eq!(run(&mut client, "s", &[]), "second try");
+});
+
+everywhere!(parse_skipped_after_an_error_does_not_count, |stage| {
+    let mut client = stage.client();
+    let skipped = [parse("", "selec"), parse("s", "select 'skipped'"), sync()].concat();
+    assert_eq!(client.exchange(&skipped).tags, "EZ");
+    prepare(&mut client, "s", "select 'real'");
+    assert_eq!(run(&mut client, "s", &[]), "real");
+});
+
+everywhere!(close_skipped_after_an_error_does_not_count, |stage| {
+    let mut client = stage.client();
+    prepare(&mut client, "s", "select 'still here'");
+    let skipped = [parse("", "selec"), close(b'S', "s"), sync()].concat();
+    assert_eq!(client.exchange(&skipped).tags, "EZ");
+    assert_eq!(run(&mut client, "s", &[]), "still here");
+});
+
+everywhere!(whole_life_of_a_statement_fits_one_pipeline, |stage| {
+    let mut client = stage.client();
+    let life = [
+        parse("s", "select $1::int"),
+        describe(b'S', "s"),
+        run_prepared("s", &["5"]),
+    ];
+    let again = [
+        run_prepared("s", &["6"]),
+        close(b'S', "s"),
+        parse("s", "select 'new'"),
+    ];
+    let reply = client.exchange(
+        &[
+            life.concat(),
+            again.concat(),
+            run_prepared("s", &[]),
+            sync(),
+        ]
+        .concat(),
+    );
+    assert_eq!(reply.tags, "1tT2DC2DC312DCZ");
+    let values: Vec<_> = reply
+        .rows
+        .iter()
+        .map(|row| row[0].clone().unwrap())
+        .collect();
+    assert_eq!(values, ["5", "6", "new"]);
+});
+
+everywhere!(discard_all_forgets_statements, |stage| {
+    let mut client = stage.client();
+    for forget in ["discard all", "deallocate all"] {
+        prepare(&mut client, "s", "select 'old'");
+        client.value(forget);
+        prepare(&mut client, "s", "select 'new'");
+        assert_eq!(run(&mut client, "s", &[]), "new", "{forget}");
+        client.value(forget);
+    }
+});
+
+everywhere!(statement_larger_than_any_buffer_is_prepared, |stage| {
+    let mut client = stage.client();
+    let text = "z".repeat(1 << 20);
+    prepare(
+        &mut client,
+        &"n".repeat(5000),
+        &format!("select length('{text}')"),
+    );
+    assert_eq!(
+        run(&mut client, &"n".repeat(5000), &[]),
+        text.len().to_string()
+    );
+});
+
+everywhere!(more_statements_than_any_cache_keep_working, |stage| {
+    let mut client = stage.client();
+    (0..300).for_each(|n| prepare(&mut client, &format!("s{n}"), &format!("select {n}")));
+    for n in (0..300).chain((0..300).rev()) {
+        assert_eq!(run(&mut client, &format!("s{n}"), &[]), n.to_string());
+    }
+});
+
+both_shards!(statement_follows_its_client_to_another_server, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+    let mut owner = stage.client();
+    prepare(&mut owner, "s", "select $1 || pg_backend_pid()::text");
+    let mut others = [stage.client(), stage.client()];
+    let pids = others
+        .each_mut()
+        .map(|other| other.value("begin; select pg_backend_pid()"));
+    for n in [0, 1, 0, 1] {
+        others[n].value("commit");
+        assert_eq!(run(&mut owner, "s", &["on "]), format!("on {}", pids[n]));
+        let reply = owner.exchange(&[describe(b'S', "s"), sync()].concat());
+        assert_eq!(reply.tags, "tTZ");
+        assert_eq!(others[n].value("begin; select pg_backend_pid()"), pids[n]);
+    }
+});
+
+both_shards!(statement_survives_the_death_of_its_server, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    let mut client = stage.client();
+    prepare(&mut client, "s", "select pg_backend_pid()");
+    let pid = run(&mut client, "s", &[]);
+    stage
+        .database
+        .sql(&format!("select pg_terminate_backend({pid})"));
+    wait_until("the pool has noticed", || {
+        stage.pools(&stage.entry, "sv_idle") == 0
+    });
+    assert_ne!(run(&mut client, "s", &[]), pid);
+});
+
+both_shards!(server_keeps_no_more_statements_than_allowed, |shards| {
+    let topology = Topology::new(shards)
+        .pool_size(1)
+        .set("max_prepared_statements", 3);
+    let stage = Stage::pooled(topology);
+    let mut client = stage.client();
+    (0..10).for_each(|n| prepare(&mut client, &format!("s{n}"), &format!("select {n}")));
+    for n in 0..10 {
+        assert_eq!(run(&mut client, &format!("s{n}"), &[]), n.to_string());
+        let kept = client.value("select count(*) from pg_prepared_statements");
+        assert!(
+            kept.parse::<u32>().unwrap() <= 3,
+            "{kept} statements on the server"
+        );
+    }
+});
+
+both_shards!(same_text_is_prepared_once_per_server, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    for n in 0..10 {
+        let mut client = stage.client();
+        prepare(&mut client, &format!("name {n}"), "select 'shared'");
+        assert_eq!(run(&mut client, &format!("name {n}"), &[]), "shared");
+    }
+    let count = "select count(*) from pg_prepared_statements where statement = 'select ''shared'''";
+    assert_eq!(stage.client().value(count), "1");
+});
+
+both_shards!(
+    name_in_use_or_unknown_is_an_error_not_somebody_elses_statement,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        let mut owner = stage.client();
+        prepare(&mut owner, "s", "select 'mine'");
+        assert_eq!(run(&mut owner, "s", &[]), "mine");
+        let mut stranger = stage.client();
+        let reply = stranger.exchange(&[run_prepared("s", &[]), sync()].concat());
+        assert!(reply.rows.is_empty() && reply.error.is_some(), "{reply:?}");
+        let reply = owner.exchange(&[parse("s", "select 'twice'"), sync()].concat());
+        assert!(reply.error.is_some(), "{reply:?}");
+        drop((owner, stranger));
+        stage.assert_no_leak();
+    }
+);
+
+both_shards!(driver_prepares_in_transaction_mode, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(3));
+    let (address, entry) = (stage.address(), stage.entry.as_str());
+    thread::scope(|scope| {
+        for id in 0..12_i32 {
+            scope.spawn(move || {
+                driver::block_on(async {
+                    let client = driver::connect(address, "postgres", "", entry)
+                        .await
+                        .unwrap();
+                    let add = client
+                        .prepare("select $1::int4 + $2::int4, pg_backend_pid()")
+                        .await
+                        .unwrap();
+                    for n in 0..50_i32 {
+                        let row = client.query_one(&add, &[&id, &n]).await.unwrap();
+                        assert_eq!(row.get::<_, i32>(0), id + n);
+                    }
+                });
+            });
+        }
+    });
+});

@@ -1,0 +1,666 @@
+//! Shards, clients, servers and mail of one pool, driven event by event. After every event the
+//! invariants of the pool are checked against an independent record of where every server is.
+
+use crate::random::Random;
+use crate::timeline::Timeline;
+use ringbouncer::base::{Moment, ShardId};
+use ringbouncer::pool::{Acquired, Action, HOPS_MAX, LocalPool, SharedPool, WaiterId};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What may happen in a run, and how often.
+#[derive(Clone, Debug)]
+pub struct Rules {
+    pub shards: usize,
+    pub limit: u32,
+    pub clients: usize,
+    /// Most messages under way to one shard.
+    pub mailbox: usize,
+    /// Slowest message, in microseconds.
+    pub latency_us: u64,
+    /// Longest lease, in microseconds.
+    pub lease_us: u64,
+    /// Longest pause of a client between two leases, in microseconds.
+    pub think_us: u64,
+    /// How many of the clients belong to the first shard, beside those it gets by chance.
+    pub skew: f64,
+    /// How many waits are given up.
+    pub cancel: f64,
+    /// How many leases end with the server's death.
+    pub death: f64,
+    /// How many openings fail, and how many are given up.
+    pub open_fails: f64,
+    pub open_given_up: f64,
+    /// Mean time between mishaps (a stall, an idle server's death, a new limit), if any.
+    pub mishap_us: Option<u64>,
+    /// Whether shards stall.
+    pub stalls: bool,
+    /// Whether shards tick.
+    pub ticks: bool,
+}
+
+/// A server connection. Not `Clone`: the pool cannot be in two minds about where it is.
+#[derive(Debug)]
+struct Server(usize);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whereabouts {
+    Idle(ShardId),
+    Leased,
+    Travelling,
+    Closing,
+    Gone,
+}
+
+#[derive(Debug)]
+enum Client {
+    Away,
+    Waiting(WaiterId, Moment),
+    Leased(Server),
+}
+
+type Pool = LocalPool<Server, usize>;
+type Actions = Vec<Action<Server, usize>>;
+
+struct Shard {
+    pool: Pool,
+    /// Events that came while it was stalled.
+    inbox: VecDeque<Event>,
+    is_stalled: bool,
+    /// Messages under way here, and servers among them.
+    mail: usize,
+    servers_coming: usize,
+}
+
+#[derive(Debug)]
+enum Mail {
+    Server(Server, u8),
+    Ask,
+    Decline,
+    Wake,
+}
+
+#[derive(Debug)]
+enum Event {
+    Acquire(usize),
+    LeaseEnds(usize),
+    GiveUp(usize, WaiterId),
+    Mail {
+        to: ShardId,
+        from: ShardId,
+        mail: Mail,
+    },
+    OpenEnds(ShardId),
+    CloseEnds(ShardId, Server),
+    Tick(ShardId),
+    Poke(ShardId),
+    Resume(ShardId),
+    Mishap,
+}
+
+/// Every shard ticks this often.
+const TICK: Duration = Duration::from_millis(1);
+
+/// Within this after the last mishap everything must have settled: questions are forgotten
+/// after 50 ms, and some ticks more.
+const SETTLE: Duration = Duration::from_millis(120);
+
+pub struct World {
+    rules: Rules,
+    random: Random,
+    now: Moment,
+    timeline: Timeline<Event>,
+    shared: Arc<SharedPool>,
+    shards: Vec<Shard>,
+    clients: Vec<Client>,
+    homes: Vec<ShardId>,
+    servers: Vec<Whereabouts>,
+    /// When the newest message from one shard to another arrives: mail of a pair keeps its order.
+    delivered: Vec<Moment>,
+    opening: u32,
+    /// No client comes, leaves or ends its lease, and nothing goes wrong.
+    is_frozen: bool,
+    frozen: Vec<Event>,
+    /// The shard whose lease or opening has just ended: its grants must keep the bound.
+    is_bound_due: bool,
+    pub grants: u64,
+    pub hand_offs: u64,
+}
+
+impl World {
+    pub fn new(rules: Rules, seed: u64) -> World {
+        let mut random = Random::new(seed);
+        let shared = Arc::new(SharedPool::new(rules.shards, rules.limit, Vec::new()));
+        let homes = (0..rules.clients)
+            .map(|_| home(&mut random, &rules))
+            .collect();
+        let mut world = World {
+            shards: (0..rules.shards)
+                .map(|at| Shard::new(&shared, at))
+                .collect(),
+            clients: (0..rules.clients).map(|_| Client::Away).collect(),
+            delivered: vec![Moment::default(); rules.shards * rules.shards],
+            homes,
+            servers: Vec::new(),
+            timeline: Timeline::new(),
+            now: Moment::from_nanos(1_000_000),
+            opening: 0,
+            is_frozen: false,
+            frozen: Vec::new(),
+            is_bound_due: false,
+            grants: 0,
+            hand_offs: 0,
+            rules,
+            random,
+            shared,
+        };
+        world.begin();
+        world
+    }
+
+    /// Lets everything happen for `span`.
+    pub fn run(&mut self, span: Duration) {
+        let end = self.now.after(span);
+        while self.timeline.next_at().is_some_and(|at| at <= end) {
+            self.step();
+        }
+        self.now = end;
+    }
+
+    /// Lets nothing new happen until all mail is read, then checks that no wake-up was lost.
+    pub fn freeze(&mut self) {
+        self.is_frozen = true;
+        self.run(SETTLE);
+        self.assert_settled();
+    }
+
+    /// Lets life go on after [`World::freeze`].
+    pub fn thaw(&mut self) {
+        self.is_frozen = false;
+        for event in std::mem::take(&mut self.frozen) {
+            self.timeline.add(self.now, event);
+        }
+        self.plan_mishap();
+    }
+
+    /// Lets all leases end, with no new ones and nothing going wrong, and checks that everybody is
+    /// served; then closes everything.
+    pub fn drain(&mut self) {
+        self.shared.set_limit(self.shared.limit().max(1));
+        (0..self.shards.len()).for_each(|at| self.timeline.add(self.now, Event::Poke(shard(at))));
+        self.rules.death = 0.0;
+        for _ in 0..1000 {
+            if self.waiting() == 0 {
+                break;
+            }
+            self.run(TICK * 5);
+            self.end_leases();
+        }
+        assert_eq!(self.waiting(), 0, "clients wait for ever");
+        self.end_leases();
+        self.run(SETTLE);
+        self.close_all();
+        assert_eq!(self.shared.open(), 0, "permits are lost");
+    }
+
+    fn begin(&mut self) {
+        for client in 0..self.clients.len() {
+            let at = self.now.after(self.random.micros(0, self.rules.think_us));
+            self.timeline.add(at, Event::Acquire(client));
+        }
+        for at in (0..self.shards.len()).filter(|_| self.rules.ticks) {
+            let first = self.now.after(self.random.micros(0, 1000));
+            self.timeline.add(first, Event::Tick(shard(at)));
+        }
+        self.plan_mishap();
+    }
+
+    fn step(&mut self) {
+        let Some((now, event)) = self.timeline.next() else {
+            return;
+        };
+        self.now = now;
+        let home = self.shard_of(&event);
+        match home {
+            Some(at) if self.shards[at].is_stalled && !matches!(event, Event::Resume(_)) => {
+                self.shards[at].inbox.push_back(event);
+            }
+            _ => self.perform(event),
+        }
+        self.assert_invariants(home);
+    }
+
+    fn shard_of(&self, event: &Event) -> Option<usize> {
+        let shard = match event {
+            Event::Acquire(client) | Event::LeaseEnds(client) | Event::GiveUp(client, _) => {
+                self.homes[*client]
+            }
+            Event::Mail { to, .. } => *to,
+            Event::OpenEnds(shard) | Event::CloseEnds(shard, _) => *shard,
+            Event::Tick(shard) | Event::Poke(shard) | Event::Resume(shard) => *shard,
+            Event::Mishap => return None,
+        };
+        Some(shard.index())
+    }
+
+    fn perform(&mut self, event: Event) {
+        match event {
+            Event::Acquire(_) | Event::LeaseEnds(_) if self.is_frozen => self.frozen.push(event),
+            Event::Acquire(client) => self.acquire(client),
+            Event::LeaseEnds(client) => self.end_lease(client),
+            Event::GiveUp(client, id) => self.give_up(client, id),
+            Event::Mail { to, from, mail } => self.deliver(to, from, mail),
+            Event::OpenEnds(shard) => self.end_opening(shard),
+            Event::CloseEnds(shard, server) => self.end_closing(shard, server),
+            Event::Tick(shard) => self.tick(shard),
+            Event::Poke(shard) => self.with(shard, |pool, now, out| pool.poke(now, out)),
+            Event::Resume(shard) => self.resume(shard),
+            Event::Mishap => self.mishap(),
+        }
+    }
+
+    /// Lets a pool handle an event and performs what it wants done.
+    fn with<R>(
+        &mut self,
+        shard: ShardId,
+        event: impl FnOnce(&mut Pool, Moment, &mut Actions) -> R,
+    ) -> R {
+        let mut out = Vec::new();
+        let result = event(&mut self.shards[shard.index()].pool, self.now, &mut out);
+        while !out.is_empty() {
+            for action in std::mem::take(&mut out) {
+                self.act(shard, action, &mut out);
+            }
+        }
+        result
+    }
+
+    fn act(&mut self, shard: ShardId, action: Action<Server, usize>, out: &mut Actions) {
+        match action {
+            Action::Grant { waiter, server } => self.grant(shard, waiter, server),
+            Action::Open => self.open(shard),
+            Action::Close(server) => self.close(shard, server),
+            Action::Send { to, server, hops } => self.send_server(shard, to, server, hops, out),
+            Action::Ask(to) => self.send(shard, to, Mail::Ask).unwrap_or(()),
+            Action::Decline(to) => self.send(shard, to, Mail::Decline).unwrap_or(()),
+            Action::Wake(to) => self.send(shard, to, Mail::Wake).unwrap_or(()),
+        }
+    }
+
+    fn acquire(&mut self, client: usize) {
+        let home = self.homes[client];
+        match self.with(home, |pool, now, out| pool.acquire(client, now, out)) {
+            Acquired::Granted(server) => self.lease(client, server),
+            Acquired::Waits(id) => {
+                self.clients[client] = Client::Waiting(id, self.now);
+                if self.random.chance(self.rules.cancel) {
+                    let at = self
+                        .now
+                        .after(self.random.micros(1, 4 * self.rules.lease_us));
+                    self.timeline.add(at, Event::GiveUp(client, id));
+                }
+            }
+        }
+    }
+
+    fn grant(&mut self, home: ShardId, client: usize, server: Server) {
+        let Client::Waiting(_, since) = self.clients[client] else {
+            panic!("client {client} was granted a server and does not wait");
+        };
+        assert_eq!(self.homes[client], home);
+        if self.is_bound_due {
+            self.assert_bound(home, since);
+        }
+        self.lease(client, server);
+    }
+
+    fn lease(&mut self, client: usize, server: Server) {
+        self.grants += 1;
+        self.move_server(&server, Whereabouts::Leased);
+        self.clients[client] = Client::Leased(server);
+        let at = self.now.after(self.random.micros(1, self.rules.lease_us));
+        self.timeline.add(at, Event::LeaseEnds(client));
+    }
+
+    fn end_lease(&mut self, client: usize) {
+        let Client::Leased(server) = std::mem::replace(&mut self.clients[client], Client::Away)
+        else {
+            panic!("client {client} ends a lease it does not have");
+        };
+        let home = self.homes[client];
+        if self.random.chance(self.rules.death) {
+            self.close(home, server);
+        } else {
+            self.put_back(home, |pool, now, out| pool.release(server, now, out));
+        }
+        let at = self.now.after(self.random.micros(0, self.rules.think_us));
+        self.timeline.add(at, Event::Acquire(client));
+    }
+
+    /// An event after which grants must keep the unfairness bound.
+    fn put_back(&mut self, home: ShardId, event: impl FnOnce(&mut Pool, Moment, &mut Actions)) {
+        self.is_bound_due = true;
+        self.with(home, event);
+        self.is_bound_due = false;
+        self.note_idle(home);
+    }
+
+    fn give_up(&mut self, client: usize, id: WaiterId) {
+        if !matches!(self.clients[client], Client::Waiting(waits, _) if waits == id) {
+            return;
+        }
+        let token = self.shards[self.homes[client].index()].pool.cancel_wait(id);
+        assert_eq!(token, Some(client));
+        self.clients[client] = Client::Away;
+        let at = self.now.after(self.random.micros(0, self.rules.think_us));
+        self.timeline.add(at, Event::Acquire(client));
+    }
+
+    fn send(&mut self, from: ShardId, to: ShardId, mail: Mail) -> Result<(), Mail> {
+        assert_ne!(from, to, "mail to oneself");
+        if self.shards[to.index()].mail >= self.rules.mailbox {
+            return Err(mail);
+        }
+        self.shards[to.index()].mail += 1;
+        let newest = &mut self.delivered[from.index() * self.rules.shards + to.index()];
+        let at = self
+            .now
+            .after(self.random.micros(1, self.rules.latency_us))
+            .max(*newest);
+        *newest = at;
+        self.timeline.add(at, Event::Mail { to, from, mail });
+        Ok(())
+    }
+
+    fn send_server(
+        &mut self,
+        from: ShardId,
+        to: ShardId,
+        server: Server,
+        hops: u8,
+        out: &mut Actions,
+    ) {
+        let id = server.0;
+        match self.send(from, to, Mail::Server(server, hops)) {
+            Ok(()) => {
+                self.hand_offs += 1;
+                self.servers[id] = Whereabouts::Travelling;
+                self.shards[to.index()].servers_coming += 1;
+            }
+            Err(Mail::Server(server, _)) => {
+                // What cannot be sent may be served here, whoever is older elsewhere.
+                self.is_bound_due = false;
+                let pool = &mut self.shards[from.index()].pool;
+                pool.send_failed(server, to, self.now, out);
+            }
+            Err(mail) => panic!("{mail:?} came back"),
+        }
+        self.note_idle(from);
+    }
+
+    fn deliver(&mut self, to: ShardId, from: ShardId, mail: Mail) {
+        self.shards[to.index()].mail -= 1;
+        match mail {
+            Mail::Server(server, hops) => {
+                self.shards[to.index()].servers_coming -= 1;
+                if hops == HOPS_MAX {
+                    // It may have to stay until that shard's next tick.
+                    self.timeline.add(self.now.after(TICK), Event::Poke(to));
+                }
+                self.with(to, |pool, now, out| {
+                    pool.arrived(server, from, hops, now, out)
+                });
+            }
+            Mail::Ask => self.with(to, |pool, _, out| pool.asked(from, out)),
+            Mail::Decline => self.with(to, |pool, now, out| pool.declined(from, now, out)),
+            Mail::Wake => self.with(to, |pool, now, out| pool.poke(now, out)),
+        }
+        self.note_idle(to);
+    }
+
+    fn open(&mut self, shard: ShardId) {
+        assert!(
+            self.shared.open() <= self.shared.limit(),
+            "opened above the limit"
+        );
+        self.opening += 1;
+        let at = self.now.after(self.random.micros(50, 2000));
+        self.timeline.add(at, Event::OpenEnds(shard));
+    }
+
+    fn end_opening(&mut self, shard: ShardId) {
+        self.opening -= 1;
+        if !self.is_frozen && self.random.chance(self.rules.open_given_up) {
+            return self.with(shard, |pool, now, out| pool.open_failed(None, now, out));
+        }
+        if !self.is_frozen && self.random.chance(self.rules.open_fails) {
+            let retry_at = Some(self.now.after(self.random.micros(100, 5000)));
+            return self.with(shard, |pool, now, out| pool.open_failed(retry_at, now, out));
+        }
+        let server = Server(self.servers.len());
+        self.servers.push(Whereabouts::Travelling);
+        self.put_back(shard, |pool, now, out| pool.opened(server, now, out));
+    }
+
+    fn close(&mut self, shard: ShardId, server: Server) {
+        self.move_server(&server, Whereabouts::Closing);
+        let at = self.now.after(self.random.micros(1, 200));
+        self.timeline.add(at, Event::CloseEnds(shard, server));
+    }
+
+    fn end_closing(&mut self, shard: ShardId, server: Server) {
+        self.move_server(&server, Whereabouts::Gone);
+        self.with(shard, |pool, now, out| pool.closed(now, out));
+    }
+
+    fn tick(&mut self, shard: ShardId) {
+        if self.shards[shard.index()].pool.needs_tick() {
+            self.with(shard, |pool, now, out| pool.tick(now, out));
+        }
+        self.timeline.add(self.now.after(TICK), Event::Tick(shard));
+    }
+
+    fn plan_mishap(&mut self) {
+        if let Some(mean) = self.rules.mishap_us {
+            let at = self.now.after(self.random.micros(1, 2 * mean));
+            self.timeline.add(at, Event::Mishap);
+        }
+    }
+
+    fn mishap(&mut self) {
+        if self.is_frozen {
+            return;
+        }
+        let at = self.random.below(self.shards.len());
+        match self.random.below(3) {
+            0 if self.rules.stalls => self.stall(at),
+            1 => self.kill_idle(shard(at)),
+            _ => self.change_limit(),
+        }
+        self.plan_mishap();
+    }
+
+    fn stall(&mut self, at: usize) {
+        if !std::mem::replace(&mut self.shards[at].is_stalled, true) {
+            let until = self.now.after(self.random.micros(100, 20_000));
+            self.timeline.add(until, Event::Resume(shard(at)));
+        }
+    }
+
+    fn resume(&mut self, shard: ShardId) {
+        self.shards[shard.index()].is_stalled = false;
+        while let Some(event) = self.shards[shard.index()].inbox.pop_front() {
+            self.perform(event);
+        }
+    }
+
+    fn kill_idle(&mut self, shard: ShardId) {
+        let is_stalled = self.shards[shard.index()].is_stalled;
+        let killed = self.shards[shard.index()].pool.remove_idle(|_| !is_stalled);
+        if let Some(server) = killed {
+            self.close(shard, server);
+        }
+    }
+
+    fn change_limit(&mut self) {
+        let limit = self.random.below(2 * self.rules.limit as usize + 1) as u32;
+        self.shared.set_limit(limit);
+        for at in 0..self.shards.len() {
+            let heard = self.now.after(self.random.micros(1, 500));
+            self.timeline.add(heard, Event::Poke(shard(at)));
+        }
+    }
+
+    fn end_leases(&mut self) {
+        self.is_frozen = false;
+        for client in 0..self.clients.len() {
+            if matches!(self.clients[client], Client::Leased(_)) {
+                self.end_lease(client);
+            }
+        }
+        self.is_frozen = true;
+        // The leases' own ends have been forestalled, and nobody is to come back.
+        self.frozen.clear();
+        self.timeline
+            .retain(|event| !matches!(event, Event::LeaseEnds(_) | Event::Acquire(_)));
+    }
+
+    fn close_all(&mut self) {
+        for at in 0..self.shards.len() {
+            self.with(shard(at), |pool, _, out| pool.expire_idle(|_, _| true, out));
+        }
+        self.run(TICK);
+    }
+
+    fn move_server(&mut self, server: &Server, to: Whereabouts) {
+        let place = &mut self.servers[server.0];
+        assert_ne!(
+            *place,
+            Whereabouts::Gone,
+            "server {} is used after it closed",
+            server.0
+        );
+        *place = to;
+    }
+
+    /// Records which servers idle on `shard` now.
+    fn note_idle(&mut self, shard: ShardId) {
+        for idle in self.shards[shard.index()].pool.idle() {
+            self.servers[idle.server.0] = Whereabouts::Idle(shard);
+        }
+    }
+
+    fn waiting(&self) -> usize {
+        self.shards.iter().map(|shard| shard.pool.waiting()).sum()
+    }
+
+    fn assert_invariants(&self, touched: Option<usize>) {
+        let alive = self
+            .servers
+            .iter()
+            .filter(|place| **place != Whereabouts::Gone)
+            .count();
+        assert_eq!(
+            self.shared.open(),
+            alive as u32 + self.opening,
+            "permits and servers differ"
+        );
+        assert_eq!(
+            self.shared.anyone_waits(),
+            self.waiting() > 0,
+            "published heads are wrong"
+        );
+        let Some(at) = touched else { return };
+        let pool = &self.shards[at].pool;
+        assert!(
+            pool.waiting() == 0 || pool.idle().len() == 0,
+            "idle beside a waiter"
+        );
+        let recorded = self
+            .servers
+            .iter()
+            .filter(|place| **place == Whereabouts::Idle(shard(at)));
+        assert_eq!(
+            recorded.count(),
+            pool.idle().len(),
+            "an idle server is lost"
+        );
+        let is_recorded = |id: usize| self.servers[id] == Whereabouts::Idle(shard(at));
+        assert!(
+            pool.idle().all(|idle| is_recorded(idle.server.0)),
+            "a server is in two places"
+        );
+    }
+
+    /// A server was put back on `home` and went to a waiter there: nobody elsewhere may have
+    /// waited longer by more than the bound, unless a server was on its way to him.
+    fn assert_bound(&self, home: ShardId, since: Moment) {
+        for (at, other) in self.shards.iter().enumerate() {
+            let Some(theirs) = other.pool.first_waiter_since() else {
+                continue;
+            };
+            if shard(at) == home || other.servers_coming > 0 {
+                continue;
+            }
+            let bound = (self.now.since(theirs) / 10).max(Duration::from_micros(300));
+            let overtaken_by = since.since(theirs);
+            assert!(
+                overtaken_by <= bound,
+                "overtaken by {overtaken_by:?}, bound {bound:?}"
+            );
+        }
+    }
+
+    /// Nothing is under way any more: nobody may wait beside an idle server or a free permit.
+    fn assert_settled(&self) {
+        assert!(
+            self.shards
+                .iter()
+                .all(|shard| shard.mail == 0 && !shard.is_stalled)
+        );
+        assert_eq!(self.opening, 0);
+        let idle: usize = self
+            .shards
+            .iter()
+            .map(|shard| shard.pool.idle().len())
+            .sum();
+        assert_eq!(self.shared.idle() as usize, idle);
+        let (open, limit, waiting) = (self.shared.open(), self.shared.limit(), self.waiting());
+        assert!(
+            waiting == 0 || idle == 0,
+            "{waiting} wait beside {idle} idle servers"
+        );
+        assert!(
+            waiting == 0 || open >= limit,
+            "{waiting} wait: {open} open of {limit}"
+        );
+        assert!(
+            idle == 0 || open <= limit,
+            "{idle} idle: {open} open of {limit}"
+        );
+    }
+}
+
+impl Shard {
+    fn new(shared: &Arc<SharedPool>, at: usize) -> Shard {
+        Shard {
+            pool: LocalPool::new(shared.clone(), shard(at)),
+            inbox: VecDeque::new(),
+            is_stalled: false,
+            mail: 0,
+            servers_coming: 0,
+        }
+    }
+}
+
+fn shard(at: usize) -> ShardId {
+    ShardId(at as u16)
+}
+
+fn home(random: &mut Random, rules: &Rules) -> ShardId {
+    match random.chance(rules.skew) {
+        true => shard(0),
+        false => shard(random.below(rules.shards)),
+    }
+}
