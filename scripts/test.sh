@@ -159,7 +159,13 @@ step_soak() { long_test soak; }
 long_test() {
     need_postgres
     mkdir -p target
-    cargo test --locked --test it -- --nocapture "$1::" 2>&1 | tee "target/$1.log"
+    if ! cargo test --locked --test it -- --nocapture "$1::" >"target/$1.log" 2>&1; then
+        tail -n 100 "target/$1.log"
+        note "the whole log is target/$1.log; what it complains of:"
+        grep -A 12 'panicked at' "target/$1.log" || true
+        return 1
+    fi
+    grep -E '^(test |Tally|TORTURE|SOAK)' "target/$1.log"
     grep -Eq '^test result: ok\. [1-9]' "target/$1.log" || die "no test named $1:: has run"
 }
 

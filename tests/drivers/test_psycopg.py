@@ -338,7 +338,8 @@ def test_pool_size_bounds_the_server_connections(target, server):
         highest = 0
         while not all(future.done() for future in waiting):
             count = server.execute(
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+                " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
             ).fetchone()[0]
             highest = max(highest, count)
         for future in waiting:

@@ -51,9 +51,8 @@ fn pool_size_holds(shards: usize) {
             let mut direct = stage.database.direct();
             let mut most = 0;
             while !finished.load(Ordering::Acquire) {
-                let sql = "select count(*) from pg_stat_activity \
-                           where datname = current_database() and pid <> pg_backend_pid()";
-                most = most.max(direct.value(sql).parse::<u32>().unwrap());
+                let sql = format!("select count(*) {CLIENT_BACKENDS}");
+                most = most.max(direct.value(&sql).parse::<u32>().unwrap());
             }
             most
         });

@@ -12,7 +12,7 @@ pub mod wire;
 
 pub use peer::{Client, FakeServer};
 pub use pooler::{Pooler, Topology};
-pub use postgres::{Database, Postgres};
+pub use postgres::{CLIENT_BACKENDS, Database, Postgres};
 pub use stage::Stage;
 pub use wait::wait_until;
 

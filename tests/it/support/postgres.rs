@@ -118,6 +118,10 @@ impl Postgres {
     }
 }
 
+/// Somebody's connections to this database, except the one that asks; not the workers of a parallel scan.
+pub const CLIENT_BACKENDS: &str = "from pg_stat_activity where datname = current_database() \
+                                   and pid <> pg_backend_pid() and backend_type = 'client backend'";
+
 /// A database of one test.
 pub struct Database {
     pub name: String,
@@ -142,10 +146,7 @@ impl Database {
     /// Backends in this database, the one that asks not counted, for which `condition` holds.
     #[track_caller]
     pub fn backends(&self, condition: &str) -> usize {
-        let sql = format!(
-            "select count(*) from pg_stat_activity where datname = current_database() \
-             and pid <> pg_backend_pid() and backend_type = 'client backend' and ({condition})"
-        );
+        let sql = format!("select count(*) {CLIENT_BACKENDS} and ({condition})");
         self.sql(&sql).value().parse().unwrap()
     }
 
