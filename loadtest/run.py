@@ -80,8 +80,10 @@ def main():
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(throwaway.work_dir("load"))
         load, contenders, server = start_all(arguments, directory, stack)
+        # Before the run: the tree may change while it lasts.
+        measured = commit()
         rows = run_all(arguments, load, contenders)
-    manifest = describe(arguments, started, contenders, server)
+    manifest = describe(arguments, started, measured, contenders, server)
     out = write_results(arguments, started, manifest, rows)
     print(f"results in {out}")
     failed = [row for row in rows if row["status"] == "failed"]
@@ -249,12 +251,12 @@ def say(number, contender, case, row):
 # --- what is written down -----------------------------------------------------------------------------------------
 
 
-def describe(arguments, started, contenders, server):
+def describe(arguments, started, measured, contenders, server):
     manifest = {
         "run": {
             "date": started.strftime("%Y-%m-%d %H:%M:%S UTC"),
             "command": shlex.join(sys.argv),
-            "commit": commit(),
+            "commit": measured,
             "rounds": arguments.rounds,
             "seconds": arguments.seconds,
             "scale": arguments.scale,
