@@ -41,6 +41,9 @@ pub struct LoginRequest<'a> {
     pub user: &'a str,
     /// What the look-up of that name gave.
     pub found: Found<'a>,
+    /// Whether most users have SCRAM secrets ([`Users::are_mostly_scram`](super::Users::are_mostly_scram)):
+    /// then `md5` asks those without a secret for SCRAM, as it asks most of the others.
+    pub mostly_scram: bool,
     /// Random bytes, drawn once per process and the same on all shards.
     pub process_secret: &'a [u8; 32],
     /// `scram_iterations`, for verifiers that nobody stored.
@@ -153,12 +156,14 @@ impl Login {
     /// # Errors
     /// [`LoginError::Trust`] at once; all other refusals wait for the client's answer.
     pub fn start(request: &LoginRequest<'_>) -> Result<(Login, LoginStep), LoginError> {
-        let verifier = request.found.verifier();
-        let scram = matches!(verifier, Some(Verifier::Scram(_)));
+        let is_scram = match request.found {
+            Found::Secret(verifier) => matches!(verifier, Verifier::Scram(_)),
+            Found::Nobody | Found::NoSecret => request.mostly_scram,
+        };
         match request.method {
             Method::Trust => start_trust(request),
             Method::Plain => Ok(start_cleartext(request)),
-            Method::Md5 if !scram => Ok(start_md5(request)),
+            Method::Md5 if !is_scram => Ok(start_md5(request)),
             Method::Md5 | Method::ScramSha256 => Ok(start_scram(request)),
         }
     }
@@ -452,6 +457,7 @@ mod tests {
             method,
             user: "user",
             found,
+            mostly_scram: false,
             process_secret: &[9; 32],
             scram_iterations: 3,
             md5_salt: SALT,
@@ -627,6 +633,23 @@ mod tests {
             assert_eq!(login.answer(b"guess\0", cache), Ok(LoginStep::Stretch));
             assert_eq!(login.stretch(cache, 1), Ok(LoginStep::Stretch));
             assert!(login.stretch(cache, 1).is_err());
+        }
+    }
+
+    #[test]
+    fn md5_asks_unknown_users_for_what_it_asks_most_users_for() {
+        for (mostly_scram, expected) in [
+            (true, Challenge::Scram),
+            (false, Challenge::Md5 { salt: SALT }),
+        ] {
+            for found in [Found::Nobody, Found::NoSecret] {
+                let request = LoginRequest {
+                    mostly_scram,
+                    ..request(Method::Md5, found)
+                };
+                let (_, step) = Login::start(&request).unwrap();
+                assert_eq!(step, LoginStep::Challenge(expected));
+            }
         }
     }
 

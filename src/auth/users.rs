@@ -7,7 +7,10 @@ use crate::base::Secret;
 
 /// The users of one configuration; immutable, replaced as a whole on reload.
 #[derive(Clone, Debug, Default)]
-pub struct Users(HashMap<String, Option<Verifier>>);
+pub struct Users {
+    by_name: HashMap<String, Option<Verifier>>,
+    are_mostly_scram: bool,
+}
 
 /// The answer to "who is this?".
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,12 +40,22 @@ impl Users {
                 *entry = Verifier::parse(secret.expose());
             }
         }
-        Users(users)
+        let secrets = || users.values().flatten();
+        let scram = secrets().filter(|secret| matches!(secret, Verifier::Scram(_)));
+        Users {
+            are_mostly_scram: scram.count() > secrets().count() / 2,
+            by_name: users,
+        }
+    }
+
+    /// Whether more than half of the secrets are SCRAM verifiers.
+    pub const fn are_mostly_scram(&self) -> bool {
+        self.are_mostly_scram
     }
 
     /// Looks a user up by exact name.
     pub fn lookup(&self, name: &str) -> Found<'_> {
-        match self.0.get(name) {
+        match self.by_name.get(name) {
             None => Found::Nobody,
             Some(None) => Found::NoSecret,
             Some(Some(verifier)) => Found::Secret(verifier),
@@ -51,17 +64,17 @@ impl Users {
 
     /// Every name, in no order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0.keys().map(String::as_str)
+        self.by_name.keys().map(String::as_str)
     }
 
     /// How many users there are.
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.by_name.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.by_name.is_empty()
     }
 }
 
@@ -109,6 +122,25 @@ mod tests {
         }
         for nobody in ["Both", "", "both "] {
             assert_eq!(users.lookup(nobody), Found::Nobody, "{nobody}");
+        }
+    }
+
+    #[test]
+    fn more_than_half_of_the_secrets_decide() {
+        let scram = crate::auth::mock_verifier(&[1; 32], "eve", 4096).to_string();
+        let users = |secrets: &[&str]| {
+            let named = secrets.iter().enumerate();
+            let configured = named.map(|(n, secret)| (n.to_string(), Some(Secret::new(*secret))));
+            Users::new(configured, UserList::default())
+        };
+        for (secrets, expected) in [
+            (&[][..], false),
+            (&[scram.as_str()], true),
+            (&[scram.as_str(), "plain"], false),
+            (&[scram.as_str(), "plain", scram.as_str()], true),
+            (&[scram.as_str(), "", ""], true),
+        ] {
+            assert_eq!(users(secrets).are_mostly_scram(), expected, "{secrets:?}");
         }
     }
 }

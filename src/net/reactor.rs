@@ -725,6 +725,10 @@ impl Reactor {
             fd @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
             errno => Err(io::Error::from_raw_os_error(-errno)),
         };
+        if listener.closed {
+            // It came while the accept was being cancelled: nobody will serve it, so it hangs up.
+            return;
+        }
         let failed = accepted.is_err();
         listener.accepted.push_back(accepted);
         if !cqueue::more(completion.flags()) {

@@ -30,12 +30,15 @@
 //! - a shard with waiters has no idle server;
 //! - `opening` of this shard and every server hold one permit each until `open_failed` or `closed`;
 //! - our published head is that of our line, except that others may have claimed it;
-//! - a server that arrives is placed, whoever it was meant for.
+//! - a server that arrives is placed, whoever it was meant for;
+//! - a server that is granted is fit to be used: the shard looks before it tells of one, and the
+//!   `_unfit` events stand for those that are not.
 //!
 //! Nothing depends on a message being delivered at once, and on only one being delivered at all:
 //! `Send`, which answers with `send_failed` when it cannot. A lost `Ask`, `Decline` or `Wake`
 //! costs time until the next `tick`.
 
+use super::action::{Acquired, Action, Idle};
 use super::ask::Asks;
 use super::shared::{Seat, SharedPool};
 use super::waiter::{WaiterId, WaiterQueue};
@@ -55,58 +58,6 @@ pub const UNFAIR_SHARE: u32 = 10;
 /// How often a server may travel on without having served anybody; then it stays idle where it is
 /// until that shard's next tick.
 pub const HOPS_MAX: u8 = 3;
-
-/// What the shard must do for the pool.
-#[must_use = "an action that is not performed loses a server or a turn"]
-#[derive(Debug, PartialEq, Eq)]
-pub enum Action<S, W> {
-    /// Lease `server` to `waiter`. If the waiter has gone: [`LocalPool::release`].
-    Grant {
-        /// The token given to [`LocalPool::acquire`].
-        waiter: W,
-        /// The server, from now on the waiter's alone.
-        server: S,
-    },
-    /// Connect to PostgreSQL and log in; the permit is held. Ends in [`LocalPool::opened`] or
-    /// [`LocalPool::open_failed`], always.
-    Open,
-    /// Close the server. Ends in [`LocalPool::closed`], always.
-    Close(S),
-    /// Move the server to shard `to`, which runs [`LocalPool::arrived`]. If its mailbox is full:
-    /// [`LocalPool::send_failed`].
-    Send {
-        /// The receiver.
-        to: ShardId,
-        /// The server.
-        server: S,
-        /// How often it has travelled without serving anybody, this time included.
-        hops: u8,
-    },
-    /// Tell the shard that we would like an idle server: [`LocalPool::asked`]. May be lost.
-    Ask(ShardId),
-    /// Tell the shard that asked that there is none: [`LocalPool::declined`]. May be lost.
-    Decline(ShardId),
-    /// Tell the shard that a permit is free: [`LocalPool::poke`]. May be lost.
-    Wake(ShardId),
-}
-
-/// What became of an [`LocalPool::acquire`].
-#[derive(Debug, PartialEq, Eq)]
-pub enum Acquired<S> {
-    /// An idle server was at hand; it is leased, and the waiter's token was dropped.
-    Granted(S),
-    /// The client is in line; an [`Action::Grant`] will name its token.
-    Waits(WaiterId),
-}
-
-/// A server that nobody uses.
-#[derive(Debug)]
-pub struct Idle<S> {
-    /// The server.
-    pub server: S,
-    /// When it went idle on this shard.
-    pub since: Moment,
-}
 
 /// One shard's part of a pool; see the head of this file. `S` is an owned server connection,
 /// `W` a token for a waiting client.
@@ -210,7 +161,17 @@ impl<S, W> LocalPool<S, W> {
         } else {
             self.grant(server, out);
         }
-        // The sender claimed our head. Whoever had something to spare meanwhile passed us over.
+        self.after_arrival(now, out);
+    }
+
+    /// As [`LocalPool::arrived`], but the server is unfit; it ends in [`LocalPool::closed`].
+    pub fn arrived_unfit(&mut self, from: ShardId, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.asks.settle(from);
+        self.after_arrival(now, out);
+    }
+
+    /// The sender claimed our head. Whoever had something to spare meanwhile passed us over.
+    fn after_arrival(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
         self.publish_head();
         self.seek(now, out);
     }
@@ -231,6 +192,12 @@ impl<S, W> LocalPool<S, W> {
         } else {
             self.grant(server, out);
         }
+    }
+
+    /// As [`LocalPool::send_failed`], but the server is unfit by now; it ends in
+    /// [`LocalPool::closed`].
+    pub fn send_failed_unfit(&mut self, to: ShardId) {
+        self.seat.unclaim(to);
     }
 
     /// Shard `by` asks for an idle server.
@@ -266,6 +233,13 @@ impl<S, W> LocalPool<S, W> {
         self.place(server, now, out);
         // Our line may have lost its server to an older one elsewhere; and if this ends a time of
         // failures, permits are free that nobody could use.
+        self.pass_permit_on(now, out);
+    }
+
+    /// As [`LocalPool::opened`], but the server is unfit already; it ends in [`LocalPool::closed`].
+    pub fn opened_unfit(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.end_opening();
+        self.seat.shared().login_worked();
         self.pass_permit_on(now, out);
     }
 
@@ -729,6 +703,35 @@ mod tests {
             server: 7,
         };
         assert_eq!(did(|out| here.send_failed(7, THERE, ms(3), out)), [granted]);
+    }
+
+    #[test]
+    fn an_unfit_server_leaves_the_head_of_the_line_at_its_place() {
+        let (mut here, mut there) = pools(2);
+        waits(&mut here, 'a', ms(0));
+        waits(&mut here, 'b', ms(1));
+        assert_eq!(did(|out| here.opened_unfit(ms(2), out)), []);
+        assert_eq!(here.opening(), 1);
+        assert_eq!(did(|out| here.closed(ms(3), out)), [Action::Open]);
+        waits(&mut there, 'x', ms(4));
+        let sent = Action::Send {
+            to: HERE,
+            server: 7,
+            hops: 1,
+        };
+        assert_eq!(did(|out| there.release(7, ms(9), out)), [sent]);
+        assert_eq!(did(|out| here.arrived_unfit(THERE, ms(9), out)), []);
+        assert_eq!(here.first_waiter_since(), Some(ms(0)));
+        let sent = Action::Send {
+            to: HERE,
+            server: 8,
+            hops: 1,
+        };
+        let again = did(|out| there.release(8, ms(9), out));
+        assert_eq!(again, [sent], "the claim is down");
+        there.send_failed_unfit(HERE);
+        let again = did(|out| there.release(9, ms(9), out));
+        assert!(matches!(again[..], [Action::Send { to: HERE, .. }]));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Pure: no I/O, no clock, no randomness. The shard feeds events in and performs the
 //! [`Action`]s that come out; `S` is its server connection, `W` its token for a waiting client.
 
+mod action;
 mod ask;
 mod local;
 mod permit;
@@ -13,7 +14,8 @@ mod shard_set;
 mod shared;
 mod waiter;
 
-pub use local::{Acquired, Action, HOPS_MAX, Idle, LocalPool, UNFAIR_SHARE, UNFAIR_SPAN};
+pub use action::{Acquired, Action, Idle};
+pub use local::{HOPS_MAX, LocalPool, UNFAIR_SHARE, UNFAIR_SPAN};
 pub use permit::{PERMITS_MAX, Permits};
 pub use shared::SharedPool;
 pub use waiter::WaiterId;

@@ -6,8 +6,8 @@ use super::{control, log, placement, preflight, sources};
 use crate::base::limit::SHARDS_MAX;
 use crate::base::{Clock, ShardId};
 use crate::config::Config;
-use crate::net::{TcpOptions, listen_tcp, listen_unix, probe_tcp};
-use crate::shard::{Common, Listeners, Snapshot};
+use crate::net::{listen_tcp, listen_unix, probe_tcp};
+use crate::shard::{Common, Listeners, Snapshot, tcp_options};
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
 use std::fs::Permissions;
 use std::io::{self, Write};
@@ -174,13 +174,7 @@ struct Addresses {
 fn bind(config: &Config, shards: usize) -> Result<(Vec<Listeners>, Addresses), StartError> {
     let general = &config.general;
     let mut sockets: Vec<Listeners> = (0..shards).map(|_| Listeners::default()).collect();
-    let options = TcpOptions {
-        keepalive: general.tcp_keepalive,
-        keepidle: general.tcp_keepidle,
-        keepintvl: general.tcp_keepintvl,
-        keepcnt: general.tcp_keepcnt,
-        user_timeout: general.tcp_user_timeout,
-    };
+    let options = tcp_options(general);
     let wanted = listen_addresses(&general.listen_addr, general.listen_port)?;
     let (tcp, claims) = claim(&wanted)?;
     for address in &tcp {
@@ -316,6 +310,7 @@ fn announce(addresses: &Addresses, shards: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::net::TcpOptions;
 
     fn started(bodies: Vec<(usize, LocalExecutorBuilder)>) -> Result<(), StartError> {
         let (reports, outcomes) = channel();

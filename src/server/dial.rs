@@ -3,6 +3,7 @@
 use super::conn::{Dialogue, Server};
 use super::entry::{Identity, ServerEntry};
 use super::error::DialError;
+use super::messages::Messages;
 use crate::auth::{
     AuthRequest, KdfCache, NONCE_RANDOM_BYTES, STRETCH_SLICE_ITERATIONS, ServerCredentials,
     ServerLogin, ServerLoginStep,
@@ -13,7 +14,7 @@ use crate::net::{Endpoint, Net, Socket, TcpOptions};
 use crate::stats::PoolStats;
 use crate::wire::backend::{BackendKeyData, Fields, ParameterStatus};
 use crate::wire::tag::{backend as tag, frontend};
-use crate::wire::{Scanner, Step, message, startup_packet};
+use crate::wire::{message, startup_packet};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -101,42 +102,12 @@ struct Greeting<'a> {
 
 impl Greeting<'_> {
     async fn run(&mut self, socket: &Socket) -> Result<(), DialError> {
-        let mut scanner = Scanner::default();
-        let mut body = Vec::new();
+        let mut messages = Messages::new(socket, LOGIN_MESSAGE_BYTES_MAX);
         while !self.ready {
-            let chunk = socket
-                .recv()
-                .await
-                .map_err(DialError::Broken)?
-                .ok_or(DialError::Closed)?;
-            let mut at = 0;
-            loop {
-                match scanner
-                    .next(&chunk, &mut at, LOGIN_MESSAGE_BYTES_MAX)
-                    .map_err(DialError::Header)?
-                {
-                    Step::End => break,
-                    Step::More { range } => body.extend_from_slice(&chunk[range]),
-                    Step::Begin {
-                        range, body: from, ..
-                    } => {
-                        body.clear();
-                        body.extend_from_slice(&chunk[from..range.end]);
-                    }
-                }
-                if scanner.rest() == 0 {
-                    if self.ready {
-                        return Err(DialError::Unexpected(scanner.header_bytes()[0]));
-                    }
-                    self.take(scanner.header_bytes()[0], &body, socket).await?;
-                }
-            }
+            let (tag, body) = messages.next().await?;
+            self.take(tag, body, socket).await?;
         }
-        if scanner.at_boundary() {
-            Ok(())
-        } else {
-            Err(DialError::Unexpected(tag::READY_FOR_QUERY))
-        }
+        messages.end()
     }
 
     async fn take(&mut self, tag: u8, body: &[u8], socket: &Socket) -> Result<(), DialError> {

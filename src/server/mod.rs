@@ -6,6 +6,7 @@ mod conn;
 mod dial;
 mod entry;
 mod error;
+mod messages;
 mod reset;
 
 pub use cancel::send_cancel;

@@ -3,11 +3,11 @@
 
 use super::conn::{Dialogue, Server};
 use super::error::DialError;
+use super::messages::Messages;
 use crate::session::{Fate, Kind, Setting};
 use crate::wire::backend::{ParameterStatus, TransactionStatus};
 use crate::wire::frontend as message;
 use crate::wire::tag::backend as tag;
-use crate::wire::{Scanner, Step};
 
 /// Object id of type `text`.
 const TEXT: u32 = 25;
@@ -66,35 +66,16 @@ pub async fn run_query(server: &mut Server, text: &str) -> Result<(), DialError>
     message::query(&mut out, text);
     server.dialogue.replies.push(Kind::Query, Fate::Drop, None);
     server.socket.send(out);
-    let (mut scanner, mut body) = (Scanner::default(), Vec::new());
-    while !server.dialogue.replies.is_settled() {
-        let chunk = server
-            .socket
-            .recv()
-            .await
-            .map_err(DialError::Broken)?
-            .ok_or(DialError::Closed)?;
-        let mut at = 0;
-        loop {
-            match scanner
-                .next(&chunk, &mut at, ANSWER_BYTES_MAX)
-                .map_err(DialError::Header)?
-            {
-                Step::End => break,
-                Step::More { range } => body.extend_from_slice(&chunk[range]),
-                Step::Begin {
-                    range, body: from, ..
-                } => {
-                    body.clear();
-                    body.extend_from_slice(&chunk[from..range.end]);
-                }
-            }
-            if scanner.rest() == 0 {
-                take(scanner.header_bytes()[0], &body, &mut server.dialogue)?;
-            }
-        }
+    let Server {
+        socket, dialogue, ..
+    } = server;
+    let mut messages = Messages::new(socket, ANSWER_BYTES_MAX);
+    while !dialogue.replies.is_settled() {
+        let (tag, body) = messages.next().await?;
+        take(tag, body, dialogue)?;
     }
-    if server.dialogue.replies.is_clean() && scanner.at_boundary() {
+    messages.end()?;
+    if dialogue.replies.is_clean() {
         Ok(())
     } else {
         Err(DialError::OwnQuery)

@@ -146,6 +146,7 @@ impl Guest {
             method: method(snapshot.config.general.auth_type),
             user: packet.user(),
             found: snapshot.users.lookup(packet.user()),
+            mostly_scram: snapshot.users.are_mostly_scram(),
             process_secret: &self.shard.common.process_secret,
             scram_iterations: SCRAM_ITERATIONS,
             md5_salt,

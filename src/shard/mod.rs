@@ -12,5 +12,5 @@ mod shared;
 mod upkeep;
 
 pub use message::{Answer, Ask, Mail, PoolKey};
-pub use root::{Listeners, Shard, run};
+pub use root::{Listeners, Shard, run, tcp_options};
 pub use shared::{Common, Phase, Request, Snapshot};

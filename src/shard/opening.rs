@@ -50,7 +50,7 @@ async fn open(pool: &Pool) -> Result<Server, DialError> {
         .ok_or(DialError::NoAddress)?;
     let target = Target {
         endpoint,
-        tcp: tcp_options(&snapshot),
+        tcp: tcp_options(&snapshot.config.general),
     };
     let login = Login {
         id: shard.common.server_id(),
@@ -99,11 +99,12 @@ fn succeeded(pool: &Rc<Pool>, server: Server) {
         tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, pid = server.entry.process_id(), "new server connection");
     }
     pool.know(&server);
-    pool.watch(&server);
     if let Some(why) = pool.reason_to_close(&server) {
         // The configuration changed, or the server hung up, while it was being opened.
-        server.entry.close_needed.set(Some(why));
+        pool.step(|local, now, actions| local.opened_unfit(now, actions));
+        return pool.close(server, why);
     }
+    pool.watch(&server);
     pool.step(|local, now, actions| local.opened(server, now, actions));
 }
 

@@ -301,13 +301,7 @@ impl Pool {
     pub(super) fn perform(self: &Rc<Self>, actions: Actions) {
         for action in actions {
             match action {
-                Action::Grant { waiter, server } if server.is_reusable() => {
-                    waiter.serve(Ok(server))
-                }
-                Action::Grant { waiter, server } => {
-                    self.close(server, "server said something while idle");
-                    self.request(&waiter, true);
-                }
+                Action::Grant { waiter, server } => waiter.serve(Ok(server)),
                 Action::Open => opening::begin(self.clone()),
                 Action::Close(server) => self.close(server, "not needed any more"),
                 Action::Send { to, server, hops } => self.hand_over(to, server, hops),
@@ -373,9 +367,12 @@ impl Pool {
                     }
                 }
             };
+            if let Some(why) = pool.reason_to_close(&server) {
+                pool.step(|local, _, _| local.send_failed_unfit(to));
+                return pool.close(server, why);
+            }
             pool.watch(&server);
             pool.step(|local, now, actions| local.send_failed(server, to, now, actions));
-            pool.close_noisy();
         });
     }
 
@@ -387,10 +384,11 @@ impl Pool {
         self.stats
             .handoff
             .record(crate::base::Clock::now().since(sent).as_nanos() as u64);
-        self.watch(&server);
         if let Some(why) = self.reason_to_close(&server) {
-            server.entry.close_needed.set(Some(why));
+            self.step(|local, now, actions| local.arrived_unfit(from, now, actions));
+            return self.close(server, why);
         }
+        self.watch(&server);
         self.step(|local, now, actions| local.arrived(server, from, hops, now, actions));
     }
 

@@ -7,6 +7,7 @@ use super::{guest, inbox, upkeep};
 use crate::auth::KdfCache;
 use crate::base::ShardId;
 use crate::client::ClientEntry;
+use crate::config::General;
 use crate::net::{Detached, Driver, Listener, Net, NetOptions, TcpOptions, spawn};
 use crate::session::{SLOTS_MAX, Statements};
 use crate::stats::ShardStats;
@@ -155,7 +156,7 @@ impl Shard {
 
     /// Socket options for server connections.
     pub(super) fn tcp_options(&self) -> TcpOptions {
-        tcp_options(&self.snapshot.borrow())
+        tcp_options(&self.snapshot.borrow().config.general)
     }
 
     /// Takes a client in.
@@ -224,8 +225,7 @@ impl Shard {
 }
 
 /// Socket options of a configuration.
-pub(super) fn tcp_options(snapshot: &Snapshot) -> TcpOptions {
-    let general = &snapshot.config.general;
+pub fn tcp_options(general: &General) -> TcpOptions {
     TcpOptions {
         keepalive: general.tcp_keepalive,
         keepidle: general.tcp_keepidle,

@@ -122,6 +122,7 @@ pub fn login(data: &[u8]) {
             method,
             user: "user",
             found: Found::Secret(&verifier),
+            mostly_scram: false,
             process_secret: &[3; 32],
             scram_iterations: 1,
             md5_salt: [1, 2, 3, 4],
