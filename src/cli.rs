@@ -1,7 +1,8 @@
 //! The command line.
 
+use crate::base::limit::SCRAM_ITERATIONS;
 use crate::config::reference_toml;
-use crate::process::{self, Options, StartError};
+use crate::process::{self, Options};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -31,6 +32,20 @@ enum Command {
     },
     /// Print every setting with its meaning and default, as a configuration file.
     Defaults,
+    /// Print a line for userlist.txt with the SCRAM-SHA-256 secret of a password.
+    ScramVerifier {
+        /// The user's name.
+        user: String,
+        /// The password; everybody who can list processes sees it here. Without it: asked for, or the first line of
+        /// standard input.
+        password: Option<String>,
+        /// Take the password from the first line of this file.
+        #[arg(long, value_name = "FILE", conflicts_with = "password")]
+        password_file: Option<PathBuf>,
+        /// PBKDF2 iterations (PostgreSQL's scram_iterations).
+        #[arg(long, value_name = "N", default_value_t = SCRAM_ITERATIONS, value_parser = clap::value_parser!(u32).range(1..))]
+        iterations: u32,
+    },
 }
 
 /// Does what the arguments of this process say.
@@ -45,10 +60,20 @@ pub fn main() -> ExitCode {
             print!("{}", reference_toml());
             ExitCode::SUCCESS
         }
+        Command::ScramVerifier {
+            user,
+            password,
+            password_file,
+            iterations,
+        } => {
+            let line =
+                process::scram_user_line(&user, password, password_file.as_deref(), iterations);
+            finish(line.map(|line| println!("{line}")))
+        }
     }
 }
 
-fn finish(result: Result<(), StartError>) -> ExitCode {
+fn finish<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };

@@ -29,6 +29,6 @@ pub use scram::{
     made_up_salt, made_up_verifier, mock_verifier, nonce_text, prepare,
 };
 pub use server_login::{AuthRequest, ServerLogin, ServerLoginStep};
-pub use userlist::{BrokenLine, DuplicateUser, LineFault, UserList, UserListError};
+pub use userlist::{BrokenLine, DuplicateUser, LineFault, UserList, UserListError, user_line};
 pub use users::{Found, Users};
 pub use verifier::{PASSWORD_BYTES_MAX, Verifier};

@@ -82,6 +82,12 @@ pub enum LineFault {
     ZeroByte,
 }
 
+/// The line that gives `name` this `secret`, without a line end.
+pub fn user_line(name: &str, secret: &str) -> String {
+    let quoted = |text: &str| text.replace('"', "\"\"");
+    format!("\"{}\" \"{}\"", quoted(name), quoted(secret))
+}
+
 impl UserList {
     /// Reads a whole file.
     ///
@@ -304,6 +310,17 @@ mod tests {
         let line = br#""bo""b" "pw""#;
         for end in 1..line.len() {
             assert!(UserList::parse(&line[..end]).is_err(), "{end}");
+        }
+    }
+
+    #[test]
+    fn a_written_line_is_read_back() {
+        for (name, secret) in [
+            ("alice", "SCRAM-SHA-256$1:c2FsdA==$a:b"),
+            ("a\"b ", "\"\" c"),
+        ] {
+            let list = UserList::parse(user_line(name, secret).as_bytes()).unwrap();
+            assert_eq!(list.secret(name).unwrap().expose(), secret.as_bytes());
         }
     }
 }

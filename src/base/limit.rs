@@ -22,3 +22,6 @@ pub const DATABASE_NAME_BYTES_MAX: usize = 63;
 
 /// Longest user name (PgBouncer: MAX_USERNAME), in bytes.
 pub const USER_NAME_BYTES_MAX: usize = 127;
+
+/// PBKDF2 iterations of SCRAM verifiers that are made here (PostgreSQL: scram_iterations).
+pub const SCRAM_ITERATIONS: u32 = 4096;

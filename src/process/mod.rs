@@ -9,7 +9,9 @@ mod preflight;
 mod resolve;
 mod sources;
 mod start;
+mod verifier;
 
 pub use error::StartError;
 pub use sources::load;
 pub use start::{Options, run};
+pub use verifier::{VerifierError, scram_user_line};

@@ -29,8 +29,6 @@ use std::task::Poll;
 const CONSOLE: [&str; 2] = ["ringbouncer", "pgbouncer"];
 /// Database and user of the pool that the console counts in, as PgBouncer names them.
 const CONSOLE_POOL: &str = "pgbouncer";
-/// Iterations of SCRAM verifiers that nobody stored (PostgreSQL's default).
-const SCRAM_ITERATIONS: u32 = 4096;
 
 /// Serves one client, from accept to close.
 pub(super) async fn serve(shard: Rc<Shard>, socket: Detached) {
@@ -148,7 +146,7 @@ impl Guest {
             found: snapshot.users.lookup(packet.user()),
             mostly_scram: snapshot.users.are_mostly_scram(),
             process_secret: &self.shard.common.process_secret,
-            scram_iterations: SCRAM_ITERATIONS,
+            scram_iterations: limit::SCRAM_ITERATIONS,
             md5_salt,
             scram_nonce,
         };

@@ -1,7 +1,8 @@
 //! The program as a process: its command line, where it listens, what it looks up and logs.
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use crate::support::pooler::program;
 use crate::support::wire::*;
@@ -40,6 +41,60 @@ fn help_names_the_commands() {
         "{}",
         stdout(&output)
     );
+}
+
+#[test]
+fn a_client_logs_in_with_the_verifier_that_was_printed() {
+    // 1 shard, userlist.txt, auth_type scram-sha-256; the password from each of its three sources
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("password");
+    std::fs::write(&file, "from \"file\"\nnot this\n").unwrap();
+    let path = file.to_str().unwrap();
+    let argument = run(&["scram-verifier", "ann", "from argument"]);
+    let from_file = run(&["scram-verifier", "bob", "--password-file", path]);
+    let mut piped = program()
+        .args(["scram-verifier", "cyd"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    piped
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"from pipe\n")
+        .unwrap();
+    let cases = [
+        ("ann", "from argument", argument),
+        ("bob", "from \"file\"", from_file),
+        ("cyd", "from pipe", piped.wait_with_output().unwrap()),
+    ];
+    let mut topology = Topology::new(1).set("auth_type", "scram-sha-256");
+    for (user, _, output) in &cases {
+        let line = stdout(output);
+        let secret = line.strip_prefix(&format!("\"{user}\" \"")).unwrap();
+        topology = topology.user_secret(user, secret.strip_suffix("\"\n").unwrap());
+    }
+    let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+    for (user, password, _) in cases {
+        let login = |password| driver::try_login(stage.address(), user, password, &stage.entry);
+        login(password).unwrap();
+        assert!(
+            login("wrong")
+                .unwrap_err()
+                .1
+                .contains("authentication failed")
+        );
+    }
+}
+
+#[test]
+fn unusable_names_and_passwords_give_no_verifier() {
+    for arguments in [&["", "secret"][..], &["ann\n", "secret"], &["ann", ""]] {
+        let output = run(&[&["scram-verifier"], arguments].concat());
+        assert!(!output.status.success() && stdout(&output).is_empty());
+        assert!(stderr(&output).contains("must have"), "{}", stderr(&output));
+    }
 }
 
 #[test]
