@@ -211,6 +211,7 @@ const USER_NAME: Kind = Kind::Name {
 const STATEMENT_BYTES_MAX: usize = 8192;
 
 const POOL_SIZE: Kind = int(1, 100_000);
+const CONNECTIONS: Kind = int(0, 100_000);
 
 settings! {
     /// The settings of the whole process: table `[ringbouncer]`.
@@ -239,6 +240,10 @@ settings! {
             "When a server connection goes back to its pool: after each transaction, when the client leaves (session), or after each statement, which refuses transactions of several statements.";
         default_pool_size: u32 = POOL_SIZE, default("20"), Live,
             "Server connections that one pool (one pair of database and user) may have, over all shards.";
+        max_db_connections: u32 = CONNECTIONS, default("0"), Live,
+            "Server connections that all pools of one database together may have, over all shards; 0 is no limit.";
+        max_user_connections: u32 = CONNECTIONS, default("0"), Live,
+            "Server connections that all pools of one user (the one that servers are logged in as) together may have; 0 is no limit.";
         max_client_conn: usize = int(1, 10_000_000), default("10000"), Live,
             "Client connections that the process accepts, over all shards; those to the console do not count.";
     }
@@ -348,6 +353,8 @@ settings! {
             "Password of `user` on the server.";
         pool_size: Option<u32> = POOL_SIZE, unset("default_pool_size", "50"), Live,
             "Server connections that each pool of this database may have.";
+        max_db_connections: Option<u32> = CONNECTIONS, unset("max_db_connections of [ringbouncer]", "100"), Live,
+            "Server connections that all pools of this database together may have; 0 is no limit.";
         pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of [ringbouncer]", r#""session""#), NewConnections,
             "When a server connection goes back to its pool.";
     }
@@ -365,6 +372,8 @@ settings! {
             "The user's secret: the password, or as PostgreSQL stores it: md5..., or SCRAM-SHA-256$... (which serves to check clients; to log in to servers, the password itself is needed unless they use md5 or trust).";
         pool_size: Option<u32> = POOL_SIZE, unset("pool_size of the database", "30"), Live,
             "Server connections that each pool of this user may have.";
+        max_user_connections: Option<u32> = CONNECTIONS, unset("max_user_connections of [ringbouncer]", "100"), Live,
+            "Server connections that all pools of this user together may have; 0 is no limit.";
         pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of the database", r#""session""#), NewConnections,
             "When a server connection of this user goes back to its pool.";
     }

@@ -56,6 +56,22 @@ impl Config {
             .or(database.pool_size)
             .unwrap_or(self.general.default_pool_size)
     }
+
+    /// Server connections that all pools of `database` together may have; 0 is no limit.
+    pub fn db_connections_max(&self, database: &Database) -> u32 {
+        database
+            .max_db_connections
+            .unwrap_or(self.general.max_db_connections)
+    }
+
+    /// Server connections that all pools of `user`, who is the pools' user, together may have; 0 is no
+    /// limit.
+    pub fn user_connections_max(&self, user: &str) -> u32 {
+        self.users
+            .get(user)
+            .and_then(|user| user.max_user_connections)
+            .unwrap_or(self.general.max_user_connections)
+    }
 }
 
 impl Database {

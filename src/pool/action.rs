@@ -33,6 +33,10 @@ pub enum Action<S, W> {
     Ask(ShardId),
     /// Tell the shard that asked that there is none: [`LocalPool::declined`](super::LocalPool::declined). May be lost.
     Decline(ShardId),
+    /// A limit that spans pools is all that keeps a waiter from a new server: close the longest idle
+    /// server of another pool under that limit ([`LocalPool::evict`](super::LocalPool::evict) there). May
+    /// be lost.
+    Evict,
     /// Tell the shard that a permit is free: [`LocalPool::poke`](super::LocalPool::poke). May be lost.
     Wake(ShardId),
 }

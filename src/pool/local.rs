@@ -40,7 +40,7 @@
 
 use super::action::{Acquired, Action, Idle};
 use super::ask::Asks;
-use super::shared::{Seat, SharedPool};
+use super::shared::{Retiring, Seat, SharedPool};
 use super::waiter::{WaiterId, WaiterQueue};
 use crate::base::{Moment, ShardId};
 use std::collections::VecDeque;
@@ -54,6 +54,10 @@ pub const UNFAIR_SPAN: Duration = Duration::from_micros(300);
 /// of `tests/sim/model.rs`, 4 to 64 shards, servers then move for 8% to 38% of the transactions,
 /// where one global queue moves them for 75% to 98%, and p99 is no higher.
 pub const UNFAIR_SHARE: u32 = 10;
+
+/// A shard asks for the eviction of another pool's idle server once in this time, however many wait; it
+/// finds the permit that became free at its next tick.
+const EVICT_PAUSE: Duration = Duration::from_millis(10);
 
 /// How often a server may travel on without having served anybody; then it stays idle where it is
 /// until that shard's next tick.
@@ -72,9 +76,10 @@ pub struct LocalPool<S, W> {
     idle: VecDeque<Idle<S>>,
     waiters: WaiterQueue<W>,
     opening: usize,
-    /// Surplus servers that we were told to close and that have not closed yet.
-    retiring: usize,
+    retiring: Retiring,
     asks: Asks,
+    /// Before when no further eviction is asked for.
+    evict_after: Moment,
     /// No head elsewhere was older at the last look; heads only get younger, so it still holds.
     floor: Moment,
 }
@@ -87,8 +92,9 @@ impl<S, W> LocalPool<S, W> {
             idle: VecDeque::new(),
             waiters: WaiterQueue::new(),
             opening: 0,
-            retiring: 0,
+            retiring: Retiring::default(),
             asks: Asks::default(),
+            evict_after: Moment::default(),
             floor: Moment::default(),
         }
     }
@@ -151,8 +157,8 @@ impl<S, W> LocalPool<S, W> {
         out: &mut Vec<Action<S, W>>,
     ) {
         self.asks.settle(from);
-        if self.seat.shared().try_retire() {
-            self.retire(server, out);
+        if self.is_surplus() {
+            out.push(Action::Close(server));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
             if hops < HOPS_MAX {
@@ -185,8 +191,8 @@ impl<S, W> LocalPool<S, W> {
         out: &mut Vec<Action<S, W>>,
     ) {
         self.seat.unclaim(to);
-        if self.seat.shared().try_retire() {
-            self.retire(server, out);
+        if self.is_surplus() {
+            out.push(Action::Close(server));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
         } else {
@@ -263,26 +269,18 @@ impl<S, W> LocalPool<S, W> {
 
     /// A server of this shard has closed, for whatever reason, and is in nobody's hands any more.
     pub fn closed(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
-        // If one died by itself while another retires, they may be taken for each other here;
-        // once both are reported the counts are the same.
-        match self.retiring.checked_sub(1) {
-            Some(rest) => {
-                self.retiring = rest;
-                self.seat.shared().return_retired_permit();
-            }
-            None => self.seat.shared().return_permit(),
-        }
+        self.seat.shared().return_closed(&mut self.retiring);
         self.pass_permit_on(now, out);
     }
 
     /// Looks at everything anew: after [`Action::Wake`] and after a change of the limit.
     pub fn poke(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
-        while !self.idle.is_empty() && self.seat.shared().try_retire() {
+        while !self.idle.is_empty() && self.is_surplus() {
             if let Some(idle) = self.idle.pop_front() {
-                self.retire(idle.server, out);
+                out.push(Action::Close(idle.server));
             }
         }
-        self.seat.publish_idle(self.idle.len());
+        self.publish_idle();
         self.offer(0, out);
         self.pass_permit_on(now, out);
     }
@@ -322,7 +320,15 @@ impl<S, W> LocalPool<S, W> {
                 None => break,
             }
         }
-        self.seat.publish_idle(self.idle.len());
+        self.publish_idle();
+    }
+
+    /// Takes the longest idle server out of the pool, for another that needs its place under a limit
+    /// that spans pools. Ends in [`LocalPool::closed`].
+    pub fn evict(&mut self) -> Option<S> {
+        let idle = self.idle.pop_front()?;
+        self.publish_idle();
+        Some(idle.server)
     }
 
     /// Takes an idle server out of the pool, because it died or is to be used for something else.
@@ -330,7 +336,7 @@ impl<S, W> LocalPool<S, W> {
     pub fn remove_idle(&mut self, mut is_it: impl FnMut(&S) -> bool) -> Option<S> {
         let at = self.idle.iter().position(|idle| is_it(&idle.server))?;
         let idle = self.idle.remove(at)?;
-        self.seat.publish_idle(self.idle.len());
+        self.publish_idle();
         Some(idle.server)
     }
 
@@ -366,8 +372,8 @@ impl<S, W> LocalPool<S, W> {
 
     /// The release rule.
     fn place(&mut self, server: S, now: Moment, out: &mut Vec<Action<S, W>>) {
-        if self.seat.shared().try_retire() {
-            self.retire(server, out);
+        if self.is_surplus() {
+            out.push(Action::Close(server));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
             self.offer(0, out);
@@ -391,15 +397,15 @@ impl<S, W> LocalPool<S, W> {
         }
     }
 
-    fn retire(&mut self, server: S, out: &mut Vec<Action<S, W>>) {
-        self.retiring += 1;
-        out.push(Action::Close(server));
+    /// Whether the server at hand has to close, because a limit was lowered.
+    fn is_surplus(&mut self) -> bool {
+        self.seat.shared().try_retire(&mut self.retiring)
     }
 
     fn rest(&mut self, server: S, now: Moment) {
         debug_assert!(self.waiters.is_empty(), "idle beside a waiter");
         self.idle.push_back(Idle { server, since: now });
-        self.seat.publish_idle(self.idle.len());
+        self.publish_idle();
     }
 
     /// The look again of whoever has idle servers: one for each shard with a waiter.
@@ -428,6 +434,10 @@ impl<S, W> LocalPool<S, W> {
             wanted -= 1;
         }
         self.seat.publish_want(wanted > 0);
+        if wanted > 0 && now >= self.evict_after && self.seat.shared().lacks_outer(now) {
+            self.evict_after = now.after(EVICT_PAUSE);
+            out.push(Action::Evict);
+        }
     }
 
     fn seek_one(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) -> bool {
@@ -488,8 +498,13 @@ impl<S, W> LocalPool<S, W> {
 
     fn take_freshest(&mut self) -> Option<Idle<S>> {
         let idle = self.idle.pop_back()?;
-        self.seat.publish_idle(self.idle.len());
+        self.publish_idle();
         Some(idle)
+    }
+
+    fn publish_idle(&mut self) {
+        let since = self.idle.front().map(|idle| idle.since);
+        self.seat.publish_idle(self.idle.len(), since);
     }
 
     fn publish_head(&mut self) {
@@ -506,6 +521,7 @@ fn is_overdue(theirs: Moment, ours: Moment, now: Moment) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pool::Permits;
 
     type Pool = LocalPool<u32, char>;
     type Actions = Vec<Action<u32, char>>;
@@ -825,6 +841,31 @@ mod tests {
         assert_eq!(here.shared().open(), 0);
         here.shared().set_limit(1);
         assert_eq!(did(|out| there.poke(ms(9), out)), [Action::Open]);
+    }
+
+    #[test]
+    fn a_limit_that_spans_pools_is_taken_with_the_pools_own_and_given_back_with_it() {
+        let outer = Arc::new(Permits::new(2));
+        let pool = |limit| {
+            let shared = SharedPool::new(1, limit, vec![outer.clone()]);
+            Pool::new(Arc::new(shared), HERE)
+        };
+        let (mut one, mut two) = (pool(3), pool(1));
+        stock(&mut one, 1, ms(0));
+        stock(&mut one, 2, ms(1));
+        assert_eq!(two.shared().longest_idle(), None);
+        assert_eq!(one.shared().longest_idle(), Some((ms(0), HERE)));
+        assert_eq!(did(|out| two.acquire('a', ms(2), out)), [Action::Evict]);
+        assert_eq!(did(|out| two.tick(ms(3), out)), [], "it was asked for");
+        assert_eq!(one.evict(), Some(1));
+        assert_eq!(did(|out| one.closed(ms(4), out)), []);
+        assert_eq!(did(|out| two.tick(ms(5), out)), [Action::Open]);
+        assert_eq!(did(|out| two.acquire('b', ms(6), out)), [], "its own limit");
+        outer.set_limit(1);
+        assert_eq!(did(|out| one.poke(ms(7), out)), [Action::Close(2)]);
+        assert_eq!(outer.open(), 2);
+        assert_eq!(did(|out| one.closed(ms(8), out)), []);
+        assert_eq!((outer.open(), one.shared().open()), (1, 0));
     }
 
     #[test]

@@ -32,9 +32,8 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 /// The part of a pool that all shards see: atomics only.
 #[derive(Debug)]
 pub struct SharedPool {
-    permits: Permits,
-    /// Limits that span pools, in the order in which they are taken.
-    outer: Box<[Arc<Permits>]>,
+    /// The pool's own permits, then limits that span pools, in the order in which they are taken.
+    levels: Box<[Arc<Permits>]>,
     /// 0: servers can be opened. `LOGIN_ON_TRIAL`: one attempt is under way to find out. Else
     /// the nanosecond before which nobody tries.
     retry_at: CachePadded<AtomicU64>,
@@ -49,6 +48,8 @@ pub struct SharedPool {
 struct Desk {
     head: AtomicU64,
     idle: AtomicU32,
+    /// Since when the longest idle server has been idle, while there is one.
+    idle_since: AtomicU64,
     /// Whether somebody waits here for whom neither a question nor an opening is under way.
     wants: AtomicBool,
     is_taken: AtomicBool,
@@ -69,9 +70,9 @@ impl SharedPool {
     /// their next tick.
     pub fn new(shards: usize, limit: u32, outer: Vec<Arc<Permits>>) -> SharedPool {
         assert!((1..=SHARDS_MAX).contains(&shards), "{shards} shards");
+        let own = Arc::new(Permits::new(limit));
         SharedPool {
-            permits: Permits::new(limit),
-            outer: outer.into(),
+            levels: iter::once(own).chain(outer).collect(),
             retry_at: CachePadded::new(AtomicU64::new(LOGIN_WORKS)),
             waiting: ShardSet::new(shards),
             idling: ShardSet::new(shards),
@@ -83,19 +84,19 @@ impl SharedPool {
 
     /// Most servers that may be open.
     pub fn limit(&self) -> u32 {
-        self.permits.limit()
+        self.own().limit()
     }
 
     /// Servers that are open, being opened or being closed.
     pub fn open(&self) -> u32 {
-        self.permits.open()
+        self.own().open()
     }
 
     /// Changes the limit. Then [`LocalPool::poke`](super::LocalPool::poke) must run on every
     /// shard, to close what is idle and too much or to open what is now allowed; leased servers
     /// above the limit close when they are released.
     pub fn set_limit(&self, limit: u32) {
-        self.permits.set_limit(limit);
+        self.own().set_limit(limit);
     }
 
     /// Since when the oldest client of any shard has waited.
@@ -113,6 +114,17 @@ impl SharedPool {
         self.desks.iter().map(|desk| desk.idle.load(Relaxed)).sum()
     }
 
+    /// Since when the longest idle server of any shard has been idle, and where it is.
+    pub fn longest_idle(&self) -> Option<(Moment, ShardId)> {
+        let idle = self.idling.iter_from(0).filter_map(|shard| {
+            let desk = self.desk(shard);
+            // Relaxed: a choice that is out of date costs an eviction that finds nothing.
+            let since = Moment::from_nanos(desk.idle_since.load(Relaxed));
+            (desk.idle.load(Relaxed) > 0).then_some((since, shard))
+        });
+        idle.min_by_key(|(since, _)| *since)
+    }
+
     /// Before when no server is to be opened, after a failure; [`Moment::NEVER`] while one
     /// attempt is on trial.
     pub fn retry_at(&self) -> Option<Moment> {
@@ -120,11 +132,22 @@ impl SharedPool {
         (retry_at != LOGIN_WORKS).then_some(Moment::from_nanos(retry_at))
     }
 
+    fn own(&self) -> &Permits {
+        &self.levels[0]
+    }
+
     /// Whether [`SharedPool::try_permit`] would probably succeed.
     pub(super) fn may_open(&self, now: Moment) -> bool {
         self.retry_at.load(SeqCst) <= now.nanos()
-            && self.permits.has_free()
-            && self.outer.iter().all(|outer| outer.has_free())
+            && self.levels.iter().all(|level| level.has_free())
+    }
+
+    /// Whether a limit that spans pools is all that keeps a server from being opened.
+    pub(super) fn lacks_outer(&self, now: Moment) -> bool {
+        let (own, outer) = self.levels.split_at(1);
+        self.retry_at.load(SeqCst) <= now.nanos()
+            && own.iter().all(|level| level.has_free())
+            && outer.iter().any(|level| !level.has_free())
     }
 
     /// Takes the right to open one server. After a failed attempt nobody gets it before the
@@ -142,17 +165,37 @@ impl SharedPool {
     }
 
     pub(super) fn return_permit(&self) {
-        self.return_outer(self.outer.len());
-        self.permits.give_back();
+        self.return_levels(self.levels.len());
     }
 
-    pub(super) fn return_retired_permit(&self) {
-        self.return_outer(self.outer.len());
-        self.permits.give_back_retired();
+    /// Gives back the permit of a server that has closed; a surplus that was undertaken to be closed
+    /// is taken off `retiring` first.
+    pub(super) fn return_closed(&self, retiring: &mut Retiring) {
+        for (level, permits) in self.levels.iter().enumerate() {
+            match retiring.0.get_mut(level) {
+                Some(count @ 1..) => {
+                    *count -= 1;
+                    permits.give_back_retired();
+                }
+                _ => permits.give_back(),
+            }
+        }
     }
 
-    pub(super) fn try_retire(&self) -> bool {
-        self.permits.try_retire()
+    /// Whether a server has to close because a limit was lowered; then `retiring` has the surplus of
+    /// every level that this ends.
+    pub(super) fn try_retire(&self, retiring: &mut Retiring) -> bool {
+        let mut must = false;
+        for (level, permits) in self.levels.iter().enumerate() {
+            if permits.try_retire() {
+                must = true;
+                if retiring.0.len() <= level {
+                    retiring.0.resize(level + 1, 0);
+                }
+                retiring.0[level] += 1;
+            }
+        }
+        must
     }
 
     /// A server was opened: that ends a time of failures.
@@ -184,24 +227,20 @@ impl SharedPool {
     }
 
     fn take_permits(&self) -> bool {
-        if !self.permits.try_take() {
-            return false;
-        }
-        match self.outer.iter().position(|outer| !outer.try_take()) {
+        match self.levels.iter().position(|level| !level.try_take()) {
             None => true,
             Some(taken) => {
-                self.return_outer(taken);
-                self.permits.give_back();
+                self.return_levels(taken);
                 false
             }
         }
     }
 
-    fn return_outer(&self, taken: usize) {
-        self.outer
+    fn return_levels(&self, taken: usize) {
+        self.levels
             .iter()
             .take(taken)
-            .for_each(|outer| outer.give_back());
+            .for_each(|level| level.give_back());
     }
 
     fn heads(&self) -> impl Iterator<Item = Head> {
@@ -222,11 +261,18 @@ impl Desk {
         Desk {
             head: AtomicU64::new(NO_HEAD),
             idle: AtomicU32::new(0),
+            idle_since: AtomicU64::new(0),
             wants: AtomicBool::new(false),
             is_taken: AtomicBool::new(false),
         }
     }
 }
+
+/// Surplus servers that one shard has undertaken to close and that have not closed yet, for each level
+/// of limits. If one dies by itself while another retires, they may be taken for each other; once both
+/// have closed the counts are the same.
+#[derive(Debug, Default)]
+pub(super) struct Retiring(Vec<usize>);
 
 /// What a shard's desk said about its oldest waiter.
 #[derive(Clone, Copy, Debug)]
@@ -309,14 +355,18 @@ impl Seat {
         }
     }
 
-    /// Publishes how many idle servers we have.
+    /// Publishes how many idle servers we have, and since when the first of them has been idle.
     ///
     /// The bit stays up when the count falls to 0, because at low load it does so with
     /// every transaction and the bitmap's line is everybody's; [`Seat::retract_idle`] takes it
     /// down.
-    pub(super) fn publish_idle(&mut self, count: usize) {
+    pub(super) fn publish_idle(&mut self, count: usize, since: Option<Moment>) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
-        let idle = &self.shared.desk(self.me).idle;
+        let desk = self.shared.desk(self.me);
+        let idle = &desk.idle;
+        if let Some(since) = since {
+            desk.idle_since.store(since.nanos(), Relaxed);
+        }
         if count == 0 {
             // Relaxed: a count that is too high costs a question and its refusal, nothing else.
             idle.store(0, Relaxed);
@@ -418,7 +468,7 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.publish_head(None);
         self.publish_want(false);
-        self.publish_idle(0);
+        self.publish_idle(0, None);
         self.retract_idle();
         // Release: see `take`.
         self.shared.desk(self.me).is_taken.store(false, Release);
@@ -483,11 +533,11 @@ mod tests {
     #[test]
     fn idle_servers_already_asked_for_do_not_count() {
         let (_, mut seats) = seats(3, 1);
-        seats[0].publish_idle(2);
+        seats[0].publish_idle(2, Some(Moment::default()));
         assert_eq!(seats[1].idle_elsewhere(|_| 1), Some(ShardId(0)));
         assert_eq!(seats[1].idle_elsewhere(|_| 2), None);
         assert_eq!(seats[0].idle_elsewhere(|_| 0), None, "not our own");
-        seats[0].publish_idle(0);
+        seats[0].publish_idle(0, None);
         assert_eq!(seats[1].idle_elsewhere(|_| 0), None);
     }
 
@@ -527,7 +577,7 @@ mod tests {
     fn a_seat_left_behind_can_be_taken_again_and_says_nothing() {
         let (shared, mut seats) = seats(1, 1);
         seats[0].publish_head(at(10));
-        seats[0].publish_idle(1);
+        seats[0].publish_idle(1, Some(Moment::default()));
         seats.clear();
         assert!(!shared.anyone_waits() && shared.idle() == 0);
         Seat::take(shared, ShardId(0));
@@ -604,12 +654,12 @@ mod tests {
                 seat.idle_elsewhere(|_| 0).is_some()
             },
             |seat| {
-                seat.publish_idle(1);
+                seat.publish_idle(1, Some(Moment::default()));
                 seat.heads_elsewhere().oldest.is_some()
             },
             |seat, is_spare| match is_spare {
                 // The idle bit stays up from the first round on: the count alone must suffice.
-                true => seat.publish_idle(0),
+                true => seat.publish_idle(0, None),
                 false => seat.publish_head(None),
             },
         );
@@ -623,11 +673,11 @@ mod tests {
                 seat.idle_elsewhere(|_| 0).is_some()
             },
             |seat| {
-                seat.publish_idle(1);
+                seat.publish_idle(1, Some(Moment::default()));
                 seat.heads_elsewhere().oldest.is_some()
             },
             |seat, is_spare| match is_spare {
-                true => seat.publish_idle(0),
+                true => seat.publish_idle(0, None),
                 // The waiting bit stays up, as under a claim: the head alone must suffice.
                 false => {
                     seat.publish_head(at(2));

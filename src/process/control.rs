@@ -134,16 +134,13 @@ fn apply(common: &Common, snapshot: Snapshot) {
     let general = &snapshot.config.general;
     log::set_level(general.log_level);
     common
-        .clients
-        .set_limit(u32::try_from(general.max_client_conn).unwrap_or(u32::MAX));
-    common
         .history
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .set_period(general.stats_period);
     let snapshot = Arc::new(snapshot);
     common.snapshot.store(snapshot.clone());
-    common.set_pool_limits();
+    common.set_limits();
     tell_all(common, || Mail::Reload(snapshot.clone()));
     tracing::info!("configuration reloaded");
 }

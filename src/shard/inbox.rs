@@ -69,6 +69,11 @@ impl Shard {
                     pool.step(|local, now, actions| local.poke(now, actions));
                 }
             }
+            Mail::Evict { pool } => {
+                if let Some(pool) = self.pool_of(&pool) {
+                    pool.evict();
+                }
+            }
             Mail::LoginRefused { pool, farewell } => {
                 if let Some(pool) = self.pools.borrow().get(&pool) {
                     pool.fail_waiters(&farewell);

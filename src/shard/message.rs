@@ -48,6 +48,11 @@ pub enum Mail {
         /// Of which pool.
         pool: PoolKey,
     },
+    /// Another pool needs the place of the longest idle server. Full: lost; it asks again.
+    Evict {
+        /// The pool that has it.
+        pool: PoolKey,
+    },
     /// A server refused the login: everybody who waits in the pool is told. Full: lost; they wait on.
     LoginRefused {
         /// Of which pool.

@@ -314,6 +314,7 @@ impl Pool {
                         },
                     );
                 }
+                Action::Evict => self.make_room(),
                 Action::Decline(to) => {
                     let _ = self.shard.post(
                         to,
@@ -334,6 +335,26 @@ impl Pool {
             }
         }
         self.publish_wait();
+    }
+
+    /// Has the longest idle server of another pool closed whose limit keeps this one from opening.
+    fn make_room(self: &Rc<Self>) {
+        let Some((key, shard)) = self.shard.common.victim(&self.common) else {
+            return;
+        };
+        if shard != self.shard.id {
+            let _ = self.shard.post(shard, Mail::Evict { pool: key });
+        } else if let Some(pool) = self.shard.pool_of(&key) {
+            pool.evict();
+        }
+    }
+
+    /// Gives another pool the place of the longest idle server.
+    pub(super) fn evict(self: &Rc<Self>) {
+        let evicted = self.local.borrow_mut().evict();
+        if let Some(server) = evicted {
+            self.close(server, "evicted");
+        }
     }
 
     /// Feeds the scheduler and performs what it wants.

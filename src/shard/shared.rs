@@ -2,11 +2,11 @@
 
 use super::message::{Mail, PoolKey};
 use crate::auth::{ServerCredentials, Users};
-use crate::base::{ClientId, Moment, ServerId};
+use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
 use crate::config::Config;
 use crate::mesh::Mesh;
-use crate::pool::{Permits, SharedPool};
+use crate::pool::{PERMITS_MAX, Permits, SharedPool};
 use crate::session::ServerParams;
 use crate::stats::{PeriodHistory, Registry};
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -14,7 +14,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What was read from files: replaced as a whole by a reload.
 pub struct Snapshot {
@@ -59,6 +59,50 @@ pub struct CommonPool {
     pub last_failure: ArcSwapOption<Farewell>,
 }
 
+/// Every pool, and the limits that span pools.
+#[derive(Default)]
+struct Directory {
+    pools: HashMap<PoolKey, Arc<CommonPool>>,
+    scopes: HashMap<Scope, Arc<Permits>>,
+}
+
+/// What a limit on server connections spans.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Scope {
+    /// All pools of a database (`max_db_connections`).
+    Database(Arc<str>),
+    /// All pools whose servers are logged in as this user (`max_user_connections`).
+    User(Arc<str>),
+}
+
+impl Directory {
+    fn permits(&mut self, scope: Scope, config: &Config) -> Arc<Permits> {
+        let limit = scope.limit(config);
+        let permits = self.scopes.entry(scope);
+        permits
+            .or_insert_with(|| Arc::new(Permits::new(limit)))
+            .clone()
+    }
+}
+
+impl Scope {
+    fn limit(&self, config: &Config) -> u32 {
+        let limit = match self {
+            // The servers of a database that is gone close in any case.
+            Scope::Database(name) => config
+                .database(name)
+                .map_or(0, |database| config.db_connections_max(&database)),
+            Scope::User(name) => config.user_connections_max(name),
+        };
+        if limit == 0 { PERMITS_MAX } else { limit }
+    }
+}
+
+fn limit_of(config: &Config, key: &PoolKey) -> Option<u32> {
+    let database = config.database(&key.database)?;
+    Some(config.pool_size(&database, &key.user))
+}
+
 /// Everything that all shards share.
 pub struct Common {
     /// The mailboxes.
@@ -79,7 +123,7 @@ pub struct Common {
     /// When the process began to serve.
     pub started: Moment,
     ids: AtomicU64,
-    pools: Mutex<HashMap<PoolKey, Arc<CommonPool>>>,
+    directory: Mutex<Directory>,
     control: Sender<Request>,
 }
 
@@ -107,7 +151,7 @@ impl Common {
             process_secret,
             started: now,
             ids: AtomicU64::new(1),
-            pools: Mutex::default(),
+            directory: Mutex::default(),
             control,
         })
     }
@@ -125,47 +169,81 @@ impl Common {
     /// What all shards share of pool `key`, made if it is new: with the permits of the configuration
     /// in force, which may be newer than the caller's, or `limit` if that has no such database.
     pub fn pool(&self, key: &PoolKey, limit: u32) -> Arc<CommonPool> {
-        let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pool) = pools.get(key) {
+        let mut directory = self.directory();
+        if let Some(pool) = directory.pools.get(key) {
             return pool.clone();
         }
-        let limit = self.limit_of(key).unwrap_or(limit);
+        let config = self.snapshot.load().config.clone();
+        let limit = limit_of(&config, key).unwrap_or(limit);
+        let outer = [
+            Scope::Database(key.database.clone()),
+            Scope::User(key.user.clone()),
+        ];
+        let outer = outer.map(|scope| directory.permits(scope, &config)).into();
         let pool = Arc::new(CommonPool {
             key: key.clone(),
-            shared: Arc::new(SharedPool::new(self.mesh.shards(), limit, Vec::new())),
+            shared: Arc::new(SharedPool::new(self.mesh.shards(), limit, outer)),
             welcome: ArcSwapOption::empty(),
             credentials: ArcSwap::from_pointee(ServerCredentials::Nothing),
             failures: AtomicUsize::new(0),
             last_failure: ArcSwapOption::empty(),
         });
-        pools.insert(key.clone(), pool.clone());
+        directory.pools.insert(key.clone(), pool.clone());
         pool
     }
 
-    /// Gives every pool the permits of the configuration in force. Done once per reload, not by each
-    /// shard: a slow one would bring back the limit of an older configuration.
-    pub fn set_pool_limits(&self) {
+    /// Puts every limit of the configuration in force. Done once per reload, not by each shard: a
+    /// slow one would bring back the limit of an older configuration.
+    pub fn set_limits(&self) {
+        let config = self.snapshot.load().config.clone();
+        let clients = config.general.max_client_conn;
+        self.clients
+            .set_limit(u32::try_from(clients).unwrap_or(u32::MAX));
         // Under the lock, so that a pool being made is either seen here or sees the new limit.
-        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        for pool in pools.values() {
-            if let Some(limit) = self.limit_of(&pool.key) {
+        let directory = self.directory();
+        for (scope, permits) in &directory.scopes {
+            permits.set_limit(scope.limit(&config));
+        }
+        for pool in directory.pools.values() {
+            if let Some(limit) = limit_of(&config, &pool.key) {
                 pool.shared.set_limit(limit);
             }
         }
     }
 
-    fn limit_of(&self, key: &PoolKey) -> Option<u32> {
-        let config = self.snapshot.load().config.clone();
-        let database = config.database(&key.database)?;
-        Some(config.pool_size(&database, &key.user))
+    /// The pool, and the shard, with the longest idle server among those that share a limit with `pool`
+    /// which keeps it from opening one. Takes a mutex and looks at every pool: for a client that waits
+    /// while the limit is used up, at most once in 10 ms and shard.
+    pub fn victim(&self, pool: &CommonPool) -> Option<(PoolKey, ShardId)> {
+        let directory = self.directory();
+        let is_full = |scope: Scope| {
+            let permits = directory.scopes.get(&scope);
+            permits.is_some_and(|permits| !permits.has_free())
+        };
+        let key = &pool.key;
+        let database_is_full = is_full(Scope::Database(key.database.clone()));
+        let user_is_full = is_full(Scope::User(key.user.clone()));
+        let others = directory.pools.values().filter(|other| {
+            other.key != *key
+                && (database_is_full && other.key.database == key.database
+                    || user_is_full && other.key.user == key.user)
+        });
+        let idle = others.filter_map(|other| Some((other.shared.longest_idle()?, &other.key)));
+        let ((_, shard), key) = idle.min_by_key(|((since, _), _)| *since)?;
+        Some((key.clone(), shard))
     }
 
     /// Every pool of the process.
     pub fn pools(&self) -> Vec<Arc<CommonPool>> {
-        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut all: Vec<_> = pools.values().cloned().collect();
+        let mut all: Vec<_> = self.directory().pools.values().cloned().collect();
         all.sort_by(|a, b| a.key.cmp(&b.key));
         all
+    }
+
+    fn directory(&self) -> MutexGuard<'_, Directory> {
+        self.directory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Sends a request to the control thread.

@@ -10,6 +10,7 @@ fn random_rules(seed: u64) -> Rules {
     Rules {
         shards: random.one_of(&[1, 2, 3, 8, 16, 33]),
         limit,
+        outer: random.one_of(&[None, Some(1), Some(limit), Some(2 * limit)]),
         clients: limit as usize * random.one_of(&[1, 2, 3, 8]),
         mailbox: random.one_of(&[1, 2, 4, 1000]),
         latency_us: random.one_of(&[10, 50, 2000]),
@@ -31,7 +32,7 @@ fn random_rules(seed: u64) -> Rules {
 #[test]
 fn one_exact_pool_whatever_goes_wrong() {
     let (mut grants, mut hand_offs) = (0, 0);
-    for_seeds(2000, |seed| {
+    for_seeds(10_000, |seed| {
         let mut world = World::new(random_rules(seed), seed);
         for _ in 0..2 {
             world.run(Duration::from_millis(10));
@@ -53,6 +54,7 @@ fn ticks_are_only_for_what_goes_wrong() {
     for_seeds(1000, |seed| {
         let rules = Rules {
             mailbox: usize::MAX,
+            outer: None,
             open_fails: 0.0,
             stalls: false,
             ticks: false,

@@ -1,6 +1,6 @@
 //! Repeatable chance, and the seeds to run.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", 2014).
 pub struct Random(u64);
@@ -45,13 +45,18 @@ impl Random {
     }
 }
 
-/// Runs `test` for every seed that the environment asks for; 1 to `count` if it asks for none.
+/// Runs `test` for the seed of the environment's `SIM_SEED`; else for `SIM_SEEDS`, or `count`, fresh ones.
 pub fn for_seeds(count: u64, mut test: impl FnMut(u64)) {
     let wanted = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let seeds = match wanted("SIM_SEED") {
         Some(seed) => seed..=seed,
-        None => 1..=wanted("SIM_SEEDS").unwrap_or(count),
+        None => {
+            let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+            let first = Random::new(clock.as_nanos() as u64).next() >> 1;
+            first..=first + wanted("SIM_SEEDS").unwrap_or(count) - 1
+        }
     };
+    println!("seeds {seeds:?}");
     for seed in seeds {
         let shown = ShowSeed(seed);
         test(seed);

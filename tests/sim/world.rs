@@ -4,7 +4,7 @@
 use crate::random::Random;
 use crate::timeline::Timeline;
 use ringbouncer::base::{Moment, ShardId};
-use ringbouncer::pool::{Acquired, Action, HOPS_MAX, LocalPool, SharedPool, WaiterId};
+use ringbouncer::pool::{Acquired, Action, HOPS_MAX, LocalPool, Permits, SharedPool, WaiterId};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +14,8 @@ use std::time::Duration;
 pub struct Rules {
     pub shards: usize,
     pub limit: u32,
+    /// The limit that this pool shares with another one, if there is another.
+    pub outer: Option<u32>,
     pub clients: usize,
     /// Most messages under way to one shard.
     pub mailbox: usize,
@@ -97,10 +99,15 @@ enum Event {
     Poke(ShardId),
     Resume(ShardId),
     Mishap,
+    /// A server of the other pool was evicted.
+    OtherCloses,
 }
 
 /// Every shard ticks this often.
 const TICK: Duration = Duration::from_millis(1);
+
+/// Most servers of the other pool: an eviction takes 10 ms, and all must fit into [`SETTLE`].
+const OTHERS_MAX: u32 = 4;
 
 /// Within this after the last mishap everything must have settled: questions are forgotten
 /// after 50 ms, and some ticks more.
@@ -112,6 +119,10 @@ pub struct World {
     now: Moment,
     timeline: Timeline<Event>,
     shared: Arc<SharedPool>,
+    outer: Arc<Permits>,
+    /// Servers of the other pool, all idle; some of them are being evicted.
+    others: u32,
+    evicting: u32,
     shards: Vec<Shard>,
     clients: Vec<Client>,
     homes: Vec<ShardId>,
@@ -131,7 +142,9 @@ pub struct World {
 impl World {
     pub fn new(rules: Rules, seed: u64) -> World {
         let mut random = Random::new(seed);
-        let shared = Arc::new(SharedPool::new(rules.shards, rules.limit, Vec::new()));
+        let outer = Arc::new(Permits::new(rules.outer.unwrap_or(u32::MAX)));
+        let levels = vec![outer.clone()];
+        let shared = Arc::new(SharedPool::new(rules.shards, rules.limit, levels));
         let homes = (0..rules.clients)
             .map(|_| home(&mut random, &rules))
             .collect();
@@ -154,6 +167,9 @@ impl World {
             rules,
             random,
             shared,
+            outer,
+            others: 0,
+            evicting: 0,
         };
         world.begin();
         world
@@ -188,6 +204,7 @@ impl World {
     /// served; then closes everything.
     pub fn drain(&mut self) {
         self.shared.set_limit(self.shared.limit().max(1));
+        self.outer.set_limit(self.outer.limit().max(1));
         (0..self.shards.len()).for_each(|at| self.timeline.add(self.now, Event::Poke(shard(at))));
         self.rules.death = 0.0;
         for _ in 0..1000 {
@@ -202,6 +219,7 @@ impl World {
         self.run(SETTLE);
         self.close_all();
         assert_eq!(self.shared.open(), 0, "permits are lost");
+        assert_eq!(self.outer.open(), self.others, "outer permits are lost");
     }
 
     fn begin(&mut self) {
@@ -239,7 +257,7 @@ impl World {
             Event::Mail { to, .. } => *to,
             Event::OpenEnds(shard) | Event::CloseEnds(shard, _) => *shard,
             Event::Tick(shard) | Event::Poke(shard) | Event::Resume(shard) => *shard,
-            Event::Mishap => return None,
+            Event::Mishap | Event::OtherCloses => return None,
         };
         Some(shard.index())
     }
@@ -257,6 +275,11 @@ impl World {
             Event::Poke(shard) => self.with(shard, |pool, now, out| pool.poke(now, out)),
             Event::Resume(shard) => self.resume(shard),
             Event::Mishap => self.mishap(),
+            Event::OtherCloses => {
+                self.evicting -= 1;
+                self.others -= 1;
+                self.outer.give_back();
+            }
         }
     }
 
@@ -285,6 +308,7 @@ impl World {
             Action::Ask(to) => self.send(shard, to, Mail::Ask).unwrap_or(()),
             Action::Decline(to) => self.send(shard, to, Mail::Decline).unwrap_or(()),
             Action::Wake(to) => self.send(shard, to, Mail::Wake).unwrap_or(()),
+            Action::Evict => self.evict_other(),
         }
     }
 
@@ -424,6 +448,10 @@ impl World {
             self.shared.open() <= self.shared.limit(),
             "opened above the limit"
         );
+        assert!(
+            self.outer.open() <= self.outer.limit(),
+            "opened above the outer limit"
+        );
         self.opening += 1;
         let at = self.now.after(self.random.micros(50, 2000));
         self.timeline.add(at, Event::OpenEnds(shard));
@@ -473,9 +501,12 @@ impl World {
             return;
         }
         let at = self.random.below(self.shards.len());
-        match self.random.below(3) {
+        let choices = if self.rules.outer.is_some() { 5 } else { 3 };
+        match self.random.below(choices) {
             0 if self.rules.stalls => self.stall(at),
             1 => self.kill_idle(shard(at)),
+            3 => self.change_outer_limit(),
+            4 if self.others < OTHERS_MAX => self.others += u32::from(self.outer.try_take()),
             _ => self.change_limit(),
         }
         self.plan_mishap();
@@ -506,6 +537,30 @@ impl World {
     fn change_limit(&mut self) {
         let limit = self.random.below(2 * self.rules.limit as usize + 1) as u32;
         self.shared.set_limit(limit);
+        self.tell_of_limits();
+    }
+
+    fn change_outer_limit(&mut self) {
+        let mean = self.rules.outer.unwrap_or_default() as usize;
+        self.outer.set_limit(self.random.below(2 * mean + 1) as u32);
+        while self.others > self.evicting && self.outer.try_retire() {
+            self.others -= 1;
+            self.outer.give_back_retired();
+        }
+        self.tell_of_limits();
+    }
+
+    /// The other pool closes one of its servers, all of which are idle.
+    fn evict_other(&mut self) {
+        assert!(!self.outer.has_free(), "evicted for nothing");
+        if self.evicting < self.others {
+            self.evicting += 1;
+            let at = self.now.after(self.random.micros(1, 200));
+            self.timeline.add(at, Event::OtherCloses);
+        }
+    }
+
+    fn tell_of_limits(&mut self) {
         for at in 0..self.shards.len() {
             let heard = self.now.after(self.random.micros(1, 500));
             self.timeline.add(heard, Event::Poke(shard(at)));
@@ -631,14 +686,18 @@ impl World {
             waiting == 0 || idle == 0,
             "{waiting} wait beside {idle} idle servers"
         );
+        let outer = (self.outer.open(), self.outer.limit());
+        let is_outer_full = outer.0 >= outer.1 && self.others == 0;
         assert!(
-            waiting == 0 || open >= limit,
-            "{waiting} wait: {open} open of {limit}"
+            waiting == 0 || open >= limit || is_outer_full,
+            "{waiting} wait: {open} open of {limit}, {outer:?}, {} others",
+            self.others
         );
         assert!(
-            idle == 0 || open <= limit,
-            "{idle} idle: {open} open of {limit}"
+            idle == 0 || open <= limit && outer.0 <= outer.1.max(self.others),
+            "{idle} idle: {open} open of {limit}, {outer:?}"
         );
+        assert_eq!(outer.0, open + self.others, "outer permits are lost");
     }
 }
 

@@ -147,7 +147,7 @@ fn database(config: &Config, database: &Database, (servers, clients): (u32, u32)
         seconds(general.server_lifetime),
         mode.map_or(Value::Null, Value::text),
         Value::Null,
-        Value::int4(0),
+        Value::int4(config.db_connections_max(database)),
         Value::int4(servers),
         Value::int4(0),
         Value::int4(clients),
@@ -217,12 +217,13 @@ fn user(row: UserRow, config: &Config, clients: &ByName) -> Row {
         .and_then(|user| user.pool_mode)
         .map(PoolMode::as_str);
     let counted = count(clients, &row.name);
+    let connections_max = config.user_connections_max(&row.name);
     vec![
         Value::text(row.name),
         Value::text(pool_size.map_or_else(String::new, |size| format!("{size:>9}"))),
         Value::text(""),
         mode.map_or(Value::Null, Value::text),
-        Value::int4(0),
+        Value::int4(connections_max),
         Value::int4(row.current_connections),
         Value::int4(0),
         Value::int4(row.current_client_connections.unwrap_or(counted)),
@@ -294,6 +295,7 @@ mod tests {
             user: user.map(str::to_owned),
             password: None,
             pool_size: Some(5),
+            max_db_connections: Some(9),
             pool_mode: Some(PoolMode::Session),
         };
         (name.to_owned(), Arc::new(database))
@@ -389,7 +391,7 @@ mod tests {
             lines[2],
             "name=shop host=db.example port=5433 database=stock force_user=app pool_size=5 \
              min_pool_size=0 reserve_pool_size=0 server_lifetime=3600 pool_mode=session \
-             load_balance_hosts=~ max_connections=0 current_connections=3 max_client_connections=0 \
+             load_balance_hosts=~ max_connections=9 current_connections=3 max_client_connections=0 \
              current_client_connections=9 paused=0 disabled=0"
         );
     }
@@ -400,6 +402,7 @@ mod tests {
             name: "ann".to_owned(),
             password: None,
             pool_size: Some(30),
+            max_user_connections: Some(8),
             pool_mode: Some(PoolMode::Statement),
         };
         let config = Config {
@@ -420,7 +423,7 @@ mod tests {
             lines,
             [
                 "name=ann pool_size=       30 reserve_pool_size= pool_mode=statement \
-                 max_user_connections=0 current_connections=4 max_user_client_connections=0 \
+                 max_user_connections=8 current_connections=4 max_user_client_connections=0 \
                  current_client_connections=0",
                 "name=app pool_size= reserve_pool_size= pool_mode=~ max_user_connections=0 \
                  current_connections=3 max_user_client_connections=0 current_client_connections=0",

@@ -1,0 +1,166 @@
+//! Limits on server connections that span pools: of a database, of a user, and who has to make room.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crate::support::*;
+
+/// A login of its own; its pools are its own, too.
+fn role(database: &Database, suffix: &str) -> String {
+    let name = format!("{}_{suffix}", database.name);
+    database.sql(&format!("create role \"{name}\" login"));
+    name
+}
+
+fn client(stage: &Stage, entry: &str, user: &str) -> Client {
+    Client::login_with(stage.address(), &[("user", user), ("database", entry)])
+}
+
+/// The most connections for which `condition` held at any moment while `work` ran, as PostgreSQL saw them.
+fn most_backends(stage: &Stage, condition: &str, work: impl FnOnce()) -> u32 {
+    let finished = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watch = scope.spawn(|| {
+            let sql = format!(
+                "select count(*) from pg_stat_activity where pid <> pg_backend_pid() \
+                 and backend_type = 'client backend' and {condition}"
+            );
+            let (mut direct, mut most) = (stage.database.direct(), 0);
+            while !finished.load(Ordering::Acquire) {
+                most = most.max(direct.value(&sql).parse::<u32>().unwrap());
+            }
+            most
+        });
+        work();
+        finished.store(true, Ordering::Release);
+        watch.join().unwrap()
+    })
+}
+
+/// Each of these logs in as often as `clients` says and runs transactions.
+fn run_clients(stage: &Stage, logins: &[(&str, &str)], clients: usize) {
+    thread::scope(|scope| {
+        for (entry, user) in logins {
+            for id in 0..clients {
+                scope.spawn(move || {
+                    let mut client = client(stage, entry, user);
+                    for n in 0..20 {
+                        let mark = format!("{entry}/{user}/{id}/{n}");
+                        assert_eq!(client.value(&format!("begin; select '{mark}'")), mark);
+                        assert_eq!(client.query("commit").status, b'I');
+                    }
+                });
+            }
+        }
+    });
+}
+
+fn database_limit_holds(shards: usize) {
+    // two pools of 3 in one database that may have 4 connections
+    let database = Postgres::shared().database();
+    let (ann, bob) = (role(&database, "ann"), role(&database, "bob"));
+    let topology = Topology::new(shards)
+        .pool_size(3)
+        .set("max_db_connections", 4)
+        .user_secret(&ann, "")
+        .user_secret(&bob, "");
+    let stage = Stage::on(database, topology, &[]);
+    let condition = "datname = current_database() and usename <> 'postgres'";
+    let most = most_backends(&stage, condition, || {
+        run_clients(&stage, &[(&stage.entry, &ann), (&stage.entry, &bob)], 20);
+    });
+    assert!((2..=4).contains(&most), "{most} connections");
+    stage.assert_no_leak();
+}
+
+both_shards!(
+    all_pools_of_a_database_share_its_limit,
+    database_limit_holds
+);
+
+#[test]
+fn all_pools_of_a_database_share_its_limit_over_33_shards() {
+    database_limit_holds(33);
+}
+
+both_shards!(all_pools_of_a_user_share_its_limit, |shards| {
+    // two databases with pools of 3; the user may have 4 connections
+    let (one, two) = (Postgres::shared().database(), Postgres::shared().database());
+    let ann = role(&one, "ann");
+    let topology = Topology::new(shards)
+        .pool_size(3)
+        .database("two", &two, &[])
+        .user_secret(&ann, "")
+        .user(&ann, "max_user_connections", 4);
+    let stage = Stage::on(one, topology, &[]);
+    let condition = format!("usename = '{ann}'");
+    let most = most_backends(&stage, &condition, || {
+        run_clients(&stage, &[(&stage.entry, &ann), ("two", &ann)], 20);
+    });
+    assert!((2..=4).contains(&most), "{most} connections");
+    let row = &stage.console("SHOW USERS").table();
+    let row = row.iter().find(|row| row["name"] == ann).unwrap();
+    assert_eq!(row["max_user_connections"], "4");
+    assert!(row["current_connections"].parse::<u32>().unwrap() <= 4);
+});
+
+both_shards!(longest_idle_server_of_another_pool_makes_room, |shards| {
+    // two connections for the whole database, three pools
+    let database = Postgres::shared().database();
+    let users = ["ann", "bob", "cyd"].map(|suffix| role(&database, suffix));
+    let with_secret = |topology: Topology, user: &String| topology.user_secret(user, "");
+    let topology = users.iter().fold(Topology::new(shards), with_secret);
+    let stage = Stage::on(database, topology.set("max_db_connections", 2), &[]);
+    let [ann, bob, cyd] = &users;
+    let mut of_ann = client(&stage, &stage.entry, ann);
+    assert_eq!(of_ann.value("select 'ann'"), "ann");
+    let mut of_bob = client(&stage, &stage.entry, bob);
+    assert_eq!(of_bob.value("select 'bob'"), "bob");
+    let mut of_cyd = client(&stage, &stage.entry, cyd);
+    assert_eq!(of_cyd.value("select 'cyd'"), "cyd");
+    let of = |user: &str| stage.database.backends(&format!("usename = '{user}'"));
+    assert_eq!((of(ann), of(bob), of(cyd)), (0, 1, 1), "the longest idle");
+    assert!(stage.log().contains("why=\"evicted\""));
+    // Who is busy is not evicted.
+    assert_eq!(of_bob.query("begin").status, b'T');
+    assert_eq!(of_cyd.query("begin").status, b'T');
+    of_ann.send(&crate::support::wire::query("select 'late'"));
+    wait_until("ann waits", || stage.pools(&stage.entry, "cl_waiting") > 0);
+    assert_eq!((of(bob), of(cyd)), (1, 1));
+    assert_eq!(of_bob.query("commit").status, b'I');
+    assert_eq!(of_ann.reply().value(), "late");
+    assert_eq!(of_cyd.query("commit").status, b'I');
+});
+
+both_shards!(lowered_database_limit_closes_what_is_too_much, |shards| {
+    let database = Postgres::shared().database();
+    let (ann, bob) = (role(&database, "ann"), role(&database, "bob"));
+    let topology = |limit: u32| {
+        Topology::new(shards)
+            .user_secret(&ann, "")
+            .user_secret(&bob, "")
+            .set("max_db_connections", limit)
+    };
+    let stage = Stage::on(database, topology(4), &[]);
+    let mut clients: Vec<_> = [&ann, &ann, &bob, &bob]
+        .map(|user| client(&stage, &stage.entry, user))
+        .into();
+    for client in &mut clients {
+        assert_eq!(client.query("begin").status, b'T');
+    }
+    stage.database.wait_backends(4, "usename <> 'postgres'");
+    stage.rewrite(&topology(1).database(&stage.entry, &stage.database, &[]));
+    assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+    assert_eq!(
+        stage.database.backends("state <> 'idle'"),
+        4,
+        "nobody is cut off"
+    );
+    for client in &mut clients {
+        assert_eq!(client.query("commit").status, b'I');
+    }
+    stage.database.wait_backends(1, "usename <> 'postgres'");
+    for client in &mut clients {
+        assert_eq!(client.value("select 1"), "1");
+    }
+});
