@@ -61,6 +61,10 @@ farewells! {
     LOGIN_TIMEOUT = "client_login_timeout";
     /// Too many clients.
     TOO_MANY_CLIENTS = "no more connections allowed (max_client_conn)";
+    /// Too many clients of its database.
+    TOO_MANY_DB_CLIENTS = "client connections exceeded (max_db_client_connections)";
+    /// Too many clients of its user.
+    TOO_MANY_USER_CLIENTS = "client connections exceeded (max_user_client_connections)";
     /// Waited too long for a server.
     QUERY_WAIT_TIMEOUT = "query_wait_timeout";
     /// A query took too long.

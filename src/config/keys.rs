@@ -211,7 +211,7 @@ const USER_NAME: Kind = Kind::Name {
 const STATEMENT_BYTES_MAX: usize = 8192;
 
 const POOL_SIZE: Kind = int(1, 100_000);
-const CONNECTIONS: Kind = int(0, 100_000);
+const CONNECTIONS: Kind = int(0, 1_000_000);
 
 settings! {
     /// The settings of the whole process: table `[ringbouncer]`.
@@ -244,6 +244,10 @@ settings! {
             "Server connections that all pools of one database together may have, over all shards; 0 is no limit.";
         max_user_connections: u32 = CONNECTIONS, default("0"), Live,
             "Server connections that all pools of one user (the one that servers are logged in as) together may have; 0 is no limit.";
+        max_db_client_connections: u32 = CONNECTIONS, default("0"), Live,
+            "Client connections that one database may have, over all shards; 0 is no limit.";
+        max_user_client_connections: u32 = CONNECTIONS, default("0"), Live,
+            "Client connections that one user (the one who logged in) may have, over all shards; 0 is no limit.";
         max_client_conn: usize = int(1, 10_000_000), default("10000"), Live,
             "Client connections that the process accepts, over all shards; those to the console do not count.";
     }
@@ -355,6 +359,8 @@ settings! {
             "Server connections that each pool of this database may have.";
         max_db_connections: Option<u32> = CONNECTIONS, unset("max_db_connections of [ringbouncer]", "100"), Live,
             "Server connections that all pools of this database together may have; 0 is no limit.";
+        max_db_client_connections: Option<u32> = CONNECTIONS, unset("max_db_client_connections of [ringbouncer]", "1000"), Live,
+            "Client connections that this database may have; 0 is no limit.";
         pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of [ringbouncer]", r#""session""#), NewConnections,
             "When a server connection goes back to its pool.";
     }
@@ -374,6 +380,8 @@ settings! {
             "Server connections that each pool of this user may have.";
         max_user_connections: Option<u32> = CONNECTIONS, unset("max_user_connections of [ringbouncer]", "100"), Live,
             "Server connections that all pools of this user together may have; 0 is no limit.";
+        max_user_client_connections: Option<u32> = CONNECTIONS, unset("max_user_client_connections of [ringbouncer]", "1000"), Live,
+            "Client connections that this user may have; 0 is no limit.";
         pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of the database", r#""session""#), NewConnections,
             "When a server connection of this user goes back to its pool.";
     }

@@ -64,6 +64,21 @@ impl Config {
             .unwrap_or(self.general.max_db_connections)
     }
 
+    /// Client connections that `database` may have; 0 is no limit.
+    pub fn db_clients_max(&self, database: &Database) -> u32 {
+        database
+            .max_db_client_connections
+            .unwrap_or(self.general.max_db_client_connections)
+    }
+
+    /// Client connections that `user`, who logs in, may have; 0 is no limit.
+    pub fn user_clients_max(&self, user: &str) -> u32 {
+        self.users
+            .get(user)
+            .and_then(|user| user.max_user_client_connections)
+            .unwrap_or(self.general.max_user_client_connections)
+    }
+
     /// Server connections that all pools of `user`, who is the pools' user, together may have; 0 is no
     /// limit.
     pub fn user_connections_max(&self, user: &str) -> u32 {

@@ -16,6 +16,7 @@ use crate::client::{
 };
 use crate::config::{AuthType, Database};
 use crate::net::{Detached, Socket};
+use crate::pool::Permits;
 use crate::relay::{Ending, Relay, RelaySettings, Waiter};
 use crate::session::{CancelKey, ServerParams, Settings, is_setting_name};
 use crate::stats::PoolStats;
@@ -62,12 +63,18 @@ struct Guest {
     slot: usize,
 }
 
-/// One of the process's `max_client_conn`, given back when dropped.
-struct Seat(Rc<Shard>);
+/// A client's place under a limit on clients, given back when dropped.
+struct Seat(Arc<Permits>);
+
+impl Seat {
+    fn take(permits: &Arc<Permits>) -> Option<Seat> {
+        permits.try_take().then(|| Seat(permits.clone()))
+    }
+}
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.common.clients.give_back();
+        self.0.give_back();
     }
 }
 
@@ -98,8 +105,8 @@ impl Guest {
         let is_console = CONSOLE.contains(&packet.database());
         let _seat = if is_console {
             None
-        } else if self.shard.common.clients.try_take() {
-            Some(Seat(self.shard.clone()))
+        } else if let Some(seat) = Seat::take(&self.shard.common.clients) {
+            Some(seat)
         } else {
             return self.part(intake, Ending::SentAway(Farewell::TOO_MANY_CLIENTS));
         };
@@ -201,6 +208,10 @@ impl Guest {
             Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
         };
         let (pool, mut settings) = prepared;
+        let _seats = match self.sit_down(&pool.common.key.database, packet.user()) {
+            Ok(seats) => seats,
+            Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
+        };
         let welcome = match self.unless_told_to_leave(welcome(&pool)).await {
             Ok(Ok(welcome)) => welcome,
             Ok(Err(farewell)) => return self.part(intake, Ending::SentAway(farewell)),
@@ -242,6 +253,14 @@ impl Guest {
         )
         .run()
         .await
+    }
+
+    /// The client's places under the limits of its database and its user.
+    fn sit_down(&self, database: &Arc<str>, user: &str) -> Result<[Seat; 2], Farewell> {
+        let [of_database, of_user] = self.shard.common.client_permits(database, user);
+        let of_database = Seat::take(&of_database).ok_or(Farewell::TOO_MANY_DB_CLIENTS)?;
+        let of_user = Seat::take(&of_user).ok_or(Farewell::TOO_MANY_USER_CLIENTS)?;
+        Ok([of_database, of_user])
     }
 
     /// What follows from a start-up packet, now that its sender is known.

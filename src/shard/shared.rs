@@ -4,7 +4,7 @@ use super::message::{Mail, PoolKey};
 use crate::auth::{ServerCredentials, Users};
 use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
-use crate::config::Config;
+use crate::config::{Config, Database};
 use crate::mesh::Mesh;
 use crate::pool::{PERMITS_MAX, Permits, SharedPool};
 use crate::session::ServerParams;
@@ -66,13 +66,17 @@ struct Directory {
     scopes: HashMap<Scope, Arc<Permits>>,
 }
 
-/// What a limit on server connections spans.
+/// What a limit spans that is not one pool's.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Scope {
     /// All pools of a database (`max_db_connections`).
     Database(Arc<str>),
     /// All pools whose servers are logged in as this user (`max_user_connections`).
     User(Arc<str>),
+    /// Clients of a database (`max_db_client_connections`).
+    ClientsOfDatabase(Arc<str>),
+    /// Clients logged in as this user (`max_user_client_connections`).
+    ClientsOfUser(Arc<str>),
 }
 
 impl Directory {
@@ -87,12 +91,17 @@ impl Directory {
 
 impl Scope {
     fn limit(&self, config: &Config) -> u32 {
-        let limit = match self {
-            // The servers of a database that is gone close in any case.
-            Scope::Database(name) => config
+        // What belongs to a database that is gone closes in any case.
+        let of_database = |name: &str, limit: fn(&Config, &Database) -> u32| {
+            config
                 .database(name)
-                .map_or(0, |database| config.db_connections_max(&database)),
+                .map_or(0, |database| limit(config, &database))
+        };
+        let limit = match self {
+            Scope::Database(name) => of_database(name, Config::db_connections_max),
             Scope::User(name) => config.user_connections_max(name),
+            Scope::ClientsOfDatabase(name) => of_database(name, Config::db_clients_max),
+            Scope::ClientsOfUser(name) => config.user_clients_max(name),
         };
         if limit == 0 { PERMITS_MAX } else { limit }
     }
@@ -117,7 +126,7 @@ pub struct Common {
     /// there has not been looked up yet; one without addresses was, in vain.
     pub addresses: ArcSwap<HashMap<String, Vec<IpAddr>>>,
     /// Client connections of the process (`max_client_conn`).
-    pub clients: Permits,
+    pub clients: Arc<Permits>,
     /// Random bytes, drawn once.
     pub process_secret: [u8; 32],
     /// When the process began to serve.
@@ -147,7 +156,7 @@ impl Common {
             history: Mutex::new(PeriodHistory::new(period, now)),
             snapshot: ArcSwap::from_pointee(snapshot),
             addresses: ArcSwap::default(),
-            clients: Permits::new(clients),
+            clients: Arc::new(Permits::new(clients)),
             process_secret,
             started: now,
             ids: AtomicU64::new(1),
@@ -190,6 +199,17 @@ impl Common {
         });
         directory.pools.insert(key.clone(), pool.clone());
         pool
+    }
+
+    /// The permits that a client of `database`, logged in as `user`, takes of each.
+    pub fn client_permits(&self, database: &Arc<str>, user: &str) -> [Arc<Permits>; 2] {
+        let config = self.snapshot.load().config.clone();
+        let scopes = [
+            Scope::ClientsOfDatabase(database.clone()),
+            Scope::ClientsOfUser(user.into()),
+        ];
+        let mut directory = self.directory();
+        scopes.map(|scope| directory.permits(scope, &config))
     }
 
     /// Puts every limit of the configuration in force. Done once per reload, not by each shard: a

@@ -164,3 +164,56 @@ both_shards!(lowered_database_limit_closes_what_is_too_much, |shards| {
         assert_eq!(client.value("select 1"), "1");
     }
 });
+
+fn refusal(stage: &Stage, entry: &str, user: &str) -> String {
+    let mut client = Client::connect(stage.address());
+    let params = [("user", user), ("database", entry)];
+    let reply = client.start(196_608, &params);
+    assert_eq!(reply.code(), "08P01", "{reply:?}");
+    client.expect_closed();
+    reply.text().to_owned()
+}
+
+both_shards!(clients_of_a_database_and_of_a_user_are_limited, |shards| {
+    // 3 clients for each database, 4 for ann; two databases
+    let (one, two) = (Postgres::shared().database(), Postgres::shared().database());
+    let (ann, bob) = (role(&one, "ann"), role(&one, "bob"));
+    let topology = |limit: u32| {
+        Topology::new(shards)
+            .set("max_db_client_connections", limit)
+            .database("two", &two, &[])
+            .user_secret(&ann, "")
+            .user_secret(&bob, "")
+            .user(&ann, "max_user_client_connections", 4)
+    };
+    let stage = Stage::on(one, topology(3), &[]);
+    let entry = stage.entry.as_str();
+    let mut of_one: Vec<_> = [&ann, &ann, &bob]
+        .map(|user| client(&stage, entry, user))
+        .into();
+    let of_database = "client connections exceeded (max_db_client_connections)";
+    assert_eq!(refusal(&stage, entry, &bob), of_database);
+    let _of_two = [&ann, &ann].map(|user| client(&stage, "two", user));
+    let of_user = "client connections exceeded (max_user_client_connections)";
+    assert_eq!(refusal(&stage, "two", &ann), of_user);
+    let _another = client(&stage, "two", &bob);
+    drop(of_one.pop());
+    wait_until("a place is free", || stage.pools(entry, "cl_active") == 2);
+    of_one.push(client(&stage, entry, &bob));
+    assert_eq!(
+        stage.console("SHOW STATS").complete,
+        ["SHOW"],
+        "the console has no limit"
+    );
+    stage.rewrite(&topology(4).database(entry, &stage.database, &[]));
+    assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+    of_one.push(client(&stage, entry, &bob));
+    assert_eq!(refusal(&stage, entry, &bob), of_database);
+    for client in &mut of_one {
+        assert_eq!(client.value("select 1"), "1");
+    }
+    let table = stage.console("SHOW DATABASES").table();
+    let row = table.iter().find(|row| row["name"] == entry).unwrap();
+    let counts = ["max_client_connections", "current_client_connections"].map(|name| &row[name]);
+    assert_eq!(counts, ["4", "4"]);
+});

@@ -149,7 +149,7 @@ fn database(config: &Config, database: &Database, (servers, clients): (u32, u32)
         Value::Null,
         Value::int4(config.db_connections_max(database)),
         Value::int4(servers),
-        Value::int4(0),
+        Value::int4(config.db_clients_max(database)),
         Value::int4(clients),
         Value::int4(0),
         Value::int4(0),
@@ -218,6 +218,7 @@ fn user(row: UserRow, config: &Config, clients: &ByName) -> Row {
         .map(PoolMode::as_str);
     let counted = count(clients, &row.name);
     let connections_max = config.user_connections_max(&row.name);
+    let clients_max = config.user_clients_max(&row.name);
     vec![
         Value::text(row.name),
         Value::text(pool_size.map_or_else(String::new, |size| format!("{size:>9}"))),
@@ -225,7 +226,7 @@ fn user(row: UserRow, config: &Config, clients: &ByName) -> Row {
         mode.map_or(Value::Null, Value::text),
         Value::int4(connections_max),
         Value::int4(row.current_connections),
-        Value::int4(0),
+        Value::int4(clients_max),
         Value::int4(row.current_client_connections.unwrap_or(counted)),
     ]
 }
@@ -296,6 +297,7 @@ mod tests {
             password: None,
             pool_size: Some(5),
             max_db_connections: Some(9),
+            max_db_client_connections: Some(90),
             pool_mode: Some(PoolMode::Session),
         };
         (name.to_owned(), Arc::new(database))
@@ -391,7 +393,7 @@ mod tests {
             lines[2],
             "name=shop host=db.example port=5433 database=stock force_user=app pool_size=5 \
              min_pool_size=0 reserve_pool_size=0 server_lifetime=3600 pool_mode=session \
-             load_balance_hosts=~ max_connections=9 current_connections=3 max_client_connections=0 \
+             load_balance_hosts=~ max_connections=9 current_connections=3 max_client_connections=90 \
              current_client_connections=9 paused=0 disabled=0"
         );
     }
@@ -403,6 +405,7 @@ mod tests {
             password: None,
             pool_size: Some(30),
             max_user_connections: Some(8),
+            max_user_client_connections: Some(80),
             pool_mode: Some(PoolMode::Statement),
         };
         let config = Config {
@@ -423,7 +426,7 @@ mod tests {
             lines,
             [
                 "name=ann pool_size=       30 reserve_pool_size= pool_mode=statement \
-                 max_user_connections=8 current_connections=4 max_user_client_connections=0 \
+                 max_user_connections=8 current_connections=4 max_user_client_connections=80 \
                  current_client_connections=0",
                 "name=app pool_size= reserve_pool_size= pool_mode=~ max_user_connections=0 \
                  current_connections=3 max_user_client_connections=0 current_client_connections=0",
