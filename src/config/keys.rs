@@ -240,6 +240,12 @@ settings! {
             "When a server connection goes back to its pool: after each transaction, when the client leaves (session), or after each statement, which refuses transactions of several statements.";
         default_pool_size: u32 = POOL_SIZE, default("20"), Live,
             "Server connections that one pool (one pair of database and user) may have, over all shards.";
+        min_pool_size: u32 = CONNECTIONS, default("0"), Live,
+            "Server connections that a pool keeps open, at most its size: if the database has a user of its own, else while it has clients.";
+        reserve_pool_size: u32 = CONNECTIONS, default("0"), Live,
+            "Server connections beyond its size that a pool may open for clients that have waited for reserve_pool_timeout; they close when nobody waits.";
+        reserve_pool_timeout: Duration = SPAN, default(r#""5 s""#), Live,
+            "Wait after which the reserve is used; 0 turns it off.";
         max_db_connections: u32 = CONNECTIONS, default("0"), Live,
             "Server connections that all pools of one database together may have, over all shards; 0 is no limit.";
         max_user_connections: u32 = CONNECTIONS, default("0"), Live,
@@ -357,6 +363,10 @@ settings! {
             "Password of `user` on the server.";
         pool_size: Option<u32> = POOL_SIZE, unset("default_pool_size", "50"), Live,
             "Server connections that each pool of this database may have.";
+        min_pool_size: Option<u32> = CONNECTIONS, unset("min_pool_size of [ringbouncer]", "5"), Live,
+            "Server connections that each pool of this database keeps open.";
+        reserve_pool_size: Option<u32> = CONNECTIONS, unset("reserve_pool_size of [ringbouncer]", "5"), Live,
+            "Server connections beyond its size that each pool of this database may open in need.";
         max_db_connections: Option<u32> = CONNECTIONS, unset("max_db_connections of [ringbouncer]", "100"), Live,
             "Server connections that all pools of this database together may have; 0 is no limit.";
         max_db_client_connections: Option<u32> = CONNECTIONS, unset("max_db_client_connections of [ringbouncer]", "1000"), Live,
@@ -378,6 +388,8 @@ settings! {
             "The user's secret: the password, or as PostgreSQL stores it: md5..., or SCRAM-SHA-256$... (which serves to check clients; to log in to servers, the password itself is needed unless they use md5 or trust).";
         pool_size: Option<u32> = POOL_SIZE, unset("pool_size of the database", "30"), Live,
             "Server connections that each pool of this user may have.";
+        reserve_pool_size: Option<u32> = CONNECTIONS, unset("reserve_pool_size of the database", "5"), Live,
+            "Server connections beyond its size that each pool of this user may open in need.";
         max_user_connections: Option<u32> = CONNECTIONS, unset("max_user_connections of [ringbouncer]", "100"), Live,
             "Server connections that all pools of this user together may have; 0 is no limit.";
         max_user_client_connections: Option<u32> = CONNECTIONS, unset("max_user_client_connections of [ringbouncer]", "1000"), Live,

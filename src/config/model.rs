@@ -57,6 +57,20 @@ impl Config {
             .unwrap_or(self.general.default_pool_size)
     }
 
+    /// Server connections that each pool of `database` keeps open.
+    pub fn min_pool_size(&self, database: &Database) -> u32 {
+        database.min_pool_size.unwrap_or(self.general.min_pool_size)
+    }
+
+    /// Server connections beyond its size that the pool of `database` and `user` may open in need;
+    /// precedence as for [`Config::pool_mode`].
+    pub fn reserve_pool_size(&self, database: &Database, user: &str) -> u32 {
+        let of_user = self.users.get(user).and_then(|user| user.reserve_pool_size);
+        of_user
+            .or(database.reserve_pool_size)
+            .unwrap_or(self.general.reserve_pool_size)
+    }
+
     /// Server connections that all pools of `database` together may have; 0 is no limit.
     pub fn db_connections_max(&self, database: &Database) -> u32 {
         database

@@ -52,15 +52,27 @@ impl Permits {
 
     /// Whether [`Permits::try_take`] would succeed now.
     pub fn has_free(&self) -> bool {
+        self.has_free_with(0)
+    }
+
+    /// Whether [`Permits::try_take_to`] would succeed now for `reserve` beyond the limit.
+    pub fn has_free_with(&self, reserve: u32) -> bool {
         let counts = self.counts();
-        counts.open < counts.limit
+        counts.open < counts.limit.saturating_add(reserve)
     }
 
     /// Takes a permit if one is free.
     pub fn try_take(&self) -> bool {
+        self.try_take_to(|limit| limit)
+    }
+
+    /// Takes a permit if no more than `most` are taken then, given the limit: more than it where a
+    /// reserve may be used, fewer where only a minimum is wanted.
+    pub fn try_take_to(&self, most: impl Fn(u32) -> u32) -> bool {
         self.update(|counts| {
             let open = counts.open + 1;
-            (open <= counts.limit).then_some(Counts { open, ..counts })
+            let is_free = open <= most(counts.limit).min(PERMITS_MAX);
+            is_free.then_some(Counts { open, ..counts })
         })
     }
 
@@ -85,16 +97,21 @@ impl Permits {
         self.update(|counts| Some(Counts { limit, ..counts }));
     }
 
+    /// Whether more are taken than the limit allows, those not counted that are being closed for it.
+    pub fn has_surplus(&self) -> bool {
+        self.counts().has_surplus(0)
+    }
+
     /// Claims the duty to close one surplus server. True for exactly as many callers as there
-    /// are more open than the limit allows; such a caller must close a server and then call
-    /// [`Permits::give_back_retired`].
-    pub fn try_retire(&self) -> bool {
+    /// are more open than the limit allows and `tolerated` beyond it; such a caller must close a server
+    /// and then call [`Permits::give_back_retired`].
+    pub fn try_retire(&self, tolerated: u32) -> bool {
         // Asked at every release: look before the read-modify-write, which nearly never happens.
-        self.counts().has_surplus()
+        self.counts().has_surplus(tolerated)
             && self.update(|counts| {
                 let retiring = counts.retiring + 1;
                 counts
-                    .has_surplus()
+                    .has_surplus(tolerated)
                     .then_some(Counts { retiring, ..counts })
             })
     }
@@ -147,8 +164,8 @@ impl Counts {
         }
     }
 
-    fn has_surplus(self) -> bool {
-        self.open.saturating_sub(self.retiring) > self.limit
+    fn has_surplus(self, tolerated: u32) -> bool {
+        self.open.saturating_sub(self.retiring) > self.limit.saturating_add(tolerated)
     }
 }
 
@@ -172,10 +189,10 @@ mod tests {
         let permits = Permits::new(10);
         assert!((0..10).all(|_| permits.try_take()));
         permits.set_limit(7);
-        assert_eq!((0..10).filter(|_| permits.try_retire()).count(), 3);
+        assert_eq!((0..10).filter(|_| permits.try_retire(0)).count(), 3);
         (0..3).for_each(|_| permits.give_back_retired());
         assert_eq!(permits.open(), 7);
-        assert!(!permits.try_take() && !permits.try_retire());
+        assert!(!permits.try_take() && !permits.try_retire(0));
     }
 
     #[test]
@@ -183,7 +200,7 @@ mod tests {
         let permits = Permits::new(2);
         assert!(permits.try_take() && permits.try_take());
         permits.set_limit(1);
-        assert!(permits.try_retire());
+        assert!(permits.try_retire(0));
         permits.set_limit(2);
         assert!(!permits.try_take(), "two are still open");
         permits.give_back_retired();

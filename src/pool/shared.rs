@@ -28,12 +28,16 @@ use std::iter;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
+use std::time::Duration;
 
 /// The part of a pool that all shards see: atomics only.
 #[derive(Debug)]
 pub struct SharedPool {
     /// The pool's own permits, then limits that span pools, in the order in which they are taken.
     levels: Box<[Arc<Permits>]>,
+    reserve: AtomicU32,
+    /// How long somebody must have waited before the reserve is used, in nanoseconds.
+    reserve_after: AtomicU64,
     /// 0: servers can be opened. `LOGIN_ON_TRIAL`: one attempt is under way to find out. Else
     /// the nanosecond before which nobody tries.
     retry_at: CachePadded<AtomicU64>,
@@ -73,6 +77,8 @@ impl SharedPool {
         let own = Arc::new(Permits::new(limit));
         SharedPool {
             levels: iter::once(own).chain(outer).collect(),
+            reserve: AtomicU32::new(0),
+            reserve_after: AtomicU64::new(0),
             retry_at: CachePadded::new(AtomicU64::new(LOGIN_WORKS)),
             waiting: ShardSet::new(shards),
             idling: ShardSet::new(shards),
@@ -97,6 +103,14 @@ impl SharedPool {
     /// above the limit close when they are released.
     pub fn set_limit(&self, limit: u32) {
         self.own().set_limit(limit);
+    }
+
+    /// Lets `size` servers more than the limit be opened for clients that have waited for `after` or
+    /// longer; they close when nobody waits any more. As for a limit, poke every shard then.
+    pub fn set_reserve(&self, size: u32, after: Duration) {
+        let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
+        self.reserve_after.store(after, Relaxed);
+        self.reserve.store(size, Relaxed);
     }
 
     /// Since when the oldest client of any shard has waited.
@@ -143,18 +157,38 @@ impl SharedPool {
     }
 
     /// Whether a limit that spans pools is all that keeps a server from being opened.
-    pub(super) fn lacks_outer(&self, now: Moment) -> bool {
-        let (own, outer) = self.levels.split_at(1);
+    pub(super) fn lacks_outer(&self, waited: Duration, now: Moment) -> bool {
         self.retry_at.load(SeqCst) <= now.nanos()
-            && own.iter().all(|level| level.has_free())
-            && outer.iter().any(|level| !level.has_free())
+            && self.own().has_free_with(self.reserve_for(waited))
+            && self.levels[1..].iter().any(|level| !level.has_free())
     }
 
-    /// Takes the right to open one server. After a failed attempt nobody gets it before the
-    /// retry time, and then one shard alone until its attempt is decided.
-    pub(super) fn try_permit(&self, now: Moment) -> bool {
+    /// How many servers beyond the limit there may be for a client that has waited so long.
+    fn reserve_for(&self, waited: Duration) -> u32 {
+        let after = Duration::from_nanos(self.reserve_after.load(Relaxed));
+        if waited >= after {
+            self.reserve.load(Relaxed)
+        } else {
+            0
+        }
+    }
+
+    /// Takes the right to open one server for a client that has waited for `waited`. After a failed
+    /// attempt nobody gets it before the retry time, and then one shard alone until its attempt is
+    /// decided.
+    pub(super) fn try_permit(&self, waited: Duration, now: Moment) -> bool {
+        let reserve = self.reserve_for(waited);
+        self.try_permit_to(|limit| limit.saturating_add(reserve), now)
+    }
+
+    /// The same for a pool that has fewer servers than `minimum`, whoever waits.
+    pub(super) fn try_permit_below(&self, minimum: u32, now: Moment) -> bool {
+        self.try_permit_to(|limit| limit.min(minimum), now)
+    }
+
+    fn try_permit_to(&self, most: impl Fn(u32) -> u32, now: Moment) -> bool {
         let retry_at = self.retry_at.load(SeqCst);
-        if retry_at > now.nanos() || !self.take_permits() {
+        if retry_at > now.nanos() || !self.take_permits(most) {
             return false;
         }
         if retry_at == LOGIN_WORKS || self.start_trial(retry_at) {
@@ -182,12 +216,13 @@ impl SharedPool {
         }
     }
 
-    /// Whether a server has to close because a limit was lowered; then `retiring` has the surplus of
-    /// every level that this ends.
+    /// Whether a server has to close because a limit was lowered, or because it is of the reserve and
+    /// nobody waits; then `retiring` has the surplus of every level that this ends.
     pub(super) fn try_retire(&self, retiring: &mut Retiring) -> bool {
         let mut must = false;
         for (level, permits) in self.levels.iter().enumerate() {
-            if permits.try_retire() {
+            // Looking first: most pools have no surplus and no reserve.
+            if permits.has_surplus() && permits.try_retire(self.tolerated(level)) {
                 must = true;
                 if retiring.0.len() <= level {
                     retiring.0.resize(level + 1, 0);
@@ -196,6 +231,20 @@ impl SharedPool {
             }
         }
         must
+    }
+
+    /// Servers beyond the limit that stay for the time being.
+    fn tolerated(&self, level: usize) -> u32 {
+        if level == 0 && self.anyone_waits() {
+            self.reserve.load(Relaxed)
+        } else {
+            0
+        }
+    }
+
+    /// Whether [`SharedPool::try_retire`] may have something to do.
+    pub(super) fn has_surplus(&self) -> bool {
+        self.levels.iter().any(|level| level.has_surplus())
     }
 
     /// A server was opened: that ends a time of failures.
@@ -226,14 +275,15 @@ impl SharedPool {
             .is_ok()
     }
 
-    fn take_permits(&self) -> bool {
-        match self.levels.iter().position(|level| !level.try_take()) {
-            None => true,
-            Some(taken) => {
-                self.return_levels(taken);
-                false
-            }
+    fn take_permits(&self, most: impl Fn(u32) -> u32) -> bool {
+        if !self.own().try_take_to(most) {
+            return false;
         }
+        let lacking = (1..self.levels.len()).find(|&level| !self.levels[level].try_take());
+        if let Some(taken) = lacking {
+            self.return_levels(taken);
+        }
+        lacking.is_none()
     }
 
     fn return_levels(&self, taken: usize) {
@@ -545,13 +595,15 @@ mod tests {
     fn after_a_failure_one_attempt_alone_is_on_trial() {
         let (shared, _) = seats(1, 3);
         let (before, after) = (Moment::from_nanos(99), Moment::from_nanos(100));
-        assert!(shared.try_permit(before));
+        assert!(shared.try_permit(Duration::ZERO, before));
         shared.return_permit();
         shared.login_failed(after);
-        assert!(!shared.try_permit(before));
-        assert!(shared.try_permit(after) && !shared.try_permit(after));
+        assert!(!shared.try_permit(Duration::ZERO, before));
+        assert!(
+            shared.try_permit(Duration::ZERO, after) && !shared.try_permit(Duration::ZERO, after)
+        );
         shared.login_worked();
-        assert!(shared.try_permit(before));
+        assert!(shared.try_permit(Duration::ZERO, before));
     }
 
     #[test]
@@ -560,7 +612,7 @@ mod tests {
         let user = Arc::new(Permits::new(1));
         let shared = SharedPool::new(1, 5, vec![database.clone(), user.clone()]);
         let now = Moment::default();
-        assert!(shared.try_permit(now) && !shared.try_permit(now));
+        assert!(shared.try_permit(Duration::ZERO, now) && !shared.try_permit(Duration::ZERO, now));
         assert_eq!((shared.open(), database.open(), user.open()), (1, 1, 1));
         shared.return_permit();
         assert_eq!((shared.open(), database.open(), user.open()), (0, 0, 0));
@@ -703,7 +755,7 @@ mod tests {
                 seat.heads_elsewhere().oldest.is_some()
             },
             |seat, is_spare| match is_spare {
-                true => assert!(seat.shared().try_permit(Moment::default())),
+                true => assert!(seat.shared().try_permit(Duration::ZERO, Moment::default())),
                 false => seat.publish_head(None),
             },
         );

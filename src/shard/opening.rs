@@ -24,6 +24,10 @@ const LOOKUP_LOOK: Duration = Duration::from_millis(10);
 /// Begins to open a server connection; the permit is held.
 pub(super) fn begin(pool: Rc<Pool>) {
     let net = pool.shard.net;
+    let (key, shared) = (&pool.common.key, &pool.common.shared);
+    if shared.open() > shared.limit() {
+        tracing::warn!(database = ?key.database, user = ?key.user, "taking connection from reserve_pool");
+    }
     spawn(net, async move {
         pool.stats.sv_login.add(1);
         let opened = open(&pool).await;

@@ -107,9 +107,19 @@ impl Scope {
     }
 }
 
-fn limit_of(config: &Config, key: &PoolKey) -> Option<u32> {
-    let database = config.database(&key.database)?;
-    Some(config.pool_size(&database, &key.user))
+/// Leaves the pool of a database that is gone as it is.
+fn set_limits_of(pool: &SharedPool, key: &PoolKey, config: &Config) {
+    let Some(database) = config.database(&key.database) else {
+        return;
+    };
+    pool.set_limit(config.pool_size(&database, &key.user));
+    let after = config.general.reserve_pool_timeout;
+    let reserve = if after.is_zero() {
+        0
+    } else {
+        config.reserve_pool_size(&database, &key.user)
+    };
+    pool.set_reserve(reserve, after);
 }
 
 /// Everything that all shards share.
@@ -183,15 +193,16 @@ impl Common {
             return pool.clone();
         }
         let config = self.snapshot.load().config.clone();
-        let limit = limit_of(&config, key).unwrap_or(limit);
         let outer = [
             Scope::Database(key.database.clone()),
             Scope::User(key.user.clone()),
         ];
         let outer = outer.map(|scope| directory.permits(scope, &config)).into();
+        let shared = SharedPool::new(self.mesh.shards(), limit, outer);
+        set_limits_of(&shared, key, &config);
         let pool = Arc::new(CommonPool {
             key: key.clone(),
-            shared: Arc::new(SharedPool::new(self.mesh.shards(), limit, outer)),
+            shared: Arc::new(shared),
             welcome: ArcSwapOption::empty(),
             credentials: ArcSwap::from_pointee(ServerCredentials::Nothing),
             failures: AtomicUsize::new(0),
@@ -225,9 +236,7 @@ impl Common {
             permits.set_limit(scope.limit(&config));
         }
         for pool in directory.pools.values() {
-            if let Some(limit) = limit_of(&config, &pool.key) {
-                pool.shared.set_limit(limit);
-            }
+            set_limits_of(&pool.shared, &pool.key, &config);
         }
     }
 

@@ -2,10 +2,10 @@
 
 use super::pools::Pool;
 use super::root::Shard;
-use super::shared::{Request, Snapshot};
+use super::shared::{Phase, Request, Snapshot};
 use crate::base::Moment;
 use crate::client::{ClientEntry, ClientState, Farewell, Signal};
-use crate::config::General;
+use crate::config::{Config, General};
 use crate::net::spawn;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -27,7 +27,11 @@ pub(super) async fn run(shard: Rc<Shard>) {
         shard.net.close_overdue();
         let snapshot = shard.snapshot();
         expire_clients(&shard, &snapshot.config.general);
-        shard.each_pool(|pool| expire_servers(pool, &snapshot.config.general));
+        make_pools_to_keep(&shard, &snapshot.config);
+        shard.each_pool(|pool| {
+            expire_servers(pool, &snapshot.config);
+            pool.warm(&snapshot.config);
+        });
         shard.notice_lost_mail();
     }
 }
@@ -102,11 +106,32 @@ fn overdue(entry: &ClientEntry, general: &General, now: Moment) -> Option<Farewe
     }
 }
 
-fn expire_servers(pool: &Rc<Pool>, general: &General) {
+/// Makes the pools that are kept open without clients; each on one shard, from which servers travel.
+fn make_pools_to_keep(shard: &Rc<Shard>, config: &Config) {
+    if shard.phase.get() == Phase::WaitForServers {
+        return;
+    }
+    let shards = shard.common.mesh.shards();
+    for (at, database) in config.databases.values().enumerate() {
+        if at % shards == shard.id.index()
+            && config.min_pool_size(database) > 0
+            && let Some(user) = &database.user
+            && let Some(database) = config.database(&database.name)
+        {
+            shard.pool(&database, user);
+        }
+    }
+}
+
+fn expire_servers(pool: &Rc<Pool>, config: &Config) {
+    let general = &config.general;
     let (idle_max, lifetime) = (general.server_idle_timeout, general.server_lifetime);
+    let minimum = config.min_pool_size(&pool.database.borrow());
+    let mut spare = pool.common.shared.open().saturating_sub(minimum);
     pool.step(|local, now, actions| {
         let is_due = |server: &crate::server::Server, since: Moment| {
-            let is_idle_long = !idle_max.is_zero() && now.since(since) >= idle_max;
+            let is_idle_long = spare > 0 && !idle_max.is_zero() && now.since(since) >= idle_max;
+            spare -= u32::from(is_idle_long);
             is_idle_long || now.since(server.entry.opened) >= lifetime || !server.is_reusable()
         };
         if local.idle().len() > 0 {
@@ -116,6 +141,17 @@ fn expire_servers(pool: &Rc<Pool>, general: &General) {
 }
 
 impl Pool {
+    /// Opens a server if the pool has fewer than it is to keep, and this shard has a say in that.
+    fn warm(self: &Rc<Self>, config: &Config) {
+        let minimum = config.min_pool_size(&self.database.borrow());
+        let is_stopping = self.is_removed.get() || self.shard.phase.get() == Phase::WaitForServers;
+        let is_kept = self.database.borrow().user.is_some()
+            || self.stats.cl_active.load() + self.stats.cl_waiting.load() > 0;
+        if minimum > 0 && is_kept && !is_stopping {
+            self.step(|local, now, actions| local.warm(minimum, now, actions));
+        }
+    }
+
     /// Closes idle servers that have said something, or hung up.
     pub(super) fn close_noisy(self: &Rc<Self>) {
         loop {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::support::*;
 
@@ -217,3 +218,68 @@ both_shards!(clients_of_a_database_and_of_a_user_are_limited, |shards| {
     let counts = ["max_client_connections", "current_client_connections"].map(|name| &row[name]);
     assert_eq!(counts, ["4", "4"]);
 });
+
+both_shards!(
+    minimum_is_kept_for_a_forced_user_without_clients,
+    |shards| {
+        // pool of 4, of which 3 are to be open; servers that idle for a second close
+        let topology = Topology::new(shards)
+            .set("min_pool_size", 3)
+            .set("server_idle_timeout", "1 s");
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        stage.database.wait_backends(3, "true");
+        let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
+                where datname = current_database() and pid <> pg_backend_pid()";
+        assert_eq!(stage.database.direct().value(kill), "3");
+        stage.database.wait_backends(3, "state = 'idle'");
+        let mut clients: Vec<_> = (0..4).map(|_| stage.client()).collect();
+        for client in &mut clients {
+            assert_eq!(client.query("begin").status, b'T');
+        }
+        assert_eq!(stage.database.backends("true"), 4);
+        drop(clients);
+        stage.database.wait_backends(3, "state = 'idle'");
+    }
+);
+
+both_shards!(
+    minimum_is_kept_for_other_users_while_they_have_clients,
+    |shards| {
+        let topology = Topology::new(shards).set("min_pool_size", 3);
+        let stage = Stage::pooled(topology.set("server_idle_timeout", "1 s"));
+        assert_eq!(stage.database.backends("true"), 0);
+        let _client = stage.client();
+        stage.database.wait_backends(3, "true");
+    }
+);
+
+both_shards!(
+    reserve_helps_those_who_have_waited_and_goes_again,
+    |shards| {
+        // pool of 1, reserve of 1 after 1 s
+        let topology = Topology::new(shards)
+            .pool_size(1)
+            .set("reserve_pool_size", 1)
+            .set("reserve_pool_timeout", "1 s");
+        let stage = Stage::pooled(topology);
+        let [mut holder, mut second, mut third] = [(); 3].map(|()| stage.client());
+        assert_eq!(holder.query("begin").status, b'T');
+        let asked = Instant::now();
+        assert_eq!(second.query("begin").status, b'T');
+        assert!(
+            asked.elapsed() >= Duration::from_secs(1),
+            "{:?}",
+            asked.elapsed()
+        );
+        assert!(stage.log().contains("taking connection from reserve_pool"));
+        third.send(&crate::support::wire::query("select 'third'"));
+        wait_until("third waits", || {
+            stage.pools(&stage.entry, "cl_waiting") == 1
+        });
+        assert_eq!(stage.database.backends("true"), 2);
+        assert_eq!(second.query("commit").status, b'I');
+        assert_eq!(third.reply().value(), "third");
+        stage.database.wait_backends(1, "true");
+        assert_eq!(holder.query("commit").status, b'I');
+    }
+);

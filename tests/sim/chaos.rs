@@ -10,6 +10,7 @@ fn random_rules(seed: u64) -> Rules {
     Rules {
         shards: random.one_of(&[1, 2, 3, 8, 16, 33]),
         limit,
+        reserve: (random.one_of(&[0, 0, 1, 4]), random.one_of(&[0, 500, 5000])),
         outer: random.one_of(&[None, Some(1), Some(limit), Some(2 * limit)]),
         clients: limit as usize * random.one_of(&[1, 2, 3, 8]),
         mailbox: random.one_of(&[1, 2, 4, 1000]),
@@ -55,6 +56,7 @@ fn ticks_are_only_for_what_goes_wrong() {
         let rules = Rules {
             mailbox: usize::MAX,
             outer: None,
+            reserve: (0, 0),
             open_fails: 0.0,
             stalls: false,
             ticks: false,

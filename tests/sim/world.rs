@@ -14,6 +14,8 @@ use std::time::Duration;
 pub struct Rules {
     pub shards: usize,
     pub limit: u32,
+    /// Servers beyond the limit, for who has waited so many microseconds.
+    pub reserve: (u32, u64),
     /// The limit that this pool shares with another one, if there is another.
     pub outer: Option<u32>,
     pub clients: usize,
@@ -145,6 +147,7 @@ impl World {
         let outer = Arc::new(Permits::new(rules.outer.unwrap_or(u32::MAX)));
         let levels = vec![outer.clone()];
         let shared = Arc::new(SharedPool::new(rules.shards, rules.limit, levels));
+        shared.set_reserve(rules.reserve.0, Duration::from_micros(rules.reserve.1));
         let homes = (0..rules.clients)
             .map(|_| home(&mut random, &rules))
             .collect();
@@ -290,7 +293,16 @@ impl World {
         event: impl FnOnce(&mut Pool, Moment, &mut Actions) -> R,
     ) -> R {
         let mut out = Vec::new();
-        let result = event(&mut self.shards[shard.index()].pool, self.now, &mut out);
+        let pool = &mut self.shards[shard.index()].pool;
+        let result = event(pool, self.now, &mut out);
+        if out.iter().any(|action| matches!(action, Action::Open)) {
+            let waited = pool.first_waiter_since().map(|since| self.now.since(since));
+            assert!(
+                self.shared.open() <= self.shared.limit()
+                    || waited >= Some(Duration::from_micros(self.rules.reserve.1)),
+                "opened above the limit for who has waited {waited:?}"
+            );
+        }
         while !out.is_empty() {
             for action in std::mem::take(&mut out) {
                 self.act(shard, action, &mut out);
@@ -445,8 +457,8 @@ impl World {
 
     fn open(&mut self, shard: ShardId) {
         assert!(
-            self.shared.open() <= self.shared.limit(),
-            "opened above the limit"
+            self.shared.open() <= self.shared.limit() + self.rules.reserve.0,
+            "opened above limit and reserve"
         );
         assert!(
             self.outer.open() <= self.outer.limit(),
@@ -543,7 +555,7 @@ impl World {
     fn change_outer_limit(&mut self) {
         let mean = self.rules.outer.unwrap_or_default() as usize;
         self.outer.set_limit(self.random.below(2 * mean + 1) as u32);
-        while self.others > self.evicting && self.outer.try_retire() {
+        while self.others > self.evicting && self.outer.try_retire(0) {
             self.others -= 1;
             self.outer.give_back_retired();
         }
@@ -682,6 +694,7 @@ impl World {
             .sum();
         assert_eq!(self.shared.idle() as usize, idle);
         let (open, limit, waiting) = (self.shared.open(), self.shared.limit(), self.waiting());
+        let reserve = self.rules.reserve.0;
         assert!(
             waiting == 0 || idle == 0,
             "{waiting} wait beside {idle} idle servers"
@@ -689,8 +702,8 @@ impl World {
         let outer = (self.outer.open(), self.outer.limit());
         let is_outer_full = outer.0 >= outer.1 && self.others == 0;
         assert!(
-            waiting == 0 || open >= limit || is_outer_full,
-            "{waiting} wait: {open} open of {limit}, {outer:?}, {} others",
+            waiting == 0 || open >= limit + reserve || is_outer_full,
+            "{waiting} wait: {open} open of {limit} and {reserve}, {outer:?}, {} others",
             self.others
         );
         assert!(

@@ -135,6 +135,8 @@ pub(super) fn databases(config: &Config, existing: &[PoolRow], clients: &ByName)
 fn database(config: &Config, database: &Database, (servers, clients): (u32, u32)) -> Row {
     let general = &config.general;
     let mode = database.pool_mode.map(PoolMode::as_str);
+    let reserve = database.reserve_pool_size;
+    let reserve = reserve.unwrap_or(general.reserve_pool_size);
     vec![
         Value::text(database.name.clone()),
         Value::text(database.host.clone()),
@@ -142,8 +144,8 @@ fn database(config: &Config, database: &Database, (servers, clients): (u32, u32)
         Value::text(database.server_dbname().to_owned()),
         database.user.clone().map_or(Value::Null, Value::text),
         Value::int4(database.pool_size.unwrap_or(general.default_pool_size)),
-        Value::int4(0),
-        Value::int4(0),
+        Value::int4(config.min_pool_size(database)),
+        Value::int4(reserve),
         seconds(general.server_lifetime),
         mode.map_or(Value::Null, Value::text),
         Value::Null,
@@ -213,6 +215,8 @@ pub(super) fn users(
 fn user(row: UserRow, config: &Config, clients: &ByName) -> Row {
     let settings = config.users.get(&row.name);
     let pool_size = settings.and_then(|user| user.pool_size);
+    let reserve = settings.and_then(|user| user.reserve_pool_size);
+    let size = |size: Option<u32>| size.map_or_else(String::new, |size| format!("{size:>9}"));
     let mode = settings
         .and_then(|user| user.pool_mode)
         .map(PoolMode::as_str);
@@ -221,8 +225,8 @@ fn user(row: UserRow, config: &Config, clients: &ByName) -> Row {
     let clients_max = config.user_clients_max(&row.name);
     vec![
         Value::text(row.name),
-        Value::text(pool_size.map_or_else(String::new, |size| format!("{size:>9}"))),
-        Value::text(""),
+        Value::text(size(pool_size)),
+        Value::text(size(reserve)),
         mode.map_or(Value::Null, Value::text),
         Value::int4(connections_max),
         Value::int4(row.current_connections),
@@ -296,6 +300,8 @@ mod tests {
             user: user.map(str::to_owned),
             password: None,
             pool_size: Some(5),
+            min_pool_size: Some(2),
+            reserve_pool_size: Some(3),
             max_db_connections: Some(9),
             max_db_client_connections: Some(90),
             pool_mode: Some(PoolMode::Session),
@@ -392,7 +398,7 @@ mod tests {
         assert_eq!(
             lines[2],
             "name=shop host=db.example port=5433 database=stock force_user=app pool_size=5 \
-             min_pool_size=0 reserve_pool_size=0 server_lifetime=3600 pool_mode=session \
+             min_pool_size=2 reserve_pool_size=3 server_lifetime=3600 pool_mode=session \
              load_balance_hosts=~ max_connections=9 current_connections=3 max_client_connections=90 \
              current_client_connections=9 paused=0 disabled=0"
         );
@@ -404,6 +410,7 @@ mod tests {
             name: "ann".to_owned(),
             password: None,
             pool_size: Some(30),
+            reserve_pool_size: Some(4),
             max_user_connections: Some(8),
             max_user_client_connections: Some(80),
             pool_mode: Some(PoolMode::Statement),
@@ -425,7 +432,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "name=ann pool_size=       30 reserve_pool_size= pool_mode=statement \
+                "name=ann pool_size=       30 reserve_pool_size=        4 pool_mode=statement \
                  max_user_connections=8 current_connections=4 max_user_client_connections=80 \
                  current_client_connections=0",
                 "name=app pool_size= reserve_pool_size= pool_mode=~ max_user_connections=0 \
