@@ -472,6 +472,7 @@ impl<S, W> LocalPool<S, W> {
     fn end_opening(&mut self) {
         assert!(self.opening > 0, "an opening ended that was not begun");
         self.opening -= 1;
+        self.seat.shared().opening_ended();
     }
 
     /// A permit may be free: for our own line, else for the oldest elsewhere that wants it. Ours

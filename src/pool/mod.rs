@@ -17,5 +17,5 @@ mod waiter;
 pub use action::{Acquired, Action, Idle};
 pub use local::{HOPS_MAX, LocalPool, UNFAIR_SHARE, UNFAIR_SPAN};
 pub use permit::{PERMITS_MAX, Permits};
-pub use shared::SharedPool;
+pub use shared::{OPENINGS_MAX, SharedPool};
 pub use waiter::WaiterId;

@@ -35,6 +35,8 @@ use std::time::Duration;
 pub struct SharedPool {
     /// The pool's own permits, then limits that span pools, in the order in which they are taken.
     levels: Box<[Arc<Permits>]>,
+    /// Attempts to open a server that are under way, on all shards.
+    openings: Permits,
     reserve: AtomicU32,
     /// How long somebody must have waited before the reserve is used, in nanoseconds.
     reserve_after: AtomicU64,
@@ -59,6 +61,10 @@ struct Desk {
     is_taken: AtomicBool,
 }
 
+/// Servers of one pool that are being opened at a time, over all shards: a burst of clients is not to
+/// become a burst of forks and logins on the server, most of which come too late for those clients.
+pub const OPENINGS_MAX: u32 = 8;
+
 /// Nobody waits here.
 const NO_HEAD: u64 = u64::MAX;
 /// Somebody waits here, and a server is on its way.
@@ -77,6 +83,7 @@ impl SharedPool {
         let own = Arc::new(Permits::new(limit));
         SharedPool {
             levels: iter::once(own).chain(outer).collect(),
+            openings: Permits::new(OPENINGS_MAX),
             reserve: AtomicU32::new(0),
             reserve_after: AtomicU64::new(0),
             retry_at: CachePadded::new(AtomicU64::new(LOGIN_WORKS)),
@@ -153,6 +160,7 @@ impl SharedPool {
     /// Whether [`SharedPool::try_permit`] would probably succeed.
     pub(super) fn may_open(&self, now: Moment) -> bool {
         self.retry_at.load(SeqCst) <= now.nanos()
+            && self.openings.has_free()
             && self.levels.iter().all(|level| level.has_free())
     }
 
@@ -188,14 +196,22 @@ impl SharedPool {
 
     fn try_permit_to(&self, most: impl Fn(u32) -> u32, now: Moment) -> bool {
         let retry_at = self.retry_at.load(SeqCst);
-        if retry_at > now.nanos() || !self.take_permits(most) {
+        if retry_at > now.nanos() || !self.openings.try_take() {
             return false;
         }
-        if retry_at == LOGIN_WORKS || self.start_trial(retry_at) {
-            return true;
+        if self.take_permits(most) {
+            if retry_at == LOGIN_WORKS || self.start_trial(retry_at) {
+                return true;
+            }
+            self.return_permit();
         }
-        self.return_permit();
+        self.openings.give_back();
         false
+    }
+
+    /// An attempt that [`SharedPool::try_permit`] allowed has ended, one way or the other.
+    pub(super) fn opening_ended(&self) {
+        self.openings.give_back();
     }
 
     pub(super) fn return_permit(&self) {
@@ -755,7 +771,10 @@ mod tests {
                 seat.heads_elsewhere().oldest.is_some()
             },
             |seat, is_spare| match is_spare {
-                true => assert!(seat.shared().try_permit(Duration::ZERO, Moment::default())),
+                true => {
+                    assert!(seat.shared().try_permit(Duration::ZERO, Moment::default()));
+                    seat.shared().opening_ended();
+                }
                 false => seat.publish_head(None),
             },
         );

@@ -123,10 +123,8 @@ fn failed(pool: &Rc<Pool>, error: &DialError) {
     pool.common
         .last_failure
         .store(Some(Arc::new(farewell.clone())));
-    let retry = shard
-        .net
-        .now()
-        .after(shard.snapshot.borrow().config.general.server_login_retry);
+    let pause = shard.snapshot.borrow().config.general.server_login_retry;
+    let retry = shard.net.now().after(pause + jitter(pause));
     pool.step(|local, now, actions| local.open_failed(Some(retry), now, actions));
     // While other servers of the pool work, those who wait may yet be served.
     let is_last = pool.common.shared.open() == 0;
@@ -166,6 +164,13 @@ fn farewell(error: &DialError) -> Farewell {
         DialError::Login(cause) => Farewell::because(format!("server login failed: {cause}")),
         other => Farewell::because(other.to_string()),
     }
+}
+
+/// Up to a tenth of `pause`, so that the pools of one server do not all try again at the same moment.
+fn jitter(pause: Duration) -> Duration {
+    let mut byte = [0];
+    fill_random(&mut byte);
+    pause / 10 * u32::from(byte[0]) / 255
 }
 
 /// Fresh random bytes for a nonce.

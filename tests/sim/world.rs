@@ -4,7 +4,9 @@
 use crate::random::Random;
 use crate::timeline::Timeline;
 use ringbouncer::base::{Moment, ShardId};
-use ringbouncer::pool::{Acquired, Action, HOPS_MAX, LocalPool, Permits, SharedPool, WaiterId};
+use ringbouncer::pool::{
+    Acquired, Action, HOPS_MAX, LocalPool, OPENINGS_MAX, Permits, SharedPool, WaiterId,
+};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
@@ -465,6 +467,7 @@ impl World {
             "opened above the outer limit"
         );
         self.opening += 1;
+        assert!(self.opening <= OPENINGS_MAX, "a herd of openings");
         let at = self.now.after(self.random.micros(50, 2000));
         self.timeline.add(at, Event::OpenEnds(shard));
     }

@@ -1,7 +1,7 @@
 //! What one shard's part of a pool does, event by event; its life as a whole is in `tests/sim`.
 
 use super::*;
-use crate::pool::Permits;
+use crate::pool::{OPENINGS_MAX, Permits};
 
 type Pool = LocalPool<u32, char>;
 type Actions = Vec<Action<u32, char>>;
@@ -408,4 +408,26 @@ fn a_minimum_is_opened_one_by_one_and_never_exceeded() {
     assert_eq!(did(|out| here.warm(2, ms(0), out)), []);
     here.shared().set_limit(1);
     assert_eq!(did(|out| here.warm(9, ms(0), out)), [], "the limit counts");
+}
+
+#[test]
+fn few_are_opened_at_a_time_and_the_next_shard_goes_on() {
+    let (mut here, mut there) = pools(100);
+    let opened = |pool: &mut Pool| {
+        let waits = ('a'..='z').map(|waiter| did(|out| pool.acquire(waiter, ms(0), out)));
+        waits
+            .flatten()
+            .filter(|action| *action == Action::Open)
+            .count()
+    };
+    assert_eq!(opened(&mut here), OPENINGS_MAX as usize);
+    assert_eq!(opened(&mut there), 0);
+    let actions = did(|out| here.open_failed(None, ms(1), out));
+    assert_eq!(actions, [Action::Open], "whose turn it was tries again");
+    here.take_waiters(Moment::NEVER);
+    assert_eq!(
+        did(|out| here.open_failed(None, ms(2), out)),
+        [Action::Wake(THERE)]
+    );
+    assert_eq!(did(|out| there.poke(ms(2), out)), [Action::Open]);
 }
