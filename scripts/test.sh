@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib.sh"
 cd "$ROOT"
 
-ALL_STEPS=(fmt clippy shell unit tidy sim fuzz it drivers torture soak loadtest)
+ALL_STEPS=(fmt clippy shell unit tidy loom sim fuzz it drivers torture soak loadtest)
 DRIVERS=$ROOT/target/drivers
 KEEP_GOING=no STEPS=()
 export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
@@ -24,6 +24,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   shell     shellcheck
   unit      unit and documentation tests
   tidy      the rules of the source tree
+  loom      every interleaving of the lock-free parts
   sim       the pool under simulation
   fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 10)
   it        the program against real PostgreSQL and scripted peers
@@ -140,6 +141,16 @@ every_test_has_a_step() {
 }
 
 step_tidy() { cargo test --locked --test tidy; }
+
+# Each test ends when it has seen everything; what it may take at most is seconds, not a minute.
+step_loom() {
+    cargo clippy --locked --lib --tests --features loom -- -D warnings
+    cargo test --locked --features loom --lib --no-run
+    local explored
+    explored=$(timeout 60 cargo test --locked --features loom --lib -- interleavings::) || { echo "$explored" && return 1; }
+    grep -E '^test result: ok\. [1-9]' <<<"$explored" || die "no test named interleavings:: has run"
+}
+
 step_sim() { cargo test --locked --test sim; }
 
 # Not --locked: the lock file of that package follows the pooler's own dependencies.

@@ -1,9 +1,13 @@
-//! What everything stands on: id newtypes, the hard bounds of the process, the clock, secrets.
+//! What everything stands on: id newtypes, the hard bounds of the process, the clock, secrets, the
+//! atomics that shards share.
 
 mod clock;
+#[cfg(all(test, feature = "loom"))]
+mod explored;
 mod id;
 pub mod limit;
 mod secret;
+pub mod sync;
 
 pub use clock::{Clock, Moment};
 pub use id::{ClientId, ServerId, ShardId};

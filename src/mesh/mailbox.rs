@@ -5,12 +5,11 @@
 //! mailbox *unrung* rings, the receiver marks it unrung before it empties it.
 
 use crate::base::ShardId;
-use crossbeam::queue::ArrayQueue;
+use crate::base::sync::{ArrayQueue, AtomicBool, AtomicI32, Ordering};
 use crossbeam::utils::CachePadded;
 use rustix::event::{EventfdFlags, eventfd};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 
 /// Messages that one mailbox holds; a full one refuses more.
 const MESSAGES_MAX: usize = 8192;
@@ -107,12 +106,6 @@ impl<M> Mesh<M> {
     /// Messages waiting at `shard`.
     pub fn depth(&self, shard: ShardId) -> usize {
         self.mailboxes[shard.index()].queue.len()
-    }
-
-    /// Whether there is mail to `shard` although the mailbox has not been rung: a lost wake-up.
-    pub fn is_overlooked(&self, shard: ShardId) -> bool {
-        let mailbox = &self.mailboxes[shard.index()];
-        !mailbox.queue.is_empty() && !mailbox.rung.load(Ordering::SeqCst)
     }
 
     /// Puts a message in; the mailbox, if it has to be rung.

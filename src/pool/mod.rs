@@ -8,6 +8,8 @@
 
 mod action;
 mod ask;
+#[cfg(all(test, feature = "loom"))]
+mod interleavings;
 mod local;
 mod permit;
 mod shard_set;

@@ -7,7 +7,7 @@
 //! - at most `open - limit` servers are retired after a limit was lowered, however many shards
 //!   look for surplus servers at the same time.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use crate::base::sync::{AtomicU64, Ordering::SeqCst};
 
 const FIELD_BITS: u32 = 21;
 const FIELD_MASK: u64 = (1 << FIELD_BITS) - 1;

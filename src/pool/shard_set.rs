@@ -1,9 +1,9 @@
 //! A set of shards that many shards read and each shard writes its own bit of.
 
 use crate::base::ShardId;
+use crate::base::sync::{AtomicU64, Ordering::SeqCst};
 use crossbeam::utils::CachePadded;
 use std::iter;
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 const WORD_BITS: usize = u64::BITS as usize;
 

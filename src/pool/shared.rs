@@ -22,12 +22,12 @@
 use super::permit::Permits;
 use super::shard_set::ShardSet;
 use crate::base::limit::SHARDS_MAX;
+use crate::base::sync::Ordering::{Acquire, Relaxed, Release, SeqCst};
+use crate::base::sync::{AtomicBool, AtomicU32, AtomicU64};
 use crate::base::{Moment, ShardId};
 use crossbeam::utils::CachePadded;
 use std::iter;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64};
 use std::time::Duration;
 
 /// The part of a pool that all shards see: atomics only.
@@ -544,6 +544,7 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::{AtomicBool, AtomicU64};
     use std::thread;
 
     fn seats(shards: u16, limit: u32) -> (Arc<SharedPool>, Vec<Seat>) {
