@@ -490,7 +490,7 @@ impl Relay {
     /// Whether the client does not need its server any more.
     fn is_over(&self, link: &Link) -> bool {
         self.mode != PoolMode::Session
-            && link.server.dialogue.replies.is_clean()
+            && link.server.dialogue.replies.is_over()
             && self.upstream.is_between()
             && link.downstream.is_between()
     }

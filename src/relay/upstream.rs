@@ -233,6 +233,12 @@ impl Upstream {
         let Some(header) = self.header else {
             return Ok(());
         };
+        if exchange.dialogue.replies.is_skipping() {
+            // An error has come meanwhile: the server skips this message, too.
+            (self.flow, self.header) = (Flow::Discard, None);
+            self.gathered = Vec::new();
+            return Ok(());
+        }
         let looked = look(
             header,
             &self.gathered,

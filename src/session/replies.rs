@@ -94,6 +94,8 @@ pub struct Replies<C> {
     skipping: bool,
     batch_open: bool,
     doubtful: bool,
+    /// Whether a ReadyForQuery may come that the client can do without.
+    unsure: bool,
     /// Syncs that the server will ignore because it copies.
     swallowed: usize,
     /// ReadyForQuery messages that may come for such Syncs after all, as the COPY has failed.
@@ -110,6 +112,7 @@ impl<C> Default for Replies<C> {
             skipping: false,
             batch_open: false,
             doubtful: false,
+            unsure: false,
             swallowed: 0,
             stray: 0,
             status: b'I',
@@ -121,6 +124,11 @@ impl<C> Replies<C> {
     /// Whether nothing is owed and the server stands outside of any transaction: the one answer
     /// to "may this server be released?".
     pub fn is_clean(&self) -> bool {
+        self.is_over() && !self.unsure
+    }
+
+    /// Whether the client needs this server no more; if it is not clean as well, nobody may have it.
+    pub fn is_over(&self) -> bool {
         self.is_settled() && self.status == b'I' && !self.doubtful
     }
 
@@ -188,7 +196,6 @@ impl<C> Replies<C> {
     pub fn copy_ended(&mut self) {
         if self.copying_in {
             self.copying_in = false;
-            self.swallowed = 0;
         } else if !self.owed.is_empty() {
             self.owed.push_back(Owed {
                 kind: Kind::CopyEnd,
@@ -249,6 +256,10 @@ impl<C> Replies<C> {
             | (backend::COMMAND_COMPLETE, Execute)
             | (backend::EMPTY_QUERY_RESPONSE | backend::PORTAL_SUSPENDED, Execute)
             | (backend::READY_FOR_QUERY, Sync | Query) => {
+                if matches!(kind, Execute | Query) {
+                    // Its COPY has read them all.
+                    self.swallowed = 0;
+                }
                 let (completed, confirmed) =
                     self.pop().map_or((None, None), |(kind, c)| (Some(kind), c));
                 Ok(Reply {
@@ -296,7 +307,7 @@ impl<C> Replies<C> {
         let own_failed = !passing.forward && is_settings;
         if self.swallowed > 0 {
             // Whether the server read those Syncs before it failed cannot be known.
-            self.doubtful = true;
+            self.unsure = true;
             self.stray = std::mem::take(&mut self.swallowed);
         }
         if own_failed || matches!(kind, Kind::Query | Kind::Sync) {
@@ -345,8 +356,14 @@ impl<C> Replies<C> {
             }
         }
         self.copying_in = !ended;
-        if ended {
-            self.swallowed = 0;
+        let mut behind = self.owed.iter().skip(1).map(|owed| owed.kind);
+        if self
+            .owed
+            .front()
+            .is_some_and(|owed| owed.kind == Kind::Execute)
+        {
+            // The Sync that was to end its batch is among those ignored.
+            self.batch_open = !behind.any(|kind| matches!(kind, Kind::Sync | Kind::Query));
         }
     }
 
@@ -612,5 +629,28 @@ mod tests {
         let mut replies = Fifo::default();
         assert!(replies.reply(b'E').unwrap().forward);
         assert!(!replies.is_clean());
+    }
+
+    #[test]
+    fn copy_of_a_batch_whose_sync_was_ignored_is_not_over_before_the_next_sync() {
+        let mut replies = owing(&[Kind::Parse, Kind::Bind, Kind::Execute, Kind::Sync]);
+        feed(&mut replies, "12G");
+        replies.copy_ended();
+        feed(&mut replies, "C");
+        assert!(!replies.is_settled(), "the batch is still open");
+        replies.push(Kind::Sync, Fate::Forward, None);
+        feed(&mut replies, "Z");
+        assert!(replies.is_clean());
+    }
+
+    #[test]
+    fn copy_that_fails_after_its_end_was_sent_leaves_a_server_nobody_may_have() {
+        // Whether the server read the first Sync while copying, or answers it, cannot be known.
+        let mut replies = owing(&[Kind::Parse, Kind::Bind, Kind::Execute, Kind::Sync]);
+        feed(&mut replies, "12G");
+        replies.copy_ended();
+        replies.push(Kind::Sync, Fate::Forward, None);
+        feed(&mut replies, "EZ");
+        assert!(replies.is_over() && !replies.is_clean());
     }
 }

@@ -189,3 +189,41 @@ everywhere!(bulk_copy_goes_in_and_comes_back_unchanged, |stage| {
     client.expect(b'c');
     assert_eq!(client.reply().complete, [format!("COPY {ROWS}")]);
 });
+
+both_shards!(
+    extended_copy_keeps_its_server_until_the_sync_behind_it,
+    |shards| {
+        // pool of 1: the Sync that came before the data is ignored, and the batch is open until the next
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        let mut client = client_with_table(&stage);
+        let mut other = stage.client();
+        client.send(&extended("copy t from stdin", &[]));
+        for tag in *b"12nG" {
+            client.expect(tag);
+        }
+        client.send(&[copy_data(b"1\n"), copy_done(), flush()].concat());
+        client.expect(b'C');
+        other.send(&query("select count(*) from t"));
+        wait_until("the other one waits", || {
+            stage.pools(&stage.entry, "cl_waiting") == 1
+        });
+        client.send(&sync());
+        assert_eq!(client.reply().tags, "Z");
+        assert_eq!(other.reply().value(), "1", "the COPY is committed");
+    }
+);
+
+everywhere!(
+    extended_copy_that_fails_leaves_a_client_that_goes_on,
+    |stage| {
+        let mut client = client_with_table(stage);
+        client.send(&extended("copy t from stdin", &[]));
+        for tag in *b"12nG" {
+            client.expect(tag);
+        }
+        let reply = client.exchange(&[copy_data(b"one\n"), copy_done(), sync()].concat());
+        assert_eq!((reply.tags.as_str(), reply.code()), ("EZ", "22P02"));
+        assert_eq!(client.value("select count(*) from t"), "0");
+        assert_eq!(stage.client().value("select 'next'"), "next");
+    }
+);

@@ -253,3 +253,30 @@ both_shards!(driver_prepares_in_transaction_mode, |shards| {
         }
     });
 });
+
+everywhere!(a_message_cut_in_two_by_an_error_is_skipped, |stage| {
+    for late in [
+        parse("late", "select 'late'"),
+        describe(b'S', "late"),
+        close(b'S', "late"),
+    ] {
+        let mut client = stage.client();
+        let (head, tail) = late.split_at(8);
+        client.send(
+            &[
+                parse("", "select $1::int"),
+                bind("", "", &["x"]),
+                head.to_vec(),
+            ]
+            .concat(),
+        );
+        client.expect(b'1');
+        assert_eq!(client.expect(b'E').tag, b'E');
+        client.send(&[tail, &sync()].concat());
+        assert_eq!(client.reply().tags, "Z");
+        let reply = client.exchange(&[parse("late", "select 'again'"), sync()].concat());
+        assert_eq!(reply.tags, "1Z");
+        let reply = client.exchange(&[run_prepared("late", &[]), sync()].concat());
+        assert_eq!(reply.value(), "again");
+    }
+});
