@@ -688,6 +688,13 @@ impl Reactor {
         slot.rx.is_empty() && (slot.end.is_some() || slot.error != 0)
     }
 
+    /// Whether receiving or sending has ended, whatever is left to read.
+    pub(super) fn is_ending(&self, index: u32) -> bool {
+        let state = self.state.borrow();
+        let slot = &state.slots[index as usize];
+        slot.end.is_some() || slot.error != 0
+    }
+
     pub(super) fn slot_fd(&self, index: u32) -> BorrowedFd<'_> {
         let fd = self.state.borrow().slots[index as usize].fd;
         // SAFETY: the slot owns the descriptor for as long as the caller's handle lives.

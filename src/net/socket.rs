@@ -226,6 +226,11 @@ impl Socket {
         self.net.0.has_ended(self.index)
     }
 
+    /// Whether the peer has hung up, or the connection failed; something may be left to read.
+    pub fn is_ending(&self) -> bool {
+        self.net.0.is_ending(self.index)
+    }
+
     fn chunk(&self, data: Data) -> Chunk {
         Chunk {
             net: self.net,

@@ -11,10 +11,6 @@ use crate::wire::{BadHeader, Header, Scanner, Step};
 
 /// Largest message that is gathered whole: a setting reported by the server.
 const GATHERED_BYTES_MAX: usize = 1024 * 1024;
-/// Bodies of the CommandComplete messages after which settings may have changed.
-const SETTING: [&[u8]; 2] = [b"SET\0", b"RESET\0"];
-/// Bodies of the CommandComplete messages after which no prepared statement is left.
-const FORGETTING: [&[u8]; 2] = [b"DISCARD ALL\0", b"DEALLOCATE ALL\0"];
 
 /// Why a server's stream cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -27,6 +23,8 @@ pub(super) enum Fault {
     Broken(#[from] crate::wire::WireError),
     #[error("invalid server parameter")]
     Settings,
+    #[error("transaction in statement mode")]
+    Transaction,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +49,8 @@ pub(super) struct Audience<'a> {
     pub(super) dialogue: &'a mut Dialogue,
     pub(super) names: &'a mut ClientStatements,
     pub(super) settings: &'a mut Settings,
+    /// Statement mode: a statement must leave no transaction behind.
+    pub(super) refuses_transactions: bool,
 }
 
 impl Downstream {
@@ -149,10 +149,7 @@ impl Downstream {
 fn is_read(header: Header) -> bool {
     match header.tag {
         tag::READY_FOR_QUERY | tag::PARAMETER_STATUS => true,
-        tag::COMMAND_COMPLETE => FORGETTING
-            .iter()
-            .chain(&SETTING)
-            .any(|text| text.len() == header.body_bytes),
+        tag::COMMAND_COMPLETE => Dialogue::may_matter(header.body_bytes),
         _ => false,
     }
 }
@@ -172,6 +169,8 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
             // The only Sync that is dropped ends the pooler's own settings.
             if !forward {
                 audience.dialogue.params.settled(audience.settings);
+            } else if audience.refuses_transactions && status != TransactionStatus::Idle {
+                return Err(Fault::Transaction);
             }
         }
         tag::PARAMETER_STATUS => {
@@ -181,13 +180,10 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
                 .params
                 .report_to(status.name, status.value, audience.settings);
         }
-        tag::COMMAND_COMPLETE if FORGETTING.contains(&body) => {
-            audience.names.clear();
-            audience.dialogue.statements.clear();
-            audience.dialogue.params.discarded();
-        }
-        tag::COMMAND_COMPLETE if SETTING.contains(&body) => {
-            audience.dialogue.params.changed_by_sql();
+        tag::COMMAND_COMPLETE if Dialogue::may_matter(body.len()) => {
+            if audience.dialogue.command_completed(body) {
+                audience.names.clear();
+            }
         }
         _ => {}
     }

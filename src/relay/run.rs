@@ -10,7 +10,7 @@
 use super::downstream::{self, Audience, Downstream};
 use super::lease::{Servers, Waiter};
 use super::outlet::{Outlet, Passed};
-use super::upstream::{self, Counts, Exchange, Idle, Rules, Upstream};
+use super::upstream::{self, Counts, Exchange, Idle, Rules, Skipped, Upstream};
 use crate::base::Clock;
 use crate::client::{self, ClientEntry, ClientState, Farewell, Signal};
 use crate::config::PoolMode;
@@ -238,7 +238,8 @@ impl Relay {
                 Some(Signal::Cancel) => return Poll::Ready(Ok(None)),
                 None => {}
             }
-            if self.socket.has_ended() {
+            // Whatever it said before: it does not wait for the answer any more.
+            if self.socket.is_ending() {
                 return Poll::Ready(Err(Ending::Vanished));
             }
             self.socket.watch(cx);
@@ -247,16 +248,9 @@ impl Relay {
         waited.await
     }
 
-    /// Answers a request that was cancelled in line the way PostgreSQL answers a cancelled query.
+    /// Answers a request that was cancelled in line the way PostgreSQL answers a cancelled query: the
+    /// error at once, as the client may wait for it before it sends its Sync.
     async fn cancelled(&mut self, mut request: Chunk) -> Step<()> {
-        loop {
-            let skipped = self.upstream.skip_request(&request, self.rules);
-            if let Some(length) = skipped.map_err(|fault| sent_away(say(&fault)))? {
-                request.advance(length);
-                break;
-            }
-            request = self.recv_idle().await?;
-        }
         let mut out = self.net.spare();
         let report = Report {
             severity: Severity::Error,
@@ -266,9 +260,22 @@ impl Relay {
             hint: None,
         };
         backend::error_response(&mut out, &report);
-        backend::ready_for_query(&mut out, TransactionStatus::Idle);
+        self.socket.send(out);
         self.entry.query_since.set(None);
         self.entry.set_state(ClientState::Idle, self.net.now());
+        loop {
+            let skipped = self.upstream.skip_request(&request, self.rules);
+            match skipped.map_err(|fault| sent_away(say(&fault)))? {
+                Skipped::Part => request = self.recv_idle().await?,
+                Skipped::All(length) => {
+                    request.advance(length);
+                    break;
+                }
+                Skipped::Terminate => return Err(Ending::Terminated),
+            }
+        }
+        let mut out = self.net.spare();
+        backend::ready_for_query(&mut out, TransactionStatus::Idle);
         self.socket.send(out);
         if !request.is_empty() {
             self.ahead = Some(request);
@@ -428,6 +435,7 @@ impl Relay {
                 dialogue: &mut link.server.dialogue,
                 names: &mut self.names,
                 settings: &mut self.settings,
+                refuses_transactions: self.mode == PoolMode::Statement,
             },
         );
         let passed = outlet.finish();
@@ -442,17 +450,15 @@ impl Relay {
             Passed::Copy(bytes) => self.socket.send(bytes),
         }
         fed.map_err(|fault| {
+            if matches!(fault, downstream::Fault::Transaction) {
+                return sent_away(Farewell::NO_TRANSACTIONS);
+            }
             tracing::warn!(client = %self.entry.id, server = %link.server.entry.id, %fault, "server cannot be followed");
             sent_away(match fault {
                 downstream::Fault::Settings => Farewell::INVALID_SETTING,
                 _ => Farewell::SERVER_CONFUSED,
             })
-        })?;
-        let replies = &link.server.dialogue.replies;
-        if self.mode == PoolMode::Statement && replies.is_settled() && replies.status() != b'I' {
-            return Err(sent_away(Farewell::NO_TRANSACTIONS));
-        }
-        Ok(())
+        })
     }
 
     fn query_begins(&mut self) {

@@ -57,6 +57,17 @@ pub(super) enum Idle {
     Terminate,
 }
 
+/// How much of a request has been skipped.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Skipped {
+    /// There is more to come.
+    Part,
+    /// All; it ends before this byte.
+    All(usize),
+    /// The client has taken its leave instead.
+    Terminate,
+}
+
 /// Parse and Bind messages with names, for the statistics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Counts {
@@ -123,16 +134,15 @@ impl Upstream {
 
     /// Drops messages up to the end of the next Query, FunctionCall or Sync: a request that will
     /// not be served. Gives the bytes that belong to it, once it has been seen whole.
-    pub(super) fn skip_request(
-        &mut self,
-        data: &[u8],
-        rules: Rules,
-    ) -> Result<Option<usize>, Fault> {
+    pub(super) fn skip_request(&mut self, data: &[u8], rules: Rules) -> Result<Skipped, Fault> {
         let mut at = 0;
         loop {
             let ends = match self.scanner.next(data, &mut at, rules.body_bytes_max)? {
-                Step::End => return Ok(None),
+                Step::End => return Ok(Skipped::Part),
                 Step::More { .. } => self.header.is_some(),
+                Step::Begin { header, .. } if header.tag == tag::TERMINATE => {
+                    return Ok(Skipped::Terminate);
+                }
                 Step::Begin { header, .. } => {
                     check_tag(header.tag)?;
                     let is_end = matches!(header.tag, tag::QUERY | tag::FUNCTION_CALL | tag::SYNC);
@@ -142,7 +152,7 @@ impl Upstream {
             };
             if ends && self.scanner.rest() == 0 {
                 self.header = None;
-                return Ok(Some(at));
+                return Ok(Skipped::All(at));
             }
         }
     }
@@ -467,7 +477,7 @@ fn make_room(
         .statements
         .prepare(statement.id(), exchange.rules.prepared_max);
     let batch = needed.parse?;
-    if let Some(evicted) = needed.evict {
+    for evicted in needed.evict {
         frontend::close_statement(outlet.insert(), server_name(evicted).as_bytes());
         let change = Change {
             client: None,

@@ -19,6 +19,32 @@ pub struct Dialogue {
     pub params: ServerParams,
 }
 
+/// Bodies of the CommandComplete messages after which settings may have changed.
+const SETTING: [&[u8]; 2] = [b"SET\0", b"RESET\0"];
+/// Bodies of the CommandComplete messages after which no prepared statement is left.
+const FORGETTING: [&[u8]; 2] = [b"DISCARD ALL\0", b"DEALLOCATE ALL\0"];
+
+impl Dialogue {
+    /// Whether a CommandComplete with so long a body may change what is known of the server.
+    pub fn may_matter(body_bytes: usize) -> bool {
+        let mut texts = FORGETTING.iter().chain(&SETTING);
+        texts.any(|text| text.len() == body_bytes)
+    }
+
+    /// Takes account of the body of a CommandComplete; true if it has made every statement go.
+    pub fn command_completed(&mut self, body: &[u8]) -> bool {
+        if SETTING.contains(&body) {
+            self.params.changed_by_sql();
+        }
+        let forgets = FORGETTING.contains(&body);
+        if forgets {
+            self.statements.clear();
+            self.params.discarded();
+        }
+        forgets
+    }
+}
+
 /// A server connection on this shard's ring.
 pub struct Server {
     /// Its socket.

@@ -99,9 +99,8 @@ fn take(tag: u8, body: &[u8], dialogue: &mut Dialogue) -> Result<(), DialError> 
             let status = ParameterStatus::read(body).map_err(DialError::Protocol)?;
             dialogue.params.report(status.name, status.value);
         }
-        tag::COMMAND_COMPLETE if body == b"DISCARD ALL\0" => {
-            dialogue.statements.clear();
-            dialogue.params.discarded();
+        tag::COMMAND_COMPLETE => {
+            dialogue.command_completed(body);
         }
         _ => {}
     }

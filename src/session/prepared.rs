@@ -229,8 +229,10 @@ pub struct Change {
 impl Change {
     /// The message was answered.
     pub fn confirm(self, server: &mut ServerStatements) {
-        if let Some(ServerChange::Prepared(id, batch)) = self.server {
-            server.settle(id, batch, State::Confirmed);
+        match self.server {
+            Some(ServerChange::Prepared(id, batch)) => server.settle(id, batch, State::Confirmed),
+            Some(ServerChange::Evicted(id)) => server.closed(id),
+            None => {}
         }
     }
 
@@ -242,6 +244,7 @@ impl Change {
         match self.server {
             Some(ServerChange::Prepared(id, batch)) => server.settle(id, batch, State::Doubtful),
             Some(ServerChange::Evicted(id)) => {
+                server.closed(id);
                 server.cache.push(id, State::Doubtful);
             }
             None => {}
@@ -257,10 +260,10 @@ enum State {
 }
 
 /// What must be sent before a statement can be used on a server.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Preparation {
-    /// Close this statement first, to make room.
-    pub evict: Option<StatementId>,
+    /// Close these statements first, to make room.
+    pub evict: Vec<StatementId>,
     /// Close the statement itself first, as the server may or may not have it.
     pub close: bool,
     /// Prepare it, in this batch.
@@ -271,6 +274,8 @@ pub struct Preparation {
 #[derive(Debug)]
 pub struct ServerStatements {
     cache: LruCache<StatementId, State>,
+    /// Evicted with a Close that may yet turn out to have been skipped.
+    closing: Vec<StatementId>,
     batch: u64,
 }
 
@@ -278,6 +283,7 @@ impl Default for ServerStatements {
     fn default() -> ServerStatements {
         ServerStatements {
             cache: LruCache::unbounded(),
+            closing: Vec::new(),
             batch: 0,
         }
     }
@@ -312,7 +318,7 @@ impl ServerStatements {
             }
             None => {
                 self.cache.push(id, State::Pending(batch));
-                false
+                self.closing.contains(&id)
             }
         };
         Preparation {
@@ -334,14 +340,24 @@ impl ServerStatements {
         }
     }
 
-    fn evict(&mut self, keep: StatementId, max: usize) -> Option<StatementId> {
-        if self.cache.len() <= max.max(1) {
-            return None;
+    /// As many as are too many: more than one if an earlier Close was skipped.
+    fn evict(&mut self, keep: StatementId, max: usize) -> Vec<StatementId> {
+        let mut evicted = Vec::new();
+        while self.cache.len() > max.max(1) {
+            match self.cache.pop_lru() {
+                Some((oldest, _)) if oldest != keep => evicted.push(oldest),
+                _ => break,
+            }
         }
-        let (oldest, _) = self.cache.peek_lru()?;
-        let oldest = *oldest;
-        (oldest != keep).then(|| self.cache.pop(&oldest))?;
-        Some(oldest)
+        self.closing.extend(&evicted);
+        evicted
+    }
+
+    /// What became of a Close is known.
+    fn closed(&mut self, id: StatementId) {
+        if let Some(at) = self.closing.iter().position(|closing| *closing == id) {
+            self.closing.swap_remove(at);
+        }
     }
 
     /// Whether the statement is there is known, or known to be unknown, now; unless it has been
@@ -445,7 +461,7 @@ mod tests {
             Preparation {
                 close: true,
                 parse: Some(1),
-                evict: None
+                evict: Vec::new()
             }
         );
         // The first Parse failed: that says nothing about the second.
@@ -469,7 +485,7 @@ mod tests {
         server.prepare(id(1), 2);
         server.prepare(id(2), 2);
         server.prepare(id(1), 2);
-        assert_eq!(server.prepare(id(3), 2).evict, Some(id(2)));
+        assert_eq!(server.prepare(id(3), 2).evict, [id(2)]);
         assert_eq!(server.len(), 2);
     }
 
@@ -478,7 +494,7 @@ mod tests {
         let mut server = ServerStatements::default();
         let mut client = ClientStatements::default();
         server.prepare(id(1), 1);
-        assert_eq!(server.prepare(id(2), 1).evict, Some(id(1)));
+        assert_eq!(server.prepare(id(2), 1).evict, [id(1)]);
         Change {
             server: Some(ServerChange::Evicted(id(1))),
             client: None,

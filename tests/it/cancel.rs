@@ -178,3 +178,36 @@ both_shards!(flood_of_cancels_leaves_no_server_behind, |shards| {
         stage.pools(&stage.entry, "sv_active_cancel") == 0
     });
 });
+
+both_shards!(queued_batch_without_sync_is_cancelled_at_once, |shards| {
+    // pool of 1, which somebody holds; the batch ends in a Flush, and its Sync comes after the answer
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    let (mut holder, mut queued) = (stage.client(), stage.client());
+    assert_eq!(holder.query("begin").status, b'T');
+    queued.send(&[parse("", "select 1"), bind("", "", &[]), flush()].concat());
+    wait_until("it waits", || stage.pools(&stage.entry, "cl_waiting") == 1);
+    peer::cancel(stage.address(), &queued.key);
+    queued.expect(b'E');
+    queued.send(&[execute("", 0), sync()].concat());
+    assert_eq!(queued.reply().tags, "Z");
+    assert_eq!(holder.query("commit").status, b'I');
+    assert_eq!(queued.value("select 'on'"), "on");
+});
+
+both_shards!(
+    client_that_leaves_the_line_politely_costs_no_server,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        let (mut holder, mut queued) = (stage.client(), stage.client());
+        let pid = holder.value("begin; select pg_backend_pid()");
+        queued.send(&query("select 'never read'"));
+        wait_until("it waits", || stage.pools(&stage.entry, "cl_waiting") == 1);
+        queued.send(&terminate());
+        drop(queued);
+        wait_until("it has left", || {
+            stage.pools(&stage.entry, "cl_waiting") == 0
+        });
+        assert_eq!(holder.query("commit").status, b'I');
+        assert_eq!(stage.client().value("select pg_backend_pid()"), pid);
+    }
+);

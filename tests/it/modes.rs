@@ -140,6 +140,41 @@ both_shards!(statement_mode_refuses_a_transaction_block, |shards| {
     stage.assert_no_leak();
 });
 
+both_shards!(
+    statement_mode_refuses_a_transaction_block_in_one_flight,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1).mode("statement"));
+        let mut client = stage.client();
+        client.send(&[query("begin"), query("select 1"), query("commit")].concat());
+        let mut reply = client.reply();
+        while !reply.closed {
+            reply = client.reply();
+        }
+        reply.assert_fatal("transaction blocks not allowed in statement pooling mode");
+        assert_eq!(stage.client().value("select 'next'"), "next");
+    }
+);
+
+both_shards!(
+    reset_query_that_only_resets_settings_is_followed,
+    |shards| {
+        // session mode, pool of 1: what the first client set at login is reset, so the second sets it again
+        let topology = Topology::new(shards).pool_size(1).mode("session");
+        let stage = Stage::pooled(topology.set("server_reset_query", "RESET ALL"));
+        for _ in 0..3 {
+            let params = [
+                ("user", "postgres"),
+                ("database", stage.entry.as_str()),
+                ("search_path", "elsewhere"),
+            ];
+            let mut client = Client::login_with(stage.address(), &params);
+            assert_eq!(client.value("show search_path"), "elsewhere");
+            client.send(&terminate());
+            client.expect_closed();
+        }
+    }
+);
+
 both_shards!(database_and_user_may_have_a_mode_of_their_own, |shards| {
     let topology = Topology::new(shards)
         .mode("statement")

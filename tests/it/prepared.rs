@@ -280,3 +280,44 @@ everywhere!(a_message_cut_in_two_by_an_error_is_skipped, |stage| {
         assert_eq!(reply.value(), "again");
     }
 });
+
+both_shards!(
+    statement_whose_eviction_was_skipped_can_be_used_again,
+    |shards| {
+        // one server, which keeps one statement: the Close that makes room stands behind an error
+        let topology = Topology::new(shards)
+            .pool_size(1)
+            .set("max_prepared_statements", 1);
+        let stage = Stage::pooled(topology);
+        let mut client = stage.client();
+        let number = [parse("kept", "select 'kept'"), sync()].concat();
+        assert_eq!(client.exchange(&number).tags, "1Z");
+        let fails = [
+            parse("", "select $1::int"),
+            bind("", "", &["x"]),
+            parse("new", "select 'new'"),
+            sync(),
+        ];
+        client.send(&[fails.concat(), run_prepared("kept", &[]), sync()].concat());
+        assert_eq!(client.reply().tags, "1EZ");
+        let reply = client.reply();
+        assert_eq!(
+            (reply.code(), reply.value().as_str()),
+            ("", "kept"),
+            "{reply:?}"
+        );
+        let again = client.exchange(
+            &[
+                parse("new", "select 'new'"),
+                run_prepared("new", &[]),
+                sync(),
+            ]
+            .concat(),
+        );
+        assert_eq!(again.value(), "new");
+        assert_eq!(
+            client.value("select count(*) from pg_prepared_statements"),
+            "1"
+        );
+    }
+);
