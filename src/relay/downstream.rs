@@ -169,6 +169,7 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
             // The only Sync that is dropped ends the pooler's own settings.
             if !forward {
                 audience.dialogue.params.settled(audience.settings);
+                audience.dialogue.is_settling = false;
             } else if audience.refuses_transactions && status != TransactionStatus::Idle {
                 return Err(Fault::Transaction);
             }
@@ -181,7 +182,8 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
                 .report_to(status.name, status.value, audience.settings);
         }
         tag::COMMAND_COMPLETE if Dialogue::may_matter(body.len()) => {
-            if audience.dialogue.command_completed(body) {
+            let forgets = audience.dialogue.command_completed(body);
+            if forgets {
                 audience.names.clear();
             }
         }

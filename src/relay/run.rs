@@ -377,6 +377,7 @@ impl Relay {
             let mut out = self.net.spare();
             request_settings(&mut out, &differences, &mut server.dialogue);
             server.socket.send(out);
+            server.entry.is_settling.set(true);
         }
     }
 
@@ -439,6 +440,9 @@ impl Relay {
             },
         );
         let passed = outlet.finish();
+        if !link.server.dialogue.is_settling {
+            link.server.entry.is_settling.set(false);
+        }
         // Counted before the client can see the reply.
         self.query_may_end(link);
         match passed {

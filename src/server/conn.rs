@@ -17,6 +17,8 @@ pub struct Dialogue {
     pub statements: ServerStatements,
     /// What it has reported, and what was set on it.
     pub params: ServerParams,
+    /// Whether it is making the pooler's own settings.
+    pub is_settling: bool,
 }
 
 /// Bodies of the CommandComplete messages after which settings may have changed.
@@ -127,6 +129,7 @@ impl Parcel {
             socket: Socket::attach(net, self.socket),
             dialogue: Dialogue {
                 replies: Replies::default(),
+                is_settling: false,
                 statements: self.statements,
                 params: self.params,
             },

@@ -61,6 +61,8 @@ pub struct ServerEntry {
     pub link: Cell<Option<ClientId>>,
     /// Statements prepared on it.
     pub prepared: Cell<usize>,
+    /// It is making the pooler's own settings: a cancel request would hit those.
+    pub is_settling: Cell<bool>,
     /// Why it is to be closed as soon as nobody uses it.
     pub close_needed: Cell<Option<&'static str>>,
     state: Cell<ServerState>,
@@ -119,6 +121,7 @@ impl ServerEntry {
             requested_unix_us: Cell::new(0),
             link: Cell::new(None),
             prepared: Cell::new(0),
+            is_settling: Cell::new(false),
             close_needed: Cell::new(None),
             state: Cell::new(ServerState::Idle),
             stats,

@@ -53,6 +53,7 @@ pub fn request_settings(out: &mut Vec<u8>, settings: &[Setting], dialogue: &mut 
     }
     message::sync(out);
     push(&[Kind::Sync]);
+    dialogue.is_settling = true;
     dialogue.statements.synced();
 }
 

@@ -17,10 +17,11 @@ const MAIL_SPAN: Duration = Duration::from_secs(1);
 pub(super) struct Mark(Rc<ServerEntry>);
 
 impl Mark {
-    /// Marks a server: while the mark stands, it is given to nobody else. None if it has one: one
-    /// cancel request at a time bounds their number.
+    /// Marks a server: while the mark stands, it is given to nobody else. None if it has one, as one
+    /// cancel request at a time bounds their number; and none while it makes the pooler's own settings,
+    /// as those would be cancelled instead (PgBouncer ignores such a request, too).
     pub(super) fn put(server: &Rc<ServerEntry>) -> Option<Mark> {
-        if server.is_being_cancelled() {
+        if server.is_being_cancelled() || server.is_settling.get() {
             return None;
         }
         server.cancel_begins();

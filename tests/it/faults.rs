@@ -534,3 +534,54 @@ both_shards!(slow_server_does_not_fill_the_poolers_memory, |shards| {
         taken / MIB
     );
 });
+
+both_shards!(
+    cancel_while_settings_are_made_hits_neither_them_nor_the_query,
+    |shards| {
+        // the scripted server answers the pooler's settings only after the cancel request has been dealt with
+        let (is_asked, may_answer) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let (asked, answer) = (is_asked.clone(), may_answer.clone());
+        let server = FakeServer::start(move |mut server| {
+            if !server.login() {
+                return;
+            }
+            while let Some(request) = server.next_request() {
+                if request.tag == b'Q' {
+                    server.send(&Conversation::one_row("served"));
+                    continue;
+                }
+                asked.store(true, Ordering::Release);
+                server.stall_until(&answer);
+                let settled = [
+                    message(b'1', b""),
+                    message(b'2', b""),
+                    one_value("elsewhere"),
+                ];
+                server.send(&[settled.concat(), complete("SELECT 1"), ready(b'I')].concat());
+            }
+        });
+        let stage = stage_with_fake(shards, server.address);
+        let params = [
+            ("user", "postgres"),
+            ("database", "fake"),
+            ("search_path", "elsewhere"),
+        ];
+        let mut client = Client::login_with(stage.address(), &params);
+        client.send(&query("select 'from fake'"));
+        wait_until("the settings are being made", || {
+            is_asked.load(Ordering::Acquire)
+        });
+        let connections = server.connections();
+        peer::cancel(stage.address(), &client.key);
+        may_answer.store(true, Ordering::Release);
+        assert_eq!(client.reply().value(), "served");
+        assert_eq!(
+            server.connections(),
+            connections,
+            "no cancel request went out"
+        );
+    }
+);
