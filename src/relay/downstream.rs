@@ -83,7 +83,7 @@ impl Downstream {
                     }
                     if self.scanner.rest() == 0 {
                         self.finish_gathered(outlet, audience)?;
-                        make_up(audience.dialogue, outlet);
+                        make_up(audience.dialogue, audience.names, outlet);
                     }
                 }
                 Step::Begin {
@@ -109,7 +109,7 @@ impl Downstream {
                     }
                     // Between two messages of the server, never inside of one.
                     if self.scanner.rest() == 0 {
-                        make_up(audience.dialogue, outlet);
+                        make_up(audience.dialogue, audience.names, outlet);
                     }
                 }
             }
@@ -198,7 +198,7 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
 fn account(reply: Reply<Change>, audience: &mut Audience<'_>) {
     let statements = &mut audience.dialogue.statements;
     if let Some(change) = reply.confirmed {
-        change.confirm(statements);
+        change.confirm(audience.names, statements);
     }
     for change in reply.undone {
         change.undo(audience.names, statements);
@@ -206,7 +206,11 @@ fn account(reply: Reply<Change>, audience: &mut Audience<'_>) {
 }
 
 /// Appends the replies that are due and that nobody was asked for.
-pub(super) fn make_up(dialogue: &mut Dialogue, outlet: &mut Outlet<'_>) {
+pub(super) fn make_up(
+    dialogue: &mut Dialogue,
+    names: &mut ClientStatements,
+    outlet: &mut Outlet<'_>,
+) {
     while let Some((kind, change)) = dialogue.replies.pop_fabricated() {
         match kind {
             Kind::Parse => backend::parse_complete(outlet.insert()),
@@ -214,7 +218,7 @@ pub(super) fn make_up(dialogue: &mut Dialogue, outlet: &mut Outlet<'_>) {
             _ => {}
         }
         if let Some(change) = change {
-            change.confirm(&mut dialogue.statements);
+            change.confirm(names, &mut dialogue.statements);
         }
     }
 }

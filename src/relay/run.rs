@@ -418,7 +418,7 @@ impl Relay {
         // Replies that no message of the server will trigger.
         if !link.downstream.is_inside_message() {
             let mut outlet = Outlet::new(&[], Vec::new());
-            downstream::make_up(&mut link.server.dialogue, &mut outlet);
+            downstream::make_up(&mut link.server.dialogue, &mut self.names, &mut outlet);
             if let Passed::Copy(bytes) = outlet.finish() {
                 self.socket.send(bytes);
             }

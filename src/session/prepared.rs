@@ -100,6 +100,8 @@ struct Registered {
     /// Which registration of the name this is, so that an undo hits no later one.
     serial: u64,
     statement: Rc<Statement>,
+    /// Its Parse has been answered.
+    is_confirmed: bool,
 }
 
 /// One client's names.
@@ -148,6 +150,7 @@ impl ClientStatements {
             Registered {
                 serial: self.serial,
                 statement,
+                is_confirmed: false,
             },
         );
         Ok(ClientChange::Registered {
@@ -165,9 +168,18 @@ impl ClientStatements {
         })
     }
 
-    /// Forgets all names (DEALLOCATE ALL, DISCARD ALL).
+    /// Forgets all names (DEALLOCATE ALL, DISCARD ALL), but for those whose Parse comes behind that
+    /// command.
     pub fn clear(&mut self) {
-        self.names.clear();
+        self.names.retain(|_, registered| !registered.is_confirmed);
+    }
+
+    fn confirm(&mut self, name: &[u8], serial: u64) {
+        if let Some(registered) = self.names.get_mut(name)
+            && registered.serial == serial
+        {
+            registered.is_confirmed = true;
+        }
     }
 
     fn undo(&mut self, change: ClientChange) {
@@ -228,7 +240,10 @@ pub struct Change {
 
 impl Change {
     /// The message was answered.
-    pub fn confirm(self, server: &mut ServerStatements) {
+    pub fn confirm(self, client: &mut ClientStatements, server: &mut ServerStatements) {
+        if let Some(ClientChange::Registered { name, serial }) = self.client {
+            client.confirm(&name, serial);
+        }
         match self.server {
             Some(ServerChange::Prepared(id, batch)) => server.settle(id, batch, State::Confirmed),
             Some(ServerChange::Evicted(id)) => server.closed(id),
@@ -418,7 +433,7 @@ mod tests {
             server: Some(ServerChange::Prepared(id(1), 0)),
             client: None,
         }
-        .confirm(&mut server);
+        .confirm(&mut ClientStatements::default(), &mut server);
         server.synced();
         assert_eq!(server.prepare(id(1), 10), Preparation::default());
     }
@@ -434,7 +449,7 @@ mod tests {
         server.synced();
         server.prepare(id(1), 10);
         // The first Parse worked, the second was skipped after an error: the server has it.
-        prepared(0).confirm(&mut server);
+        prepared(0).confirm(&mut client, &mut server);
         prepared(1).undo(&mut client, &mut server);
         server.synced();
         let again = server.prepare(id(1), 10);
@@ -475,7 +490,7 @@ mod tests {
             server: Some(ServerChange::Prepared(id(1), 1)),
             client: None,
         }
-        .confirm(&mut server);
+        .confirm(&mut client, &mut server);
         assert_eq!(server.prepare(id(1), 10), Preparation::default());
     }
 

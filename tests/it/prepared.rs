@@ -321,3 +321,19 @@ both_shards!(
         );
     }
 );
+
+everywhere!(statement_prepared_behind_discard_all_stays, |stage| {
+    for command in ["discard all", "deallocate all"] {
+        let mut client = stage.client();
+        let old = [parse("old", "select 'old'"), sync()].concat();
+        assert_eq!(client.exchange(&old).tags, "1Z");
+        let new = [query(command), parse("new", "select 'new'"), sync()].concat();
+        client.send(&new);
+        assert_eq!(client.reply().tags, "CZ");
+        assert_eq!(client.reply().tags, "1Z");
+        let reply = client.exchange(&[run_prepared("new", &[]), sync()].concat());
+        assert_eq!(reply.value(), "new", "{reply:?}");
+        let reply = client.exchange(&[run_prepared("old", &[]), sync()].concat());
+        assert_eq!(reply.code(), "26000", "{reply:?}");
+    }
+});
