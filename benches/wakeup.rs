@@ -1,0 +1,279 @@
+//! How long a message between two shards is on its way: `cargo bench --bench wakeup`. Without the
+//! `--bench` flag that `cargo bench` passes it only proves that it runs.
+//!
+//! Two threads, each pinned to a CPU of its own where there are two. The shards are made of the program's
+//! own parts as `src/shard` puts them together: executor, ring, driver, mailbox, MSG_RING. Beside
+//! them, in alternating rounds of the same run, the floor: two io_urings with SINGLE_ISSUER |
+//! DEFER_TASKRUN, each thread blocking in its own, that send MSG_RING to each other.
+//!
+//! A message carries the moment at which it was posted; its latency is taken where it is handled. The
+//! receiver answers, and the next message follows after `idle`, in which the receiver sleeps and
+//! the sender spins. A busy receiver has a task that computes for 50 us and yields, for ever; its
+//! latency is to be compared with a turn of its loop, from one system call to the next. The sender
+//! answers at once, so its messages come early in a turn and wait for nearly all of it.
+//!
+//! Wanted: a median of at most 1.5 times the floor to a sleeping shard; at most a turn to a busy one.
+
+use futures_lite::future::yield_now;
+use glommio::{LocalExecutorBuilder, Placement};
+use io_uring::{IoUring, cqueue, opcode, squeue, types::Fd};
+use ringbouncer::base::ShardId;
+use ringbouncer::mesh::Mesh;
+use ringbouncer::net::{Driver, Net, NetOptions, spawn};
+use ringbouncer::stats::ShardStats;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use std::cell::Cell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::rc::Rc;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, LazyLock};
+use std::thread;
+use std::time::{Duration, Instant};
+
+const SENDER: ShardId = ShardId(0);
+const RECEIVER: ShardId = ShardId(1);
+const IDLE_US: [u64; 3] = [0, 200, 2000];
+const BUSY: Duration = Duration::from_micros(50);
+
+/// Nanoseconds since the start, the same clock on all threads.
+fn now() -> u64 {
+    static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+    START.elapsed().as_nanos() as u64
+}
+
+fn spin(span: Duration) {
+    let until = now() + span.as_nanos() as u64;
+    while now() < until {
+        std::hint::spin_loop();
+    }
+}
+
+/// The CPU of the `at`-th thread, unless there is but one. To be called first on a thread that is
+/// not pinned: a pinned one sees one CPU, and its children would share it.
+fn cpu(at: usize) -> Option<usize> {
+    static CPUS: LazyLock<usize> =
+        LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
+    (*CPUS > 1).then_some(at)
+}
+
+/// The CPUs that the calling thread may run on.
+fn cpus_now() -> Vec<usize> {
+    let cpus = sched_getaffinity(None).expect("this thread's CPUs");
+    (0..CpuSet::MAX_CPU).filter(|&at| cpus.is_set(at)).collect()
+}
+
+enum Mail {
+    Ping(u64),
+    /// What a ping's latency was, in nanoseconds.
+    Pong(u64),
+    /// Be busy from now on, or no longer.
+    Work(bool),
+}
+
+struct Shard {
+    me: ShardId,
+    net: Net,
+    mesh: Arc<Mesh<Mail>>,
+}
+
+impl Shard {
+    fn new(me: ShardId, mesh: Arc<Mesh<Mail>>, stats: Arc<ShardStats>) -> Shard {
+        let net = Net::new(&NetOptions {
+            receive_buffers: 16,
+            receive_buffer_bytes: 4096,
+            close_timeout: Duration::from_secs(1),
+            stats,
+        });
+        let net = net.expect("a ring");
+        net.listen_bell(mesh.open(me, net.ring_fd()));
+        Shard { me, net, mesh }
+    }
+
+    fn post(&self, to: ShardId, mail: Mail) {
+        let wake = |ring| self.net.ring_other(ring);
+        assert!(self.mesh.post(to, mail, wake).is_ok(), "a full mailbox");
+    }
+
+    async fn next(&self) -> Mail {
+        loop {
+            if let Some(mail) = self.mesh.take(self.me) {
+                return mail;
+            }
+            self.net.mail().await;
+            self.mesh.woken(self.me);
+        }
+    }
+
+    async fn receive(self) {
+        let is_busy = Rc::new(Cell::new(false));
+        loop {
+            match self.next().await {
+                Mail::Ping(sent) => self.post(SENDER, Mail::Pong(now() - sent)),
+                Mail::Work(wanted) if wanted && !is_busy.replace(true) => {
+                    let is_busy = is_busy.clone();
+                    spawn(self.net, async move {
+                        while is_busy.get() {
+                            spin(BUSY);
+                            yield_now().await;
+                        }
+                    });
+                }
+                Mail::Work(_) => is_busy.set(false),
+                Mail::Pong(_) => unreachable!("the receiver pings nobody"),
+            }
+        }
+    }
+
+    async fn ping(&self, count: usize, idle: Duration) -> Vec<u64> {
+        let mut latencies = Vec::with_capacity(count);
+        for _ in 0..count {
+            spin(idle);
+            self.post(RECEIVER, Mail::Ping(now()));
+            if let Mail::Pong(latency) = self.next().await {
+                latencies.push(latency);
+            }
+        }
+        latencies
+    }
+}
+
+/// Runs `body` on an executor of its own, as `src/process` starts a shard.
+fn start<F: Future<Output = ()> + 'static>(
+    me: ShardId,
+    mesh: &Arc<Mesh<Mail>>,
+    stats: &Arc<ShardStats>,
+    body: impl FnOnce(Shard) -> F + Send + 'static,
+) {
+    let (mesh, stats) = (mesh.clone(), stats.clone());
+    let placement = cpu(me.index()).map_or(Placement::Unbound, Placement::Fixed);
+    let executor = LocalExecutorBuilder::new(placement).spawn(move || async move {
+        let shard = Shard::new(me, mesh, stats);
+        let net = shard.net;
+        spawn(net, body(shard));
+        Driver::new(net).run().await;
+    });
+    executor.expect("an executor");
+}
+
+/// A ring like a shard's, and nothing else.
+struct Bare(IoUring<squeue::Entry, cqueue::Entry>);
+
+impl Bare {
+    fn new(at: usize) -> Bare {
+        if let Some(cpu) = cpu(at) {
+            let mut cpus = CpuSet::new();
+            cpus.set(cpu);
+            sched_setaffinity(None, &cpus).expect("a CPU");
+            assert_eq!(
+                cpus_now(),
+                [cpu],
+                "two rings on one CPU would flatter the floor"
+            );
+        }
+        let mut builder = IoUring::builder();
+        builder.setup_single_issuer().setup_defer_taskrun();
+        Bare(builder.build(8).expect("a ring"))
+    }
+
+    /// Sends `value`, which must not be 0.
+    #[allow(unsafe_code)]
+    fn queue(&mut self, to: RawFd, value: u64) {
+        let entry = opcode::MsgRingData::new(Fd(to), 0, value, None).build();
+        // SAFETY: the entry points to no memory.
+        unsafe { self.0.submission().push(&entry) }.expect("room for one entry");
+    }
+
+    /// Submits, and waits for a value of the other ring.
+    fn next(&mut self) -> u64 {
+        loop {
+            let values = self.0.completion().map(|entry| entry.user_data());
+            if let Some(value) = values.filter(|value| *value != 0).last() {
+                return value;
+            }
+            self.0.submit_and_wait(1).expect("io_uring_enter");
+        }
+    }
+}
+
+fn bare(count: usize, idle: Duration) -> Vec<u64> {
+    let (rings, others) = channel();
+    let (tell, told) = channel();
+    let receiver = thread::spawn(move || {
+        let mut ring = Bare::new(1);
+        rings.send(ring.0.as_raw_fd()).expect("a sender");
+        let sender: RawFd = told.recv().expect("a sender");
+        let latency = |_| {
+            let sent = ring.next();
+            let latency = now() - sent;
+            ring.queue(sender, 1);
+            latency
+        };
+        let latencies = (0..count).map(latency).collect();
+        ring.0.submit().expect("io_uring_enter");
+        // The ring must live until the sender has sent its last message.
+        told.recv().expect_err("the sender has gone");
+        latencies
+    });
+    let sender = thread::spawn(move || {
+        let mut ring = Bare::new(0);
+        tell.send(ring.0.as_raw_fd()).expect("a receiver");
+        let receiver = others.recv().expect("a receiver");
+        for _ in 0..count {
+            spin(idle);
+            ring.queue(receiver, now().max(2));
+            ring.next();
+        }
+    });
+    sender.join().expect("the sender");
+    receiver.join().expect("the receiver")
+}
+
+fn quantile(latencies: &mut [u64], percent: usize) -> f64 {
+    latencies.sort_unstable();
+    latencies[(latencies.len() - 1) * percent / 100] as f64 / 1000.0
+}
+
+fn show(name: &str, latencies: &mut [u64]) -> f64 {
+    let (p50, p99) = (quantile(latencies, 50), quantile(latencies, 99));
+    println!("{name:<28} p50 {p50:7.1} us  p99 {p99:7.1} us");
+    p50
+}
+
+async fn measure(shard: Shard, receiver: Arc<ShardStats>) {
+    let is_measuring = std::env::args().any(|argument| argument == "--bench");
+    let (rounds, count) = if is_measuring { (10, 300) } else { (1, 10) };
+    for idle_us in IDLE_US {
+        let idle = Duration::from_micros(idle_us);
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..rounds {
+            ours.extend(shard.ping(count, idle).await);
+            floor.extend(bare(count, idle));
+        }
+        let ours = show(&format!("shard, asleep {idle_us} us"), &mut ours);
+        let floor = show(&format!("bare rings, {idle_us} us"), &mut floor);
+        println!("{:<28} {:.2}", "ratio of the medians", ours / floor);
+    }
+    let reading = || (receiver.busy_us.load(), receiver.ring_enters.load());
+    shard.post(RECEIVER, Mail::Work(true));
+    shard.ping(1, Duration::ZERO).await;
+    let before = reading();
+    let mut busy = shard.ping(rounds * count, Duration::from_micros(20)).await;
+    let after = reading();
+    show("shard, busy", &mut busy);
+    let turn = (after.0 - before.0) as f64 / (after.1 - before.1) as f64;
+    println!("{:<28} {turn:11.1} us", "a turn of its loop, mean");
+}
+
+fn main() {
+    let mesh = Arc::new(Mesh::new(2).expect("mailboxes"));
+    let stats = [(); 2].map(|()| Arc::new(ShardStats::default()));
+    let (done, finished) = channel();
+    start(RECEIVER, &mesh, &stats[1], Shard::receive);
+    let receiver = stats[1].clone();
+    start(SENDER, &mesh, &stats[0], move |shard| async move {
+        measure(shard, receiver).await;
+        done.send(()).expect("the main thread");
+    });
+    // The shards run for ever.
+    finished.recv().expect("the sender died");
+}
