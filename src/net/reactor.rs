@@ -550,16 +550,36 @@ impl Reactor {
         }
     }
 
-    /// Has `freed` told when the socket's descriptor has been closed; with `abort`, what is still
-    /// queued is not sent any more.
-    pub(super) fn announce_freed(&self, index: u32, freed: Rc<Freed>, abort: bool) {
+    /// Has `freed` told when the socket's descriptor has been closed; what is still queued is not sent
+    /// any more.
+    pub(super) fn announce_freed(&self, index: u32, freed: Rc<Freed>) {
         let mut state = self.state.borrow_mut();
         let slot = &mut state.slots[index as usize];
         slot.freed = Some(freed);
-        if abort {
-            // SAFETY: the slot owns this open descriptor.
-            unsafe { libc::shutdown(slot.fd, libc::SHUT_RDWR) };
+        // SAFETY: the slot owns this open descriptor.
+        unsafe { libc::shutdown(slot.fd, libc::SHUT_RDWR) };
+    }
+
+    /// Closes our half of the connection; what is still queued is not sent any more.
+    pub(super) fn say_no_more(&self, index: u32) {
+        let state = self.state.borrow();
+        // SAFETY: the slot owns this open descriptor.
+        unsafe { libc::shutdown(state.slots[index as usize].fd, libc::SHUT_WR) };
+    }
+
+    /// Whether the peer has hung up, or the connection broke; drops what it said before.
+    pub(super) fn has_hung_up(&self, index: u32) -> bool {
+        let mut state = self.state.borrow_mut();
+        let slot = &mut state.slots[index as usize];
+        let unread = std::mem::take(&mut slot.rx);
+        let (has_ended, receiving) = (slot.end.is_some(), slot.receiving);
+        unread
+            .into_iter()
+            .for_each(|data| self.discard(TxData::Chunk(data)));
+        if !receiving {
+            self.resume(&mut state, index);
         }
+        has_ended
     }
 
     /// Shuts sockets down whose peer has not read what was queued before the close deadline.

@@ -207,11 +207,27 @@ impl Socket {
         Ok(Detached(fd))
     }
 
-    /// Closes the socket and waits until its descriptor is closed; with `abort`, what is still
-    /// queued is not sent any more.
-    pub async fn close(self, abort: bool) {
+    /// Says no more than what is queued, with `abort` not even that, and waits until the peer has
+    /// hung up, too. What it still says is dropped. The caller sets the deadline.
+    pub async fn hang_up(&self, abort: bool) {
+        if abort || self.flush().await.is_ok() {
+            self.net.0.say_no_more(self.index);
+        }
+        poll_fn(|cx| {
+            self.watch(cx);
+            if self.net.0.has_hung_up(self.index) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    /// Closes the socket, whatever is still queued, and waits until its descriptor is closed.
+    pub async fn close(self) {
         let freed = Rc::<Freed>::default();
-        self.net.0.announce_freed(self.index, freed.clone(), abort);
+        self.net.0.announce_freed(self.index, freed.clone());
         drop(self);
         poll_fn(|cx| freed.poll(cx)).await;
     }

@@ -5,6 +5,7 @@ use super::message::Ask;
 use super::root::Shard;
 use crate::base::{Moment, ServerId};
 use crate::client::{ClientState, Signal};
+use crate::net::{Elapsed, Endpoint};
 use crate::server::{ServerEntry, Target, send_cancel};
 use crate::session::CancelKey;
 use std::rc::{Rc, Weak};
@@ -105,18 +106,8 @@ impl Shard {
             .registry
             .pool(self.id, &server.database, &server.user);
         stats.sv_active_cancel.add(1);
-        let target = Target {
-            endpoint: server.remote.clone(),
-            tcp: self.tcp_options(),
-        };
-        let timeout = self.snapshot().config.general.cancel_wait_timeout;
-        let deadline = if timeout.is_zero() {
-            Moment::NEVER
-        } else {
-            self.net.now().after(timeout)
-        };
-        let sending = send_cancel(self.net, &target, &server.cancel_key);
-        let sent = self.net.until(deadline, sending).await;
+        let sent = self.request_cancel(server.remote.clone(), &server.cancel_key);
+        let sent = sent.await;
         stats.sv_active_cancel.sub(1);
         match sent {
             Ok(Ok(())) => return,
@@ -129,5 +120,29 @@ impl Shard {
         server
             .close_needed
             .set(Some("outcome of a cancel request unknown"));
+    }
+
+    /// Cancels what a server still does whose connection is being closed. Nobody depends on it.
+    pub(super) async fn cancel_abandoned(&self, server: Endpoint, key: &[u8]) {
+        let _ = self.request_cancel(server, key).await;
+    }
+
+    async fn request_cancel(
+        &self,
+        server: Endpoint,
+        key: &[u8],
+    ) -> Result<std::io::Result<()>, Elapsed> {
+        let target = Target {
+            endpoint: server,
+            tcp: self.tcp_options(),
+        };
+        let timeout = self.snapshot().config.general.cancel_wait_timeout;
+        let deadline = if timeout.is_zero() {
+            Moment::NEVER
+        } else {
+            self.net.now().after(timeout)
+        };
+        let sending = send_cancel(self.net, &target, key);
+        self.net.until(deadline, sending).await
     }
 }

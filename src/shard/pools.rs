@@ -258,11 +258,16 @@ impl Pool {
         });
     }
 
-    /// Closes a server that is in nobody's hands any more. Its permit is passed on when the
-    /// connection has closed, and not before: pool_size holds for every instant.
+    /// Closes a server that is in nobody's hands any more. Its permit is passed on when PostgreSQL has
+    /// hung up, too, which it does at the very end of the backend, and not before: pool_size holds for
+    /// every instant, as `pg_stat_activity` shows. One that is busy is cancelled first, as it would not
+    /// notice before its query's end. `close_timeout` bounds the wait.
     pub(super) fn close(self: &Rc<Self>, server: Server, why: &'static str) {
         self.log_closing(&server, why);
-        let is_clean = server.dialogue.replies.is_clean();
+        let (is_clean, is_busy) = {
+            let replies = &server.dialogue.replies;
+            (replies.is_clean(), !replies.is_settled())
+        };
         if is_clean {
             let mut out = Vec::new();
             terminate(&mut out);
@@ -272,8 +277,26 @@ impl Pool {
         let pool = self.clone();
         spawn(self.shard.net, async move {
             let Server { socket, entry, .. } = server;
+            let (net, shard) = (pool.shard.net, pool.shard.clone());
+            if is_busy && !socket.is_ending() {
+                let (remote, key) = (entry.remote.clone(), entry.cancel_key.clone());
+                spawn(
+                    net,
+                    async move { shard.cancel_abandoned(remote, &key).await },
+                );
+            }
             drop(entry);
-            socket.close(!is_clean).await;
+            let timeout = pool.shard.snapshot.borrow().config.general.close_timeout;
+            let leaving = socket.hang_up(!is_clean);
+            if net.until(net.now().after(timeout), leaving).await.is_err() {
+                let (database, user) = (&pool.common.key.database, &pool.common.key.user);
+                tracing::warn!(
+                    ?database,
+                    ?user,
+                    "server has not hung up, its place is given away"
+                );
+            }
+            socket.close().await;
             pool.step(|local, now, actions| local.closed(now, actions));
         });
     }

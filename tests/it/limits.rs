@@ -1,9 +1,11 @@
 //! Limits on server connections that span pools: of a database, of a user, and who has to make room.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::support::wire::{complete, query, ready};
 use crate::support::*;
 
 /// A login of its own; its pools are its own, too.
@@ -23,7 +25,7 @@ fn most_backends(stage: &Stage, condition: &str, work: impl FnOnce()) -> u32 {
     thread::scope(|scope| {
         let watch = scope.spawn(|| {
             let sql = format!(
-                "select count(*) from pg_stat_activity where pid <> pg_backend_pid() \
+                "select count(*) from pg_stat_activity where application_name <> 'observer' \
                  and backend_type = 'client backend' and {condition}"
             );
             let (mut direct, mut most) = (stage.database.direct(), 0);
@@ -228,9 +230,8 @@ both_shards!(
             .set("server_idle_timeout", "1 s");
         let stage = Stage::with_keys(topology, &[("user", "postgres")]);
         stage.database.wait_backends(3, "true");
-        let kill = "select count(pg_terminate_backend(pid)) from pg_stat_activity \
-                where datname = current_database() and pid <> pg_backend_pid()";
-        assert_eq!(stage.database.direct().value(kill), "3");
+        let kill = format!("select count(pg_terminate_backend(pid)) {CLIENT_BACKENDS}");
+        assert_eq!(stage.database.direct().value(&kill), "3");
         stage.database.wait_backends(3, "state = 'idle'");
         let mut clients: Vec<_> = (0..4).map(|_| stage.client()).collect();
         for client in &mut clients {
@@ -281,5 +282,62 @@ both_shards!(
         assert_eq!(third.reply().value(), "third");
         stage.database.wait_backends(1, "true");
         assert_eq!(holder.query("commit").status, b'I');
+    }
+);
+
+both_shards!(
+    place_of_a_closed_server_is_free_once_it_has_hung_up,
+    |shards| {
+        // a pool of 1 before a server that takes its time to leave
+        let [is_told, may_leave] = [(); 2].map(|_| Arc::new(AtomicBool::new(false)));
+        let (told, leave) = (is_told.clone(), may_leave.clone());
+        let server = FakeServer::start(move |mut server| {
+            if !server.login() {
+                return;
+            }
+            if told.load(Ordering::Acquire) {
+                return server.serve("served");
+            }
+            server.next_request();
+            server.send(&[complete("BEGIN"), ready(b'T')].concat());
+            server.wait_closed();
+            told.store(true, Ordering::Release);
+            server.stall_until(&leave);
+        });
+        let topology = Topology::new(shards).pool_size(1);
+        let stage = Stage::pooled(topology.database_at("slow", server.address, &[]));
+        let mut leaver = Client::login(stage.address(), "slow");
+        assert_eq!(leaver.query("begin").status, b'T');
+        drop(leaver);
+        wait_until("the server is told", || is_told.load(Ordering::Acquire));
+        let mut client = Client::login(stage.address(), "slow");
+        client.send(&query("select 1"));
+        wait_until("it waits", || stage.pools("slow", "cl_waiting") == 1);
+        assert_eq!(server.connections(), 1);
+        may_leave.store(true, Ordering::Release);
+        assert_eq!(client.reply().value(), "served");
+    }
+);
+
+both_shards!(
+    server_of_a_client_that_vanished_in_mid_query_is_cancelled,
+    |shards| {
+        // a pool of 1: the next client needs the place of a query that would last a minute
+        let database = Postgres::shared().database();
+        let ann = role(&database, "ann");
+        let topology = Topology::new(shards).pool_size(1).user_secret(&ann, "");
+        let stage = Stage::on(database, topology, &[]);
+        let most = most_backends(&stage, &format!("usename = '{ann}'"), || {
+            for _ in 0..5 {
+                let mut leaver = client(&stage, &stage.entry, &ann);
+                leaver.send(&query("select pg_sleep(60)"));
+                stage.database.wait_backends(1, "wait_event = 'PgSleep'");
+                drop(leaver);
+                let mut next = client(&stage, &stage.entry, &ann);
+                assert_eq!(next.value("select 'next'"), "next");
+            }
+        });
+        assert!(most <= 1, "{most} connections");
+        stage.assert_no_leak();
     }
 );

@@ -118,9 +118,10 @@ impl Postgres {
     }
 }
 
-/// Somebody's connections to this database, except the one that asks; not the workers of a parallel scan.
+/// Somebody's connections to this database, except those of [`Database::direct`], which are seen for a moment after
+/// they were closed; not the workers of a parallel scan.
 pub const CLIENT_BACKENDS: &str = "from pg_stat_activity where datname = current_database() \
-                                   and pid <> pg_backend_pid() and backend_type = 'client backend'";
+                                   and application_name <> 'observer' and backend_type = 'client backend'";
 
 /// A database of one test.
 pub struct Database {
@@ -132,7 +133,12 @@ impl Database {
     /// A client straight to PostgreSQL.
     #[track_caller]
     pub fn direct(&self) -> Client {
-        Client::login(self.postgres.address(), &self.name)
+        let params = [
+            ("user", "postgres"),
+            ("database", &self.name),
+            ("application_name", "observer"),
+        ];
+        Client::login_with(self.postgres.address(), &params)
     }
 
     /// Runs one statement straight on PostgreSQL.
