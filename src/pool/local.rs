@@ -18,7 +18,7 @@
 //! ```
 //! A leased server, or an idle one that `remove_idle` took out, may also die: `closed`.
 //!
-//! PLACE happens within one call: surplus closes; a waiter elsewhere that is older than ours by
+//! PLACE happens within one call: surplus, and whatever comes to a paused shard, closes; a waiter elsewhere that is older than ours by
 //! more than the unfairness bound is sent it; else our own head is granted it (a server that has
 //! just arrived goes to our head at once); else it goes idle.
 //!
@@ -27,7 +27,7 @@
 //! never for one waiter, so a waiter that leaves passes its turn on by leaving.
 //!
 //! Invariants:
-//! - a shard with waiters has no idle server;
+//! - a shard with waiters, or a paused one, has no idle server;
 //! - `opening` of this shard and every server hold one permit each until `open_failed` or `closed`;
 //! - our published head is that of our line, except that others may have claimed it;
 //! - a server that arrives is placed, whoever it was meant for;
@@ -82,6 +82,7 @@ pub struct LocalPool<S, W> {
     evict_after: Moment,
     /// No head elsewhere was older at the last look; heads only get younger, so it still holds.
     floor: Moment,
+    is_paused: bool,
 }
 
 impl<S, W> LocalPool<S, W> {
@@ -96,6 +97,7 @@ impl<S, W> LocalPool<S, W> {
             asks: Asks::default(),
             evict_after: Moment::default(),
             floor: Moment::default(),
+            is_paused: false,
         }
     }
 
@@ -157,7 +159,7 @@ impl<S, W> LocalPool<S, W> {
         out: &mut Vec<Action<S, W>>,
     ) {
         self.asks.settle(from);
-        if self.is_surplus() {
+        if self.must_close() {
             out.push(Action::Close(server));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
@@ -191,7 +193,7 @@ impl<S, W> LocalPool<S, W> {
         out: &mut Vec<Action<S, W>>,
     ) {
         self.seat.unclaim(to);
-        if self.is_surplus() {
+        if self.must_close() {
             out.push(Action::Close(server));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
@@ -230,6 +232,27 @@ impl<S, W> LocalPool<S, W> {
     pub fn declined(&mut self, by: ShardId, now: Moment, out: &mut Vec<Action<S, W>>) {
         self.asks.settle(by);
         self.seek(now, out);
+    }
+
+    /// From now on nobody is granted a server here and none is opened; idle ones close, and so does every
+    /// other once it comes back. Clients still get in line. Our head stays published, as heads must only get
+    /// younger (see `floor`): what a shard that is not paused yet sends here closes.
+    pub fn pause(&mut self, out: &mut Vec<Action<S, W>>) {
+        self.is_paused = true;
+        self.seat.publish_want(false);
+        self.expire_idle(|_, _| true, out);
+    }
+
+    /// Ends a pause: the line moves again.
+    pub fn resume(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.is_paused = false;
+        self.publish_head();
+        self.pass_permit_on(now, out);
+    }
+
+    /// Whether it is paused.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
     }
 
     /// An [`Action::Open`] has succeeded.
@@ -275,7 +298,7 @@ impl<S, W> LocalPool<S, W> {
 
     /// Looks at everything anew: after [`Action::Wake`] and after a change of the limit.
     pub fn poke(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
-        while !self.idle.is_empty() && self.is_surplus() {
+        while !self.idle.is_empty() && self.must_close() {
             if let Some(idle) = self.idle.pop_front() {
                 out.push(Action::Close(idle.server));
             }
@@ -296,13 +319,13 @@ impl<S, W> LocalPool<S, W> {
     pub fn needs_tick(&self) -> bool {
         let shared = self.seat.shared();
         let may_move = || shared.anyone_waits() || shared.has_surplus();
-        !self.waiters.is_empty() || (!self.idle.is_empty() && may_move())
+        !self.is_paused && (!self.waiters.is_empty() || (!self.idle.is_empty() && may_move()))
     }
 
     /// Opens a server ahead of need if the pool has fewer than `minimum` (`min_pool_size`); call
     /// again after each has opened.
     pub fn warm(&mut self, minimum: u32, now: Moment, out: &mut Vec<Action<S, W>>) {
-        if self.seat.shared().try_permit_below(minimum, now) {
+        if !self.is_paused && self.seat.shared().try_permit_below(minimum, now) {
             self.opening += 1;
             out.push(Action::Open);
         }
@@ -375,7 +398,7 @@ impl<S, W> LocalPool<S, W> {
 
     /// The release rule.
     fn place(&mut self, server: S, now: Moment, out: &mut Vec<Action<S, W>>) {
-        if self.is_surplus() {
+        if self.must_close() {
             out.push(Action::Close(server));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
@@ -400,9 +423,9 @@ impl<S, W> LocalPool<S, W> {
         }
     }
 
-    /// Whether the server at hand has to close, because a limit was lowered.
-    fn is_surplus(&mut self) -> bool {
-        self.seat.shared().try_retire(&mut self.retiring)
+    /// Whether the server at hand has to close, because of a pause or because a limit was lowered.
+    fn must_close(&mut self) -> bool {
+        self.is_paused || self.seat.shared().try_retire(&mut self.retiring)
     }
 
     fn rest(&mut self, server: S, now: Moment) {
@@ -430,6 +453,9 @@ impl<S, W> LocalPool<S, W> {
     /// The look again of whoever waits: a question or an opening for every waiter that has none
     /// yet.
     fn seek(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
+        if self.is_paused {
+            return;
+        }
         let provided_for = self.opening + self.asks.pending();
         let mut wanted = self.waiters.len().saturating_sub(provided_for);
         self.seat.publish_want(wanted > 0);

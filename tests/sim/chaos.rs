@@ -23,6 +23,7 @@ fn random_rules(seed: u64) -> Rules {
         open_fails: random.one_of(&[0.0, 0.1, 0.6]),
         open_given_up: random.one_of(&[0.0, 0.1]),
         mishap_us: random.one_of(&[None, Some(300), Some(3000)]),
+        pauses: random.chance(0.3),
         stalls: random.chance(0.5),
         ticks: true,
     }

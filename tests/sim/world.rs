@@ -40,6 +40,8 @@ pub struct Rules {
     pub open_given_up: f64,
     /// Mean time between mishaps (a stall, an idle server's death, a new limit), if any.
     pub mishap_us: Option<u64>,
+    /// Whether the pool is paused and resumed now and then.
+    pub pauses: bool,
     /// Whether shards stall.
     pub stalls: bool,
     /// Whether shards tick.
@@ -101,6 +103,8 @@ enum Event {
     CloseEnds(ShardId, Server),
     Tick(ShardId),
     Poke(ShardId),
+    /// The shard hears whether the pool is paused.
+    Hear(ShardId),
     Resume(ShardId),
     Mishap,
     /// A server of the other pool was evicted.
@@ -134,6 +138,8 @@ pub struct World {
     /// When the newest message from one shard to another arrives: mail of a pair keeps its order.
     delivered: Vec<Moment>,
     opening: u32,
+    /// What the shards have been told, or will be.
+    is_paused: bool,
     /// No client comes, leaves or ends its lease, and nothing goes wrong.
     is_frozen: bool,
     frozen: Vec<Event>,
@@ -164,6 +170,7 @@ impl World {
             timeline: Timeline::new(),
             now: Moment::from_nanos(1_000_000),
             opening: 0,
+            is_paused: false,
             is_frozen: false,
             frozen: Vec::new(),
             is_bound_due: false,
@@ -211,6 +218,7 @@ impl World {
         self.shared.set_limit(self.shared.limit().max(1));
         self.outer.set_limit(self.outer.limit().max(1));
         (0..self.shards.len()).for_each(|at| self.timeline.add(self.now, Event::Poke(shard(at))));
+        self.pause(false);
         self.rules.death = 0.0;
         for _ in 0..1000 {
             if self.waiting() == 0 {
@@ -261,7 +269,8 @@ impl World {
             }
             Event::Mail { to, .. } => *to,
             Event::OpenEnds(shard) | Event::CloseEnds(shard, _) => *shard,
-            Event::Tick(shard) | Event::Poke(shard) | Event::Resume(shard) => *shard,
+            Event::Tick(shard) | Event::Poke(shard) => *shard,
+            Event::Hear(shard) | Event::Resume(shard) => *shard,
             Event::Mishap | Event::OtherCloses => return None,
         };
         Some(shard.index())
@@ -278,6 +287,7 @@ impl World {
             Event::CloseEnds(shard, server) => self.end_closing(shard, server),
             Event::Tick(shard) => self.tick(shard),
             Event::Poke(shard) => self.with(shard, |pool, now, out| pool.poke(now, out)),
+            Event::Hear(shard) => self.hear(shard),
             Event::Resume(shard) => self.resume(shard),
             Event::Mishap => self.mishap(),
             Event::OtherCloses => {
@@ -516,6 +526,10 @@ impl World {
             return;
         }
         let at = self.random.below(self.shards.len());
+        if self.rules.pauses && self.random.chance(0.25) {
+            self.pause(!self.is_paused);
+            return self.plan_mishap();
+        }
         let choices = if self.rules.outer.is_some() { 5 } else { 3 };
         match self.random.below(choices) {
             0 if self.rules.stalls => self.stall(at),
@@ -525,6 +539,24 @@ impl World {
             _ => self.change_limit(),
         }
         self.plan_mishap();
+    }
+
+    /// Every shard hears of it in its own time, and of the newest order whenever it does.
+    fn pause(&mut self, is_paused: bool) {
+        self.is_paused = is_paused;
+        for at in 0..self.shards.len() {
+            let heard = self.now.after(self.random.micros(1, 500));
+            self.timeline.add(heard, Event::Hear(shard(at)));
+        }
+    }
+
+    fn hear(&mut self, shard: ShardId) {
+        let is_paused = self.is_paused;
+        self.with(shard, |pool, now, out| match is_paused {
+            true => pool.pause(out),
+            false => pool.resume(now, out),
+        });
+        assert_eq!(self.shards[shard.index()].pool.is_paused(), is_paused);
     }
 
     fn stall(&mut self, at: usize) {
@@ -644,8 +676,8 @@ impl World {
         let Some(at) = touched else { return };
         let pool = &self.shards[at].pool;
         assert!(
-            pool.waiting() == 0 || pool.idle().len() == 0,
-            "idle beside a waiter"
+            (pool.waiting() == 0 && !pool.is_paused()) || pool.idle().len() == 0,
+            "idle beside a waiter, or while paused"
         );
         let recorded = self
             .servers
@@ -698,6 +730,13 @@ impl World {
         assert_eq!(self.shared.idle() as usize, idle);
         let (open, limit, waiting) = (self.shared.open(), self.shared.limit(), self.waiting());
         let reserve = self.rules.reserve.0;
+        if self.is_paused {
+            let leased = |client: &&Client| matches!(client, Client::Leased(_));
+            let leased = self.clients.iter().filter(leased).count();
+            assert_eq!((idle, open as usize), (0, leased), "open in a pause");
+            assert_eq!(self.outer.open(), open + self.others);
+            return;
+        }
         assert!(
             waiting == 0 || idle == 0,
             "{waiting} wait beside {idle} idle servers"

@@ -431,3 +431,32 @@ fn few_are_opened_at_a_time_and_the_next_shard_goes_on() {
     );
     assert_eq!(did(|out| there.poke(ms(2), out)), [Action::Open]);
 }
+
+#[test]
+fn a_paused_shard_closes_what_it_has_and_what_comes_and_opens_nothing() {
+    let (mut here, mut there) = pools(3);
+    stock(&mut here, 1, ms(0));
+    assert_eq!(did(|out| here.pause(out)), [Action::Close(1)]);
+    assert_eq!(did(|out| here.closed(ms(1), out)), []);
+    assert_eq!(
+        did(|out| assert!(matches!(here.acquire('a', ms(2), out), Acquired::Waits(_)))),
+        []
+    );
+    assert_eq!(did(|out| here.warm(9, ms(2), out)), []);
+    assert!(!here.needs_tick());
+    assert_eq!(did(|out| there.warm(9, ms(3), out)), [Action::Open]);
+    let sent = did(|out| there.opened(2, ms(3), out));
+    assert!(matches!(sent[..], [Action::Send { to: HERE, .. }]));
+    assert_eq!(
+        did(|out| here.arrived(2, THERE, 1, ms(4), out)),
+        [Action::Close(2)]
+    );
+    assert_eq!(did(|out| here.resume(ms(5), out)), [Action::Open]);
+    assert_eq!(
+        did(|out| here.opened(3, ms(6), out)),
+        [Action::Grant {
+            waiter: 'a',
+            server: 3
+        }]
+    );
+}
