@@ -1,6 +1,6 @@
-"""One measurement: pgbench against one port, with the pooler's CPU time over the same window.
+"""One measurement: a load against one port, with the pooler's CPU time over the same window.
 
-The window opens one second after pgbench has connected everybody and closes shortly before it ends, so that neither
+With pgbench the window opens one second after it has connected everybody and closes shortly before it ends, so that neither
 connecting nor leaving is in it. Transactions, latencies and CPU time are all taken over that same window: the first two
 from pgbench's log of every transaction (or of a sample), the last from /proc.
 """
@@ -15,6 +15,8 @@ import tempfile
 import threading
 import time
 
+import workload
+
 WARM_UP_SECONDS = 1
 # The window ends this much before pgbench does.
 WINDOW_MARGIN_SECONDS = 0.15
@@ -23,40 +25,6 @@ CONNECT_SECONDS_MAX = 60
 
 class MeasureError(Exception):
     """A run that gave no numbers, with what pgbench said."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """What one run does. `rate` is transactions per second of an open loop, None for a closed one."""
-
-    protocol: str
-    clients: int
-    rate: int | None = None
-
-    def __str__(self):
-        loop = f"open loop at {self.rate}/s" if self.rate else "closed loop"
-        return f"{self.protocol}, {self.clients} clients, {loop}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Contender:
-    """Who is measured. `pid` is None for PostgreSQL itself, which has no pooler to account for."""
-
-    name: str
-    port: int
-    pid: int | None
-    version: str
-    config: str
-    clients_max: int | None = None
-    prepares: bool = True
-
-    def refusal(self, case):
-        """Why this contender cannot run the case, or None."""
-        if case.protocol == "prepared" and not self.prepares:
-            return f"{self.version} has no prepared statements in transaction mode (they came with 1.21)"
-        if self.clients_max is not None and case.clients > self.clients_max:
-            return f"{case.clients} clients, but the server takes {self.clients_max}"
-        return None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +44,7 @@ def measure(load, contender, case):
     with tempfile.TemporaryDirectory(prefix="ringbouncer-load.", dir=shm) as directory:
         child = subprocess.Popen(
             command(load, contender, case, directory),
-            env=load.environment,
+            env=load.environment | {"PGSSLMODE": "require" if case.uses_tls else "disable"},
             cwd=directory,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -85,24 +53,25 @@ def measure(load, contender, case):
         )
         try:
             window, usage, said = watch(load, contender, child)
+            memory = Memory.of(contender.pids)
         finally:
             end(child)
         if child.returncode != 0:
             raise MeasureError(f"pgbench ended with status {child.returncode}: {last_words(said)}")
-        return evaluate(read_logs(directory, window), window, usage, load.sampling_rate)
+        numbers = evaluate(read_logs(directory, window), window, usage, load.sampling_rate)
+        return numbers | ({"resident_kib": memory.resident_kib} if contender.pids else {})
 
 
 def command(load, contender, case, directory):
     arguments = [
-        *(load.pgbench, "-n", "-S", "-M", case.protocol, "-h", "127.0.0.1", "-p", str(contender.port)),
+        *(load.pgbench, *workload.pgbench_arguments(case, pathlib.Path(directory))),
+        *("-h", "127.0.0.1", "-p", str(contender.port)),
         *("-c", str(case.clients), "-j", str(min(load.threads, case.clients))),
         *("-T", str(load.seconds + WARM_UP_SECONDS), "-P", str(WARM_UP_SECONDS)),
         *("-l", f"--log-prefix={directory}/log"),
     ]
     if load.sampling_rate < 1:
         arguments.append(f"--sampling-rate={load.sampling_rate}")
-    if case.rate:
-        arguments.append(f"--rate={case.rate}")
     return arguments
 
 
@@ -123,9 +92,9 @@ def watch(load, contender, child):
     if not any(line.startswith("progress:") for line in said):
         end(child)
         raise MeasureError(f"pgbench did not get going: {last_words(said)}")
-    before, opened = Usage.of(contender.pid), time.time()
+    before, opened = Usage.of(contender.pids), time.time()
     time.sleep(load.seconds - WINDOW_MARGIN_SECONDS)
-    after, closed = Usage.of(contender.pid), time.time()
+    after, closed = Usage.of(contender.pids), time.time()
     try:
         child.wait(30)
     except subprocess.TimeoutExpired:
@@ -152,7 +121,7 @@ def last_words(said):
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """CPU time and context switches of all threads of a process.
+    """CPU time and context switches of all threads of some processes.
 
     The total comes from schedstat (nanoseconds); user and system only exist in clock ticks of usually 10 ms, so they
     serve as the proportion in which the total is split.
@@ -163,12 +132,14 @@ class Usage:
     system_ticks: int = 0
     switches_voluntary: int = 0
     switches_forced: int = 0
-    resident_kib: int = 0
 
     @classmethod
-    def of(cls, pid):
-        if pid is None:
-            return cls()
+    def of(cls, pids):
+        parts = [dataclasses.astuple(cls.of_one(pid)) for pid in pids]
+        return cls(*map(sum, zip(*parts))) if parts else cls()
+
+    @classmethod
+    def of_one(cls, pid):
         cpu_ns = voluntary = forced = 0
         for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
             # A thread may end between the listing and the reading.
@@ -179,18 +150,57 @@ class Usage:
                 forced += int(status["nonvoluntary_ctxt_switches"])
         # The name in parentheses may hold anything; the fields proper start after the last one.
         stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        resident = int(fields_of(pathlib.Path(f"/proc/{pid}/status"))["VmRSS"].split()[0])
-        return cls(cpu_ns / 1000, int(stat[11]), int(stat[12]), voluntary, forced, resident)
+        return cls(cpu_ns / 1000, int(stat[11]), int(stat[12]), voluntary, forced)
 
     def since(self, before):
-        """The usage between two readings; memory as it stands now."""
-        spent = [now - then for now, then in zip(dataclasses.astuple(self)[:-1], dataclasses.astuple(before)[:-1])]
-        return Usage(*spent, self.resident_kib)
+        """The usage between two readings."""
+        return Usage(*(now - then for now, then in zip(dataclasses.astuple(self), dataclasses.astuple(before))))
 
-    def user_share(self):
-        """The part of the CPU time spent outside of the kernel; None if nothing was counted."""
-        ticks = self.user_ticks + self.system_ticks
-        return self.user_ticks / ticks if ticks else None
+    def numbers(self, transactions, seconds):
+        """As columns; nothing if there was no process to watch."""
+        if not self.cpu_us:
+            return {}
+        columns = {"cores_used": self.cpu_us / 1_000_000 / seconds}
+        if transactions:
+            columns |= {
+                "cpu_us_per_txn": self.cpu_us / transactions,
+                "switches_voluntary_per_txn": self.switches_voluntary / transactions,
+                "switches_forced_per_txn": self.switches_forced / transactions,
+            }
+            ticks = self.user_ticks + self.system_ticks
+            if ticks:
+                user = self.user_ticks / ticks
+                columns["cpu_user_us_per_txn"] = self.cpu_us * user / transactions
+                columns["cpu_system_us_per_txn"] = self.cpu_us * (1 - user) / transactions
+        return columns
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Memory of some processes, and of the kernel for everybody: slab and socket buffers."""
+
+    private_kib: int = 0
+    resident_kib: int = 0
+    kernel_kib: int = 0
+
+    @classmethod
+    def of(cls, pids):
+        private = resident = 0
+        for pid in pids:
+            rollup = fields_of(pathlib.Path(f"/proc/{pid}/smaps_rollup"))
+            private += int(rollup["Pss"].split()[0])
+            resident += int(rollup["Rss"].split()[0])
+        slab = int(fields_of(pathlib.Path("/proc/meminfo"))["Slab"].split()[0])
+        return cls(private, resident, slab + socket_kib())
+
+
+def socket_kib():
+    """Memory of TCP's buffers, which is not slab."""
+    for line in pathlib.Path("/proc/net/sockstat").read_text().splitlines():
+        words = line.split()
+        if words[0] == "TCP:" and "mem" in words:
+            return int(words[words.index("mem") + 1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+    return 0
 
 
 def fields_of(path):
@@ -225,7 +235,6 @@ def evaluate(logs, window, usage, sampling_rate):
         raise MeasureError("no transaction ended within the window")
     transactions = len(latencies) / sampling_rate
     seconds = window[1] - window[0]
-    share = usage.user_share()
     numbers = {
         "transactions": round(transactions),
         "failed": failed,
@@ -237,21 +246,11 @@ def evaluate(logs, window, usage, sampling_rate):
         "latency_p99_us": quantile(latencies, 0.99),
         "latency_p999_us": quantile(latencies, 0.999),
         "latency_max_us": latencies[-1],
+        "latency_p99_over_p50": quantile(latencies, 0.99) / max(1, quantile(latencies, 0.50)),
     }
     if lags:
         numbers |= {"lag_avg_us": sum(lags) / len(lags), "lag_p99_us": quantile(lags, 0.99)}
-    if usage.resident_kib:
-        numbers |= {
-            "cpu_us_per_txn": usage.cpu_us / transactions,
-            "cores_used": usage.cpu_us / 1_000_000 / seconds,
-            "switches_voluntary_per_txn": usage.switches_voluntary / transactions,
-            "switches_forced_per_txn": usage.switches_forced / transactions,
-            "resident_kib": usage.resident_kib,
-        }
-        if share is not None:
-            numbers["cpu_user_us_per_txn"] = usage.cpu_us * share / transactions
-            numbers["cpu_system_us_per_txn"] = usage.cpu_us * (1 - share) / transactions
-    return numbers
+    return numbers | usage.numbers(transactions, seconds)
 
 
 def quantile(ordered, part):

@@ -1,8 +1,13 @@
 #!/usr/bin/env python3
-"""Measures Ringbouncer, PgBouncer and PostgreSQL itself with pgbench, interleaved, and writes down what it saw."""
+"""Measures Ringbouncer, PgBouncer, other poolers and PostgreSQL itself, interleaved, and writes down what it saw.
+
+What there is to measure stands in workload.py, who is measured in contenders.py. A run that was cut short, or a matrix that
+is to be measured in parts, goes on with the same --out: what is in its raw.csv is not measured again.
+"""
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import os
 import pathlib
@@ -17,47 +22,69 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "scripts"))
+sys.path.insert(0, str(HERE))
 
+import contenders as recipes  # noqa: E402
 import measure  # noqa: E402
 import report  # noqa: E402
+import swarm  # noqa: E402
 import throwaway  # noqa: E402
+import workload  # noqa: E402
 
-DATABASE = "pgbench"
-POOL_SIZE = 20
-MAX_CLIENT_CONN = 5000
 # The driver, the console, another contender's pool: what the server must take besides direct clients.
-SPARE_CONNECTIONS = 20
+SPARE_CONNECTIONS = 50
 FULL = {
-    "protocols": ["simple", "extended", "prepared"],
+    "workloads": [name for name in workload.CASES if not name.startswith("tls")],
+    "protocols": workload.SELECT_PROTOCOLS,
     "clients": [1, 8, 32, 128, 1000],
     "rates": [300, 2000, 5000],
+    "pool_sizes": [20, 40],
+    "shards": [1, 2],
+    "idle_clients": workload.EVERYBODY,
+    "busy_clients": 10_000,
     "rounds": 5,
     "seconds": 3,
     "scale": 10,
 }
-QUICK = {"protocols": ["simple", "prepared"], "clients": [32], "rates": [300], "rounds": 1, "seconds": 1, "scale": 1}
-# Open loop: enough clients that a slow answer does not hold back the next start.
-OPEN_LOOP_CLIENTS = 32
+QUICK = {
+    "workloads": ["select", "rate", "null", "idle"],
+    "protocols": ["simple", "prepared"],
+    "clients": [32],
+    "rates": [300],
+    "pool_sizes": [20],
+    "shards": [1],
+    "idle_clients": 200,
+    "busy_clients": 100,
+    "rounds": 1,
+    "seconds": 1,
+    "scale": 1,
+}
 
 
 def parse_arguments():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     numbers = lambda text: [int(part) for part in text.split(",") if part]
     names = lambda text: [part for part in text.split(",") if part]
     parser.add_argument("--quick", action="store_true", help="a smoke run of less than a minute; its numbers mean nothing")
-    parser.add_argument("--contenders", type=names, default=["direct", "ringbouncer", "pgbouncer"])
-    parser.add_argument("--shards", type=numbers, default=[1], help="one contender for each number, for instance 1,2")
+    parser.add_argument("--workloads", type=names, metavar="A,B", help=f"of {','.join(workload.CASES)}; TLS only if named")
+    parser.add_argument("--contenders", type=names, default=["direct", "ringbouncer", "pgbouncer", *recipes.OTHERS])
+    parser.add_argument("--shards", type=numbers, help="cores of Ringbouncer and processes of PgBouncer, for instance 1,2")
     parser.add_argument("--also", action="append", default=[], metavar="NAME=PATH", help="another Ringbouncer to compare")
     parser.add_argument("--pgbouncer", metavar="PATH", help="default: the one in PATH")
+    for name in recipes.OTHERS:
+        parser.add_argument(f"--{name.replace('_', '-')}", dest=name, metavar="PATH", help="left out without it")
     parser.add_argument("--protocols", type=names)
-    parser.add_argument("--clients", type=numbers)
-    parser.add_argument("--rates", type=numbers, help="open loop, transactions per second; empty for none")
+    parser.add_argument("--clients", type=numbers, help="of pgbench")
+    parser.add_argument("--rates", type=numbers, help="open loop, transactions per second")
+    parser.add_argument("--pool-sizes", type=numbers)
+    parser.add_argument("--idle-clients", type=int, help="how many to hold (default: as many as the limits allow)")
+    parser.add_argument("--busy-clients", type=int, help="how many the swarm drives in a closed loop")
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--seconds", type=int, help="length of each measurement; one second of warm-up comes on top")
     parser.add_argument("--scale", type=int, help="pgbench's scale factor")
     parser.add_argument("--threads", type=int, default=2, help="pgbench's threads")
     parser.add_argument("--sampling-rate", type=float, default=1.0, help="part of the transactions that pgbench logs")
-    parser.add_argument("--max-connections", type=int, default=250, help="of the server; direct runs with more are skipped")
+    parser.add_argument("--max-connections", type=int, default=600, help="of the server; direct runs with more are skipped")
     parser.add_argument("--out", type=pathlib.Path, help="default: results/<date>-<host>-<commit>; with --quick in target/")
     arguments = parser.parse_args()
     for key, value in (QUICK if arguments.quick else FULL).items():
@@ -67,6 +94,8 @@ def parse_arguments():
         parser.error("--rounds and --seconds want at least 1, --sampling-rate more than 0 and at most 1")
     if set(arguments.protocols) - set(FULL["protocols"]):
         parser.error(f"--protocols knows {', '.join(FULL['protocols'])}")
+    if set(arguments.workloads) - set(workload.CASES):
+        parser.error(f"--workloads knows {', '.join(workload.CASES)}")
     return arguments
 
 
@@ -77,20 +106,36 @@ def main():
         signal.signal(number, lambda *_: sys.exit(143))
     allow_many_files()
     started = datetime.datetime.now(datetime.timezone.utc)
-    with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(throwaway.work_dir("load"))
-        load, contenders, server = start_all(arguments, directory, stack)
-        # Before the run: the tree may change while it lasts.
-        measured = commit()
-        rows = run_all(arguments, load, contenders)
-    manifest = describe(arguments, started, measured, contenders, server)
-    out = write_results(arguments, started, manifest, rows)
+    cases = list(matrix(arguments).cases())
+    if any(case.is_swarm for case in cases) and swarm.missing():
+        sys.exit(swarm.missing())
+    out = results_folder(arguments, started)
+    journal = report.Journal(out / "raw.csv")
+    # Before the run: the tree may change while it lasts.
+    manifest = describe(arguments, started)
+    try:
+        with contextlib.ExitStack() as stack:
+            directory = stack.enter_context(throwaway.work_dir("load"))
+            bench = Bench(arguments, directory, stack, manifest)
+            bench.recipes()
+            for name, why in manifest["absent"].items():
+                print(f"{name}: left out: {why}")
+            for setting, part in workload.sections(cases).items():
+                run_section(bench, setting, part, journal)
+    finally:
+        # What a run that is cut short has measured can be read, and gone on with.
+        finish(out, manifest, journal.rows, started)
     print(f"results in {out}")
-    failed = [row for row in rows if row["status"] == "failed"]
+    failed = [row for row in journal.rows if row["status"] == "failed"]
     if failed:
-        sys.exit(f"{len(failed)} of {len(rows)} measurements failed; first: {failed[0]['contender']}: {failed[0]['note']}")
-    if not any(row["status"] == "ok" for row in rows):
+        sys.exit(f"{len(failed)} of {len(journal.rows)} measurements failed; first: {failed[0]['contender']}: {failed[0]['note']}")
+    if not any(row["status"] == "ok" for row in journal.rows):
         sys.exit("nothing was measured")
+
+
+def matrix(arguments):
+    fields = [field.name for field in dataclasses.fields(workload.Matrix)]
+    return workload.Matrix(**{name: getattr(arguments, name) for name in fields})
 
 
 def allow_many_files():
@@ -99,31 +144,64 @@ def allow_many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-# --- who runs -----------------------------------------------------------------------------------------------------
+# --- what runs ----------------------------------------------------------------------------------------------------
 
 
-def start_all(arguments, directory, stack):
-    settings = {"max_connections": str(arguments.max_connections), "shared_buffers": "256MB", "autovacuum": "off"}
-    server = throwaway.start_postgres(directory, settings)
-    stack.callback(server.stop)
-    environment = throwaway.libpq_free_environment() | {"PGUSER": throwaway.SUPERUSER, "PGDATABASE": DATABASE}
-    load = measure.Load(
-        throwaway.postgres_bin() / "pgbench", environment, arguments.seconds, arguments.threads, arguments.sampling_rate
-    )
-    fill(load, server.port, arguments.scale)
-    contenders = []
-    for name in arguments.contenders:
-        contenders += start_contender(name, arguments, directory, stack, server)
-    for contender in contenders:
-        print(f"{contender.name}: {contender.version}, port {contender.port}")
-        warm_up(load, contender)
-    return load, contenders, server
+class Bench:
+    """The server behind everybody, and how to start those in front of it."""
+
+    def __init__(self, arguments, directory, stack, manifest):
+        self.arguments, self.directory, self.manifest = arguments, directory, manifest
+        settings = {"max_connections": str(arguments.max_connections), "shared_buffers": "256MB", "autovacuum": "off"}
+        self.server = throwaway.start_postgres(directory, settings)
+        stack.callback(self.server.stop)
+        environment = {
+            **throwaway.libpq_free_environment(),
+            "PGUSER": throwaway.SUPERUSER,
+            "PGDATABASE": recipes.DATABASE,
+            "PGPASSWORD": recipes.PASSWORD,
+        }
+        pgbench = throwaway.postgres_bin() / "pgbench"
+        self.load = measure.Load(pgbench, environment, arguments.seconds, arguments.threads, arguments.sampling_rate)
+        fill(self.load, self.server.port, arguments.scale)
+        self.null_server = None
+        self.stack = stack
+        self.certificate = recipes.make_certificate(directory)
+        manifest["postgres"] = {"version": self.server.version, "config": self.server.config}
+
+    def target(self, backend, pool_size, uses_tls):
+        port = self.server.port
+        if backend == "null":
+            if self.null_server is None:
+                self.null_server = swarm.start_null_server(self.directory, max(self.arguments.shards))
+                self.stack.callback(self.null_server.stop)
+            port = self.null_server.port
+        return recipes.Target(port, pool_size, backend, self.certificate if uses_tls else None)
+
+    def recipes(self):
+        """Those of the contenders that can be started here."""
+        direct_max = self.arguments.max_connections - SPARE_CONNECTIONS - 200
+        found = recipes.recipes(self.arguments, self.server.version, direct_max)
+        self.manifest["absent"] = {recipe.name: recipe.absent for recipe in found if recipe.absent}
+        return [recipe for recipe in found if not recipe.absent]
+
+    def start(self, recipe, target):
+        """A running contender that has opened its pool."""
+        running = recipe.start(self.directory, target)
+        table = {"version": running.version, "config": running.config}
+        self.manifest.setdefault(f"contender.{running.name}", table)
+        try:
+            warm_up(self.load, running, target)
+        except throwaway.StartError:
+            running.stop()
+            raise
+        return running
 
 
 def fill(load, port, scale):
     address = ["-h", "127.0.0.1", "-p", str(port)]
     for command in (
-        [throwaway.postgres_bin() / "createdb", *address, DATABASE],
+        [throwaway.postgres_bin() / "createdb", *address, recipes.DATABASE],
         [load.pgbench, *address, "-i", "-q", "-s", str(scale)],
     ):
         done = subprocess.run(command, env=load.environment, capture_output=True, text=True, timeout=600)
@@ -131,151 +209,114 @@ def fill(load, port, scale):
             raise throwaway.StartError(f"{command[0]} failed: {done.stderr.strip()}")
 
 
-def start_contender(name, arguments, directory, stack, server):
-    if name == "direct":
-        spare = min(SPARE_CONNECTIONS + POOL_SIZE * len(arguments.contenders), arguments.max_connections - 1)
-        return [measure.Contender("direct", server.port, None, server.version, "", arguments.max_connections - spare)]
-    if name == "ringbouncer":
-        return start_ringbouncers(arguments, directory, stack, server)
-    if name == "pgbouncer":
-        return start_pgbouncer(arguments, directory, stack, server)
-    sys.exit(f"--contenders knows direct, ringbouncer and pgbouncer, not {name}")
-
-
-def start_ringbouncers(arguments, directory, stack, server):
-    binaries = {"ringbouncer": release_binary()}
-    for also in arguments.also:
-        name, _, path = also.partition("=")
-        binaries[name] = pathlib.Path(path).resolve()
-    config = throwaway.ringbouncer_config(server.port, [DATABASE], POOL_SIZE, MAX_CLIENT_CONN)
-    started = []
-    for name, binary in binaries.items():
-        for shards in arguments.shards:
-            label = name if len(arguments.shards) == 1 else f"{name}-{shards}"
-            program = throwaway.start_ringbouncer(directory, config, shards, label, binary)
-            stack.callback(program.stop)
-            version = f"{program.version}, {shards} shard{'s' if shards > 1 else ''}"
-            started.append(measure.Contender(label, program.port, program.pid, version, program.config))
-    return started
-
-
-def release_binary():
-    """A debug build would measure nothing of interest."""
-    named = os.environ.get("RINGBOUNCER_BIN")
-    binary = pathlib.Path(named or throwaway.ROOT / "target/release/ringbouncer")
-    if not binary.exists():
-        sys.exit(f"{binary} is missing: cargo build --release, or set RINGBOUNCER_BIN")
-    return binary.resolve()
-
-
-def start_pgbouncer(arguments, directory, stack, server):
-    binary = arguments.pgbouncer or throwaway.pgbouncer_binary()
-    if not binary:
-        print("pgbouncer: not installed, left out (on Debian: apt-get install pgbouncer)")
-        return []
-    config = throwaway.pgbouncer_config(binary, server.port, [DATABASE], POOL_SIZE, MAX_CLIENT_CONN)
-    program = throwaway.start_pgbouncer(directory, config, binary)
-    stack.callback(program.stop)
-    prepares = throwaway.pgbouncer_version(binary) >= (1, 21)
-    return [measure.Contender("pgbouncer", program.port, program.pid, program.version, program.config, None, prepares)]
-
-
-def warm_up(load, contender):
+def warm_up(load, running, target):
     """Opens the whole pool and fills the server's caches, so that the first round is like the others."""
-    command = [load.pgbench, "-n", "-S", "-h", "127.0.0.1", "-p", str(contender.port), "-c", "40", "-j", "2", "-T", "1"]
+    if target.backend == "null":
+        with swarm.Swarm(running.port, 40, recipes.DATABASE) as clients:
+            clients.holding()
+            clients.drive(running.pids, 40, 0, 0.2, "simple")
+        return
+    command = [load.pgbench, "-n", "-S", "-h", "127.0.0.1", "-p", str(running.port), "-c", "40", "-j", "2", "-T", "1"]
     done = subprocess.run(command, env=load.environment, capture_output=True, text=True, timeout=60)
     if done.returncode != 0:
-        raise throwaway.StartError(f"the warm-up of {contender.name} failed: {done.stderr.strip()[-500:]}")
+        raise throwaway.StartError(f"the warm-up of {running.name} failed: {done.stderr.strip()[-500:]}")
 
 
 # --- the matrix ---------------------------------------------------------------------------------------------------
 
 
-def run_all(arguments, load, contenders):
-    cases = [measure.Case(protocol, clients) for protocol in arguments.protocols for clients in arguments.clients]
-    cases += [
-        measure.Case(protocol, OPEN_LOOP_CLIENTS, rate)
-        for protocol in arguments.protocols
-        if protocol != "extended"
-        for rate in arguments.rates
-    ]
-    minutes = len(cases) * len(contenders) * arguments.rounds * (arguments.seconds + measure.WARM_UP_SECONDS + 0.3) / 60
-    print(f"{len(cases)} cases, {len(contenders)} contenders, {arguments.rounds} rounds: about {minutes:.0f} minutes")
-    rows = []
-    for number in range(1, arguments.rounds + 1):
-        for index, case in enumerate(cases):
-            # Everybody is first, second, last equally often.
-            shift = (number + index) % len(contenders)
-            for order, contender in enumerate(contenders[shift:] + contenders[:shift], 1):
-                rows.append(one_row(load, contender, case, number, order))
-    names = [contender.name for contender in contenders]
-    return sorted(rows, key=lambda row: (row["round"], cases_index(cases, row), names.index(row["contender"])))
+def run_section(bench, setting, cases, journal):
+    """Every case for every contender, round by round, all of them running side by side."""
+    backend, pool_size, uses_tls = setting
+    arguments = bench.arguments
+    found = bench.recipes()
+    if all(journal.has(case, number, recipe.name) for case in cases for number in rounds(arguments) for recipe in found):
+        return
+    target = bench.target(*setting)
+    print(f"backend {backend}, pool_size {pool_size}{', TLS' if uses_tls else ''}: {len(cases)} cases", flush=True)
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for recipe in found:
+            if recipe.refusal(target) is None and not all(case.is_fresh for case in cases):
+                running[recipe.name] = bench.start(recipe, target)
+                stack.callback(running[recipe.name].stop)
+                print(f"{recipe.name}: {running[recipe.name].version}, port {running[recipe.name].port}", flush=True)
+        for number in rounds(arguments):
+            for index, case in enumerate(cases):
+                # Everybody is first, second, last equally often.
+                shift = (number + index) % len(found)
+                for order, recipe in enumerate(found[shift:] + found[:shift], 1):
+                    if not journal.has(case, number, recipe.name):
+                        row = one_row(bench, recipe, running.get(recipe.name), target, case)
+                        journal.add(case, number, recipe.name, {"order": order} | row)
+                        say(number, recipe.name, case, row)
 
 
-def cases_index(cases, row):
-    return cases.index(measure.Case(row["protocol"], row["clients"], row["rate"] or None))
+def rounds(arguments):
+    return range(1, arguments.rounds + 1)
 
 
-def one_row(load, contender, case, number, order):
-    row = {
-        "round": number,
-        "order": order,
-        "loop": "open" if case.rate else "closed",
-        "protocol": case.protocol,
-        "clients": case.clients,
-        "rate": case.rate or "",
-        "contender": contender.name,
-        "status": "ok",
-        "note": "",
-    }
-    refusal = contender.refusal(case)
+def one_row(bench, recipe, running, target, case):
+    refusal = recipe.refusal(target) or (running.refusal(case) if running else None)
+    if case.is_fresh and recipe.binary is None and refusal is None:
+        refusal = "there is nothing to hold clients with"
     if refusal:
-        return row | {"status": "skipped", "note": refusal}
+        return {"status": "skipped", "note": refusal}
     try:
-        row |= measure.measure(load, contender, case)
-    except (measure.MeasureError, OSError) as problem:
-        row |= {"status": "failed", "note": str(problem)}
-    say(number, contender, case, row)
-    return row
+        if case.is_fresh:
+            running = bench.start(recipe, target)
+        try:
+            return {"status": "ok", "note": ""} | numbers_of(bench, running, case)
+        finally:
+            if case.is_fresh:
+                running.stop()
+    except (measure.MeasureError, throwaway.StartError, OSError) as problem:
+        return {"status": "failed", "note": str(problem)}
 
 
-def say(number, contender, case, row):
-    if row["status"] == "ok":
+def numbers_of(bench, running, case):
+    seconds = bench.arguments.seconds
+    if case.workload in ("idle", "tls-idle"):
+        return swarm.measure_idle(running, case, seconds, recipes.DATABASE)
+    if case.is_swarm:
+        return swarm.measure_drive(running, case, seconds, recipes.DATABASE)
+    return measure.measure(bench.load, running, case)
+
+
+def say(number, name, case, row):
+    if row["status"] != "ok":
+        told = f"{row['status']}: {row['note']}"
+    elif "tps" in row:
         cpu = f", {row['cpu_us_per_txn']:.1f} µs CPU/txn" if "cpu_us_per_txn" in row else ""
         told = f"{row['tps']:.0f} tps, p99 {row['latency_p99_us'] / 1000:.2f} ms{cpu}"
     else:
-        told = f"{row['status']}: {row['note']}"
-    print(f"round {number}: {contender.name}: {case}: {told}", flush=True)
+        told = (
+            f"{row['clients_held']} clients, {row['user_bytes_per_client']:.0f} bytes each"
+            f" ({row['user_bytes_per_used_client']:.0f} once used), kernel {row['kernel_bytes_per_client']:.0f},"
+            f" idle at {row['idle_cores']:.2%} of a core"
+        )
+    print(f"round {number}: {name}: {case}: {told}", flush=True)
 
 
 # --- what is written down -----------------------------------------------------------------------------------------
 
 
-def describe(arguments, started, measured, contenders, server):
-    manifest = {
+def describe(arguments, started):
+    return {
         "run": {
             "date": started.strftime("%Y-%m-%d %H:%M:%S UTC"),
             "command": shlex.join(sys.argv),
-            "commit": measured,
+            "commit": commit(),
             "rounds": arguments.rounds,
             "seconds": arguments.seconds,
             "scale": arguments.scale,
-            "pool_size": POOL_SIZE,
             "pgbench_threads": arguments.threads,
             "sampling_rate": arguments.sampling_rate,
-            "clients": arguments.clients,
-            "protocols": arguments.protocols,
-            "rates": arguments.rates,
             "order": "round-robin over the contenders within each case and round, first one rotated",
-            "minutes": round((datetime.datetime.now(datetime.timezone.utc) - started).total_seconds() / 60, 1),
         },
         "machine": machine(),
-        "postgres": {"version": server.version, "config": server.config},
+        "absent": {},
     }
-    for contender in contenders:
-        table = {"version": contender.version, "config": contender.config}
-        manifest[f"contender.{contender.name}"] = table
-    return manifest
 
 
 def machine():
@@ -288,7 +329,8 @@ def machine():
         "cores": os.cpu_count() or 0,
         "memory_mib": int(memory[1]) // 1024 if memory else 0,
         "governor": read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "unknown",
-        "load_before_and_after": read("/proc/loadavg").strip(),
+        "load_before": read("/proc/loadavg").strip(),
+        "files_per_process_max": resource.getrlimit(resource.RLIMIT_NOFILE)[1],
         "python": platform.python_version(),
     }
 
@@ -313,24 +355,30 @@ def commit():
     return "unknown"
 
 
-def write_results(arguments, started, manifest, rows):
-    name = f"{started:%Y-%m-%d}-{host()}-{manifest['run']['commit']}"
+def results_folder(arguments, started):
+    name = f"{started:%Y-%m-%d}-{host()}-{commit()}"
     base = throwaway.ROOT / "target/loadtest" if arguments.quick else HERE / "results"
     out = arguments.out or fresh(base / name)
     out.mkdir(parents=True, exist_ok=True)
-    report.write_csv(out / "raw.csv", rows)
-    report.write_toml(out / "manifest.toml", manifest)
-    report.write_summary(out / "summary.md", rows, manifest)
-    report.write_plots(out, rows)
     return out
 
 
+def finish(out, manifest, rows, started):
+    """A run in parts has a manifest of each part."""
+    now = datetime.datetime.now(datetime.timezone.utc)
+    manifest["run"]["minutes"] = round((now - started).total_seconds() / 60, 1)
+    manifest["machine"]["load_after"] = read("/proc/loadavg").strip()
+    report.write_toml(fresh(out / "manifest.toml"), manifest)
+    report.write_summary(out / "summary.md", rows, manifest)
+    report.write_plots(out, rows)
+
+
 def fresh(path):
-    """The path itself, or with a number when a run of the same day and commit is there already."""
+    """The path itself, or with a number when there is one already."""
     number, candidate = 1, path
     while candidate.exists():
         number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
+        candidate = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return candidate
 
 

@@ -108,11 +108,13 @@ step_fmt() {
     need_component fmt rustfmt
     cargo fmt --check
     cargo fmt --check --manifest-path tests/fuzz/Cargo.toml
+    cargo fmt --check --manifest-path loadtest/peers/Cargo.toml
 }
 
 step_clippy() {
     need_component clippy clippy
     cargo clippy --locked --all-targets -- -D warnings
+    cargo clippy --locked --all-targets --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers" -- -D warnings
 }
 
 step_shell() {
@@ -198,6 +200,8 @@ step_loadtest() {
     need_postgres
     need_python
     cargo build --locked --release
+    cargo test --locked --release --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers"
+    cargo build --locked --release --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers"
     RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/release/ringbouncer} python3 loadtest/run.py --quick --out target/loadtest/smoke
 }
 

@@ -235,12 +235,13 @@ def ringbouncer_binary():
     return max(built, key=lambda path: path.stat().st_mtime)
 
 
-def ringbouncer_config(server_port, databases, pool_size, max_client_conn):
-    """A TOML file that serves `databases` of the local server to its superuser, in transaction mode."""
+def ringbouncer_config(server_port, databases, pool_size, max_client_conn, extra=""):
+    """A TOML file that serves `databases` of the local server to its superuser, in transaction mode; `extra` has lines for
+    its first table."""
     text = (
         '[ringbouncer]\nlisten_addr = "127.0.0.1"\nlisten_port = 0\npool_mode = "transaction"\n'
         f"default_pool_size = {pool_size}\nmax_client_conn = {max_client_conn}\n"
-        f'auth_type = "trust"\nadmin_users = ["{SUPERUSER}"]\n'
+        f'auth_type = "trust"\nadmin_users = ["{SUPERUSER}"]\n{extra}'
     )
     for name in databases:
         text += f'\n[databases.{name}]\nhost = "127.0.0.1"\nport = {server_port}\ndbname = "{name}"\n'
@@ -314,18 +315,24 @@ def pgbouncer_config(binary, server_port, databases, pool_size, max_client_conn)
     return text
 
 
-def start_pgbouncer(directory, config, binary):
-    """Starts PgBouncer on a free port."""
-    home, drop = directory / "pgbouncer", unprivileged()
+def start_pgbouncer(directory, config, binary, name="pgbouncer", port=None):
+    """Starts PgBouncer on a free port, or on one that it shares."""
+    home, drop = directory / name, unprivileged()
     home.mkdir(exist_ok=True)
     users = home / "users.txt"
     users.write_text(f'"{SUPERUSER}" ""\n')
-    return with_free_port(lambda port: try_pgbouncer(binary, home, f"{config}auth_file = {users}\n", port, drop))
+    config = f"{config}auth_file = {users}\n"
+    if port is not None:
+        program = try_pgbouncer(binary, home, config, port, drop)
+        if program is None:
+            raise StartError(f"port {port} cannot be shared")
+        return program
+    return with_free_port(lambda port: try_pgbouncer(binary, home, config, port, drop))
 
 
 def try_pgbouncer(binary, home, config, port, drop):
     config = f"{config}listen_port = {port}\n"
-    config_file, log = home / "pgbouncer.ini", home.parent / "pgbouncer.log"
+    config_file, log = home / "pgbouncer.ini", home.parent / f"{home.name}.log"
     config_file.write_text(config)
     child = spawn([binary, config_file], home, log, drop, signal.SIGTERM)
     if not await_ready(child, lambda: accepts(port)):
@@ -336,7 +343,7 @@ def try_pgbouncer(binary, home, config, port, drop):
         raise StartError(f"PgBouncer did not start:\n{tail(log)}")
     version = first_line(binary, "--version")
     # SIGTERM is its immediate shutdown in every version; SIGINT waits for clients.
-    return Program("pgbouncer", child, child.pid, port, log, config, version, (signal.SIGTERM,))
+    return Program(home.name, child, child.pid, port, log, config, version, (signal.SIGTERM,))
 
 
 def accepts(port):
