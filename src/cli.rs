@@ -1,33 +1,35 @@
-//! The command line.
+//! The command line: commands of our own, and PgBouncer's (`ringbouncer [OPTION]... FILE`).
 
 use crate::base::limit::SCRAM_ITERATIONS;
-use crate::config::reference_toml;
+use crate::config::{Config, convert, reference_toml};
 use crate::process::{self, Options};
-use clap::{Parser, Subcommand};
-use std::path::PathBuf;
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// A PostgreSQL connection pooler: one io_uring executor per core, one exact pool over all of them.
 #[derive(Debug, Parser)]
-#[command(name = "ringbouncer", version)]
+#[command(name = "ringbouncer", version, args_conflicts_with_subcommands = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    run: Run,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the pooler.
-    Run {
-        /// The configuration file (TOML).
-        file: PathBuf,
-        /// Number of shards (cores used), over that of the file; 0 is one per physical core.
-        #[arg(long, env = "RINGBOUNCER_SHARDS", value_name = "N")]
-        shards: Option<usize>,
-    },
+    /// Run the pooler; the word may be left out.
+    Run(Run),
     /// Check a configuration file and the files it names, and say everything that is wrong.
     Check {
-        /// The configuration file (TOML).
+        /// The configuration file (TOML, or PgBouncer's).
+        file: PathBuf,
+    },
+    /// Print PgBouncer's configuration file as one of ours, and on standard error what differs.
+    Convert {
+        /// The configuration file.
         file: PathBuf,
     },
     /// Print every setting with its meaning and default, as a configuration file.
@@ -48,14 +50,30 @@ enum Command {
     },
 }
 
+/// What to run.
+#[derive(Debug, Args)]
+struct Run {
+    /// The configuration file: TOML if its name ends in .toml, PgBouncer's if it ends in .ini or has a section
+    /// [pgbouncer].
+    file: Option<PathBuf>,
+    /// Number of shards (cores used), over that of the file; 0 is one per physical core.
+    #[arg(long, env = "RINGBOUNCER_SHARDS", value_name = "N")]
+    shards: Option<usize>,
+}
+
 /// Does what the arguments of this process say.
 pub fn main() -> ExitCode {
-    match Cli::parse().command {
-        Command::Run { file, shards } => finish(process::run(&Options { path: file, shards })),
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    match cli.command.unwrap_or(Command::Run(cli.run)) {
+        Command::Run(run) => start(run),
         Command::Check { file } => {
             let checked = process::load(&file).map(|_| println!("{} is fine", file.display()));
             finish(checked)
         }
+        Command::Convert { file } => finish(print_converted(&file)),
         Command::Defaults => {
             print!("{}", reference_toml());
             ExitCode::SUCCESS
@@ -71,6 +89,43 @@ pub fn main() -> ExitCode {
             finish(line.map(|line| println!("{line}")))
         }
     }
+}
+
+/// Help and version go to standard output; wrong arguments end with PgBouncer's exit code.
+fn refuse(error: &clap::Error) -> ExitCode {
+    // Nobody reading it is no reason to fail.
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ => hint(),
+    }
+}
+
+fn hint() -> ExitCode {
+    eprintln!("Try \"ringbouncer --help\" for more information.");
+    ExitCode::FAILURE
+}
+
+fn start(run: Run) -> ExitCode {
+    let Some(path) = run.file else {
+        eprintln!("ringbouncer: no configuration file specified");
+        return hint();
+    };
+    finish(process::run(&Options {
+        path,
+        shards: run.shards,
+    }))
+}
+
+fn print_converted(file: &Path) -> Result<(), process::StartError> {
+    let config = Config::load(file)?;
+    let here = process::working_directory()?;
+    let converted = convert(&config, &here);
+    print!("{}", converted.toml);
+    for difference in converted.differences {
+        eprintln!("ringbouncer: {difference}");
+    }
+    Ok(())
 }
 
 fn finish<E: std::error::Error>(result: Result<(), E>) -> ExitCode {

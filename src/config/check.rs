@@ -2,11 +2,12 @@
 //! so that the checks behind it still run.
 
 use super::cross;
+use super::dialect::Dialect;
 use super::document::{Document, Lines, dotted};
 use super::error::Problem;
 use super::keys::{DATABASE_KEYS, Database, GENERAL_KEYS, General, Key, Section, USER_KEYS, User};
-use super::keys::{Values, keys};
-use super::kind::{Refusal, nearest};
+use super::keys::{PEER_KEYS, Peer, Values, keys};
+use super::kind::{Refusal, did_you_mean, misspelt};
 use super::model::Config;
 use crate::base::limit;
 use std::collections::BTreeMap;
@@ -19,24 +20,33 @@ use toml::de::{DeString, DeTable, DeValue};
 const RESERVED_DATABASES: [&str; 2] = ["pgbouncer", "ringbouncer"];
 
 /// The tables that the file may have.
-const SECTIONS: [Section; 3] = [Section::General, Section::Database, Section::User];
+const SECTIONS: [Section; 4] = [
+    Section::General,
+    Section::Database,
+    Section::User,
+    Section::Peer,
+];
 
 type Entry<'t, 'i> = (&'t Spanned<DeString<'i>>, &'t Spanned<DeValue<'i>>);
 
-/// Checks the whole of `text`, the content of the file at `path`.
+/// Checks the whole of `document`, the content of the file at `path`.
 ///
 /// # Errors
 /// Every problem there is, by line; those without a line come last.
-pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
-    let document = Document::read(text);
-    let dir = path.parent().unwrap_or(Path::new(""));
+pub(super) fn check(
+    document: Document<'_>,
+    dialect: Dialect,
+    path: &Path,
+) -> Result<Config, Vec<Problem>> {
     let mut checker = Checker {
         lines: document.lines,
-        dir,
+        dialect,
+        dir: dialect.paths_start_at(path),
         seen: BTreeMap::new(),
         problems: Vec::new(),
     };
-    let config = checker.config(&document.tree, path);
+    let mut config = checker.config(&document.tree, path);
+    config.ignored = document.ignored;
     if document.problems.is_empty() {
         checker.relations(&config);
     }
@@ -45,9 +55,12 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
         .problems
         .retain(|problem| problem.line.is_none_or(certain));
     checker.problems.extend(document.problems);
-    checker
-        .problems
-        .sort_by_key(|problem| (problem.line.is_none(), problem.line));
+    dialect.translate(&mut checker.problems);
+    checker.problems.sort_by(|one, other| {
+        let place = |problem: &Problem| (problem.line.is_none(), problem.file.is_some());
+        let order = place(one).cmp(&place(other));
+        order.then_with(|| (&one.file, one.line).cmp(&(&other.file, other.line)))
+    });
     if checker.problems.is_empty() {
         Ok(config)
     } else {
@@ -57,9 +70,10 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
 
 struct Checker<'a> {
     lines: Lines,
+    dialect: Dialect,
     /// Where relative paths start.
     dir: &'a Path,
-    /// The line of every key in the file, by dotted path.
+    /// The position of every key in the file, by dotted path.
     seen: BTreeMap<String, usize>,
     problems: Vec<Problem>,
 }
@@ -71,6 +85,9 @@ impl Checker<'_> {
             general: self.general(tree),
             databases: self.databases(tree),
             users: self.users(tree),
+            peers: self.peers(tree),
+            dialect: self.dialect,
+            ignored: Vec::new(),
             path: path.to_owned(),
         }
     }
@@ -126,6 +143,20 @@ impl Checker<'_> {
             }
         }
         users
+    }
+
+    fn peers(&mut self, tree: &DeTable<'_>) -> BTreeMap<u16, Arc<Peer>> {
+        let mut peers = BTreeMap::new();
+        let bytes_max = limit::DATABASE_NAME_BYTES_MAX;
+        for (name, mut values) in self.named(tree, Section::Peer, PEER_KEYS, bytes_max) {
+            // A name that is no number has been blamed.
+            let id = name.parse().unwrap_or_default();
+            let peer = Peer::from_values(id, &mut values);
+            if let Some(peer) = self.typed(peer, &[Section::Peer.name(), &name]) {
+                peers.insert(id, Arc::new(peer));
+            }
+        }
+        peers
     }
 
     /// The tables under `section`, each with its checked values.
@@ -200,7 +231,8 @@ impl Checker<'_> {
             }
         }
         for key in keys {
-            values.entry(key.name).or_insert_with(|| key.preset_value());
+            let preset = || self.dialect.preset_value(key);
+            values.entry(key.name).or_insert_with(preset);
         }
         values
     }
@@ -208,9 +240,8 @@ impl Checker<'_> {
     fn typed<T>(&mut self, typed: Result<T, &'static str>, path: &[&str]) -> Option<T> {
         let wrong = |name: &'static str| {
             let key = dotted(&[path, &[name]].concat());
-            let line = self.seen.get(&key).copied();
-            self.problems
-                .push(Problem::new(line, key, "does not fit this machine"));
+            let problem = self.of_key(key, "does not fit this machine");
+            self.problems.push(problem);
         };
         typed.map_err(wrong).ok()
     }
@@ -218,27 +249,43 @@ impl Checker<'_> {
     /// Checks what no key says alone, unless one of the keys concerned is wrong anyway.
     fn relations(&mut self, config: &Config) {
         for fault in cross::faults(config) {
+            if self.dialect == Dialect::Ini && !fault.is_fatal_to_pgbouncer {
+                continue;
+            }
             let concerns = |problem: &Problem| {
                 let within = |key: &String| is_within(&problem.key, key);
                 fault.concerns.iter().any(within)
             };
             if !self.problems.iter().any(concerns) {
-                let line = self.seen.get(&fault.key).copied();
-                self.problems
-                    .push(Problem::new(line, fault.key, fault.text));
+                let problem = self.of_key(fault.key, fault.text);
+                self.problems.push(problem);
             }
         }
     }
 
     fn sees(&mut self, path: &[&str], name: &Spanned<DeString<'_>>) {
-        self.seen
-            .insert(dotted(path), self.lines.number(name.span().start));
+        self.seen.insert(dotted(path), name.span().start);
+    }
+
+    /// A problem with a key, wherever it stands.
+    fn of_key(&self, key: String, text: impl Into<String>) -> Problem {
+        match self.seen.get(&key) {
+            Some(position) => self.at(*position, key, text),
+            None => Problem::new(None, key, text),
+        }
+    }
+
+    fn at(&self, position: usize, key: String, text: impl Into<String>) -> Problem {
+        let problem = Problem::new(Some(self.lines.number(position)), key, text);
+        match self.lines.file(position) {
+            Some(file) => problem.in_file(file),
+            None => problem,
+        }
     }
 
     fn blames(&mut self, path: &[&str], name: &Spanned<DeString<'_>>, text: impl Into<String>) {
-        let line = self.lines.number(name.span().start);
-        self.problems
-            .push(Problem::new(Some(line), dotted(path), text));
+        let problem = self.at(name.span().start, dotted(path), text);
+        self.problems.push(problem);
     }
 }
 
@@ -255,12 +302,6 @@ fn refused(key: &Key, refusal: &Refusal) -> String {
         key.kind.allowed(),
         did_you_mean(*meant)
     )
-}
-
-fn did_you_mean(meant: Option<&str>) -> String {
-    meant
-        .map(|meant| format!("; did you mean {meant:?}?"))
-        .unwrap_or_default()
 }
 
 /// The text for a key that its table does not have.
@@ -282,11 +323,11 @@ fn misplaced(name: &str, here: Option<Section>) -> Option<String> {
     })
 }
 
-fn misspelt(noun: &str, name: &str, known: impl IntoIterator<Item = &'static str>) -> String {
-    format!("unknown {noun}{}", did_you_mean(nearest(name, known)))
-}
-
 fn name_fault(section: Section, name: &str, bytes_max: usize) -> Option<String> {
+    if section == Section::Peer {
+        let is_id = name.parse::<u16>().is_ok_and(|id| id > 0);
+        return (!is_id).then(|| "a peer's name is its number (allowed: 1 to 65535)".to_owned());
+    }
     if section == Section::Database && RESERVED_DATABASES.contains(&name) {
         return Some("is the name of the console".to_owned());
     }
@@ -309,6 +350,10 @@ mod tests {
     use super::*;
     use crate::config::{AuthType, reference_toml};
     use std::time::Duration;
+
+    fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
+        super::check(Document::read(text), Dialect::Toml, path)
+    }
 
     fn problems(text: &str) -> Vec<String> {
         let found = check(text, Path::new("/etc/r.toml")).expect_err("must be refused");

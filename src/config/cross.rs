@@ -1,7 +1,7 @@
 //! What no key says alone: faults in how settings go together.
 
 use super::document::dotted;
-use super::keys::{Database, General};
+use super::keys::{Database, General, Peer};
 use super::model::{AuthType, Config};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -14,6 +14,8 @@ pub(super) struct Fault {
     pub(super) concerns: Vec<String>,
     /// What is wrong.
     pub(super) text: String,
+    /// Whether PgBouncer would not start with it either.
+    pub(super) is_fatal_to_pgbouncer: bool,
 }
 
 /// Every such fault of `config`.
@@ -31,7 +33,11 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         .values()
         .filter_map(|database| password_without_user(database));
     let found = whole.into_iter().chain(cores).chain(keepalive).flatten();
-    found.chain(databases).collect()
+    let peers = config
+        .peers
+        .values()
+        .filter_map(|peer| peer_without_host(peer));
+    found.chain(databases).chain(peers).collect()
 }
 
 fn of_general(blamed: &str, others: &[&str], text: impl Into<String>) -> Option<Fault> {
@@ -41,6 +47,7 @@ fn of_general(blamed: &str, others: &[&str], text: impl Into<String>) -> Option<
         concerns: concerns.collect(),
         key,
         text: text.into(),
+        is_fatal_to_pgbouncer: true,
     })
 }
 
@@ -54,7 +61,11 @@ fn nobody_can_log_in(config: &Config) -> Option<Fault> {
         "nobody could log in: {:?} needs a password in [users.NAME], or an auth_file",
         general.auth_type.as_str()
     );
-    of_general("auth_type", &["ringbouncer.auth_file", "users"], text)
+    let fault = of_general("auth_type", &["ringbouncer.auth_file", "users"], text)?;
+    Some(Fault {
+        is_fatal_to_pgbouncer: false,
+        ..fault
+    })
 }
 
 fn nowhere_to_listen(general: &General) -> Option<Fault> {
@@ -101,5 +112,19 @@ fn password_without_user(database: &Database) -> Option<Fault> {
         key: format!("{table}.password"),
         concerns: vec![table],
         text: text.to_owned(),
+        is_fatal_to_pgbouncer: false,
+    })
+}
+
+fn peer_without_host(peer: &Peer) -> Option<Fault> {
+    if peer.host.is_some() {
+        return None;
+    }
+    let table = dotted(&["peers", &peer.id.to_string()]);
+    Some(Fault {
+        key: table.clone(),
+        concerns: vec![table],
+        text: "a peer needs a host".to_owned(),
+        is_fatal_to_pgbouncer: true,
     })
 }

@@ -33,7 +33,7 @@ pub struct DatabaseChanges {
     pub moved: Vec<String>,
 }
 
-/// Every setting that `new` changes: `[ringbouncer]` first, then databases, then users.
+/// Every setting that `new` changes: `[ringbouncer]` first, then databases, users, peers.
 pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     let general = [Section::General.name()];
     let mut changes = values_diff(&general, &old.general.values(), &new.general.values());
@@ -45,6 +45,8 @@ pub fn diff(old: &Config, new: &Config) -> Vec<Change> {
     ));
     let (old_users, new_users) = (rows(&old.users), rows(&new.users));
     changes.extend(tables_diff(Section::User, &old_users, &new_users));
+    let (old_peers, new_peers) = (peer_rows(old), peer_rows(new));
+    changes.extend(tables_diff(Section::Peer, &old_peers, &new_peers));
     changes
 }
 
@@ -89,19 +91,31 @@ impl Rows for super::keys::User {
     }
 }
 
-type Tables<'a> = BTreeMap<&'a str, Vec<Row>>;
+/// Tables by name.
+type Tables<N> = BTreeMap<N, Vec<Row>>;
 
-fn rows<T: Rows>(tables: &BTreeMap<String, Arc<T>>) -> Tables<'_> {
+fn peer_rows(config: &Config) -> Tables<String> {
+    let peers = config.peers.iter();
+    peers
+        .map(|(id, peer)| (id.to_string(), peer.values()))
+        .collect()
+}
+
+fn rows<T: Rows>(tables: &BTreeMap<String, Arc<T>>) -> Tables<&str> {
     tables
         .iter()
         .map(|(name, table)| (name.as_str(), table.rows()))
         .collect()
 }
 
-fn tables_diff(section: Section, old: &Tables<'_>, new: &Tables<'_>) -> Vec<Change> {
+fn tables_diff<N: AsRef<str> + Ord>(
+    section: Section,
+    old: &Tables<N>,
+    new: &Tables<N>,
+) -> Vec<Change> {
     let names: BTreeSet<_> = old.keys().chain(new.keys()).collect();
     let changes = names.into_iter().map(|name| {
-        let path = [section.name(), name];
+        let path = [section.name(), name.as_ref()];
         match (old.get(name), new.get(name)) {
             (Some(old), Some(new)) => values_diff(&path, old, new),
             (old, new) => vec![Change {

@@ -4,8 +4,10 @@
 //! does not tell where the first of two equal keys stands; [`places`] finds out.
 
 use super::error::Problem;
+use super::ini::{Origin, Translation};
 use super::keys::Section;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use toml::de::{DeTable, DeValue, Error};
 
 /// A parsed file.
@@ -18,6 +20,8 @@ pub(super) struct Document<'i> {
     pub(super) problems: Vec<Problem>,
     /// The lines on which the tree is the parser's guess; duplicates are certain.
     pub(super) guessed: BTreeSet<usize>,
+    /// Options that have no effect.
+    pub(super) ignored: Vec<String>,
 }
 
 impl<'i> Document<'i> {
@@ -35,26 +39,71 @@ impl<'i> Document<'i> {
             guessed: guesses.map(|(line, _)| *line).collect(),
             problems: explain(text, &lines, &located),
             lines,
+            ignored: Vec::new(),
         }
     }
 }
 
-/// Translates byte offsets into line numbers.
-pub(super) struct Lines {
-    starts: Vec<usize>,
+impl<'i> Document<'i> {
+    /// Reads what a file of PgBouncer was translated to.
+    pub(super) fn of_translation(done: &'i Translation) -> Document<'i> {
+        let mut document = Document::read(&done.toml);
+        if let Lines::Own { starts } = document.lines {
+            document.lines = Lines::Translated {
+                starts,
+                origins: done.origins.clone(),
+            };
+        }
+        document.problems.extend(done.problems.iter().cloned());
+        document.ignored.clone_from(&done.ignored);
+        document
+    }
+}
+
+/// Translates byte offsets into lines.
+pub(super) enum Lines {
+    /// Of the file itself.
+    Own {
+        /// Where they begin.
+        starts: Vec<usize>,
+    },
+    /// Of the file that the text was translated from.
+    Translated {
+        /// Where the lines of the text begin.
+        starts: Vec<usize>,
+        /// What each of them comes from.
+        origins: Vec<Origin>,
+    },
 }
 
 impl Lines {
     fn of(text: &str) -> Lines {
         let after_breaks = text.match_indices('\n').map(|(at, _)| at + 1);
-        Lines {
+        Lines::Own {
             starts: std::iter::once(0).chain(after_breaks).collect(),
         }
     }
 
     /// The line, from 1, that holds the byte at `offset`.
     pub(super) fn number(&self, offset: usize) -> usize {
-        self.starts.partition_point(|start| *start <= offset)
+        match self {
+            Lines::Own { starts } => line_at(starts, offset),
+            Lines::Translated { .. } => self.origin(offset).map_or(0, |origin| origin.line),
+        }
+    }
+
+    /// The file that holds it, if it is an included one.
+    pub(super) fn file(&self, offset: usize) -> Option<&Path> {
+        Some(self.origin(offset)?.file.as_ref()?)
+    }
+
+    fn origin(&self, offset: usize) -> Option<&Origin> {
+        match self {
+            Lines::Own { .. } => None,
+            Lines::Translated { starts, origins } => {
+                origins.get(line_at(starts, offset).checked_sub(1)?)
+            }
+        }
     }
 
     fn of_error(&self, error: &Error) -> usize {
@@ -63,14 +112,17 @@ impl Lines {
 
     /// What stands on line `number` of `text`.
     fn written<'t>(&self, text: &'t str, number: usize) -> &'t str {
-        let start = number
-            .checked_sub(1)
-            .and_then(|before| self.starts.get(before));
+        let (Lines::Own { starts } | Lines::Translated { starts, .. }) = self;
+        let start = number.checked_sub(1).and_then(|before| starts.get(before));
         let rest = start
             .and_then(|start| text.get(*start..))
             .unwrap_or_default();
         rest.lines().next().unwrap_or_default()
     }
+}
+
+fn line_at(starts: &[usize], offset: usize) -> usize {
+    starts.partition_point(|start| *start <= offset)
 }
 
 /// The dotted path of a key, each part quoted where TOML wants it quoted.

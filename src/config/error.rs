@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 /// Why [`Config::load`](super::Config::load) gave no configuration.
@@ -29,6 +29,8 @@ pub enum ConfigError {
 /// One thing that is wrong with a configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Problem {
+    /// The file, if it is one that the configuration file includes.
+    pub file: Option<PathBuf>,
     /// Line in the file, from 1; `None` if the problem is with the file as a whole.
     pub line: Option<usize>,
     /// Dotted path of the key, such as `databases.shop.port`; empty if there is none.
@@ -44,9 +46,18 @@ impl Problem {
         text: impl Into<String>,
     ) -> Problem {
         Problem {
+            file: None,
             line,
             key: key.into(),
             text: text.into(),
+        }
+    }
+
+    /// The same in an included file.
+    pub(super) fn in_file(self, file: &Path) -> Problem {
+        Problem {
+            file: Some(file.to_owned()),
+            ..self
         }
     }
 }
@@ -64,10 +75,13 @@ impl fmt::Display for Problem {
     }
 }
 
-fn listed(path: &std::path::Path, problems: &[Problem]) -> String {
-    let lines = problems.iter().map(|problem| match problem.line {
-        Some(_) => format!("{}:{problem}", path.display()),
-        None => format!("{}: {problem}", path.display()),
+fn listed(path: &Path, problems: &[Problem]) -> String {
+    let lines = problems.iter().map(|problem| {
+        let file = problem.file.as_deref().unwrap_or(path).display();
+        match problem.line {
+            Some(_) => format!("{file}:{problem}"),
+            None => format!("{file}: {problem}"),
+        }
     });
     lines.collect::<Vec<_>>().join("\n")
 }

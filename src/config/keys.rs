@@ -41,6 +41,8 @@ pub enum Section {
     Database,
     /// `[users.NAME]`.
     User,
+    /// `[peers.ID]`.
+    Peer,
 }
 
 impl Section {
@@ -50,6 +52,7 @@ impl Section {
             Section::General => "ringbouncer",
             Section::Database => "databases",
             Section::User => "users",
+            Section::Peer => "peers",
         }
     }
 }
@@ -101,15 +104,21 @@ impl Key {
         let Preset::Toml(written) = self.preset else {
             return Value::Unset;
         };
+        self.value_of(written)
+    }
+
+    /// The value that a default is the notation of.
+    pub(super) fn value_of(&self, written: &str) -> Value {
         let value = DeValue::parse(written).expect("a default is valid TOML");
         let checked = self.kind.check(value.get_ref(), Path::new(""));
         checked.expect("a default is allowed by its kind")
     }
 }
 
-/// Every key: those of `[ringbouncer]`, of a database, of a user, each in the order of the file.
+/// Every key: those of `[ringbouncer]`, of a database, of a user, of a peer, each in the order of the file.
 pub fn keys() -> impl Iterator<Item = &'static Key> {
-    GENERAL_KEYS.iter().chain(DATABASE_KEYS).chain(USER_KEYS)
+    let named = DATABASE_KEYS.iter().chain(USER_KEYS).chain(PEER_KEYS);
+    GENERAL_KEYS.iter().chain(named)
 }
 
 /// The checked values of one table of the file, by name of key.
@@ -210,7 +219,8 @@ const USER_NAME: Kind = Kind::Name {
 /// Longest statement that the file can ask for, in bytes.
 const STATEMENT_BYTES_MAX: usize = 8192;
 
-const POOL_SIZE: Kind = int(1, 100_000);
+/// Of one pool.
+const POOL_SIZE: Kind = int(0, 100_000);
 const CONNECTIONS: Kind = int(0, 1_000_000);
 
 settings! {
@@ -239,7 +249,7 @@ settings! {
         pool_mode: PoolMode = Kind::Word(PoolMode::WORDS), default(r#""transaction""#), NewConnections,
             "When a server connection goes back to its pool: after each transaction, when the client leaves (session), or after each statement, which refuses transactions of several statements.";
         default_pool_size: u32 = POOL_SIZE, default("20"), Live,
-            "Server connections that one pool (one pair of database and user) may have, over all shards.";
+            "Server connections that one pool (one pair of database and user) may have, over all shards; 0 is no limit.";
         min_pool_size: u32 = CONNECTIONS, default("0"), Live,
             "Server connections that a pool keeps open, at most its size: if the database has a user of its own, else while it has clients.";
         reserve_pool_size: u32 = CONNECTIONS, default("0"), Live,
@@ -270,8 +280,8 @@ settings! {
             "Start-up parameters that clients may send although we do not keep track of them; others we do not know are refused.";
     }
     "Servers" {
-        server_connect_timeout: Duration = SPAN_NOT_ZERO, default(r#""15 s""#), NewConnections,
-            "Time a new server connection has for connecting and logging in.";
+        server_connect_timeout: Duration = SPAN, default(r#""15 s""#), NewConnections,
+            "Time a new server connection has for connecting and logging in; 0 is no bound.";
         server_login_retry: Duration = SPAN, default(r#""15 s""#), Live,
             "Pause after a server could not be reached or refused the login, before the next try.";
         server_idle_timeout: Duration = SPAN, default(r#""10 min""#), Live,
@@ -362,7 +372,7 @@ settings! {
         password: Option<Secret> = Kind::Secret, unset("the secret of the user in [users] or auth_file", r#""change-me""#), NewConnections,
             "Password of `user` on the server.";
         pool_size: Option<u32> = POOL_SIZE, unset("default_pool_size", "50"), Live,
-            "Server connections that each pool of this database may have.";
+            "Server connections that each pool of this database may have; 0 is no limit.";
         min_pool_size: Option<u32> = CONNECTIONS, unset("min_pool_size of [ringbouncer]", "5"), Live,
             "Server connections that each pool of this database keeps open.";
         reserve_pool_size: Option<u32> = CONNECTIONS, unset("reserve_pool_size of [ringbouncer]", "5"), Live,
@@ -387,7 +397,7 @@ settings! {
         password: Option<Secret> = Kind::Secret, unset("the one of auth_file; if there is none, only trust lets the user in", r#""change-me""#), NewConnections,
             "The user's secret: the password, or as PostgreSQL stores it: md5..., or SCRAM-SHA-256$... (which serves to check clients; to log in to servers, the password itself is needed unless they use md5 or trust).";
         pool_size: Option<u32> = POOL_SIZE, unset("pool_size of the database", "30"), Live,
-            "Server connections that each pool of this user may have.";
+            "Server connections that each pool of this user may have; 0 is no limit.";
         reserve_pool_size: Option<u32> = CONNECTIONS, unset("reserve_pool_size of the database", "5"), Live,
             "Server connections beyond its size that each pool of this user may open in need.";
         max_user_connections: Option<u32> = CONNECTIONS, unset("max_user_connections of [ringbouncer]", "100"), Live,
@@ -396,6 +406,23 @@ settings! {
             "Client connections that this user may have; 0 is no limit.";
         pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of the database", r#""session""#), NewConnections,
             "When a server connection of this user goes back to its pool.";
+    }
+}
+
+settings! {
+    /// Another pooler that cancel requests are passed on to: table `[peers.ID]`.
+    Peer (
+        /// Its `peer_id`.
+        id: u16
+    ),
+    PEER_KEYS of Peer:
+    "Peer" {
+        host: Option<String> = Kind::Host, unset("none: a peer needs one", r#""/run/pooler-2""#), NewConnections,
+            "Where the peer listens; a directory (beginning with /) holds its Unix socket.";
+        port: u16 = int(1, 65_535), default("6432"), NewConnections,
+            "Its port, also of a Unix socket.";
+        pool_size: Option<u32> = POOL_SIZE, unset("default_pool_size", "5"), Live,
+            "Cancel requests that may be on their way to the peer at the same time.";
     }
 }
 
@@ -465,6 +492,7 @@ mod tests {
                     Section::General => General::from_values(&mut values).err(),
                     Section::Database => Database::from_values(name(), &mut values).err(),
                     Section::User => User::from_values(name(), &mut values).err(),
+                    Section::Peer => Peer::from_values(1, &mut values).err(),
                 };
                 assert_eq!(failed, None, "{written}");
             }

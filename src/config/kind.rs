@@ -206,6 +206,22 @@ pub(super) fn nearest(
         .map(|(_, candidate)| candidate)
 }
 
+/// The question at the end of a text about a word, if it is known what was meant.
+pub(super) fn did_you_mean(meant: Option<&str>) -> String {
+    meant
+        .map(|meant| format!("; did you mean {meant:?}?"))
+        .unwrap_or_default()
+}
+
+/// The text for a name that is none of `known`.
+pub(super) fn misspelt(
+    noun: &str,
+    name: &str,
+    known: impl IntoIterator<Item = &'static str>,
+) -> String {
+    format!("unknown {noun}{}", did_you_mean(nearest(name, known)))
+}
+
 fn duration_allowed(min: Duration, max: Duration, bare: Bare) -> String {
     let (min, max) = (format_duration(min), format_duration(max));
     format!(

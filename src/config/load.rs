@@ -1,7 +1,10 @@
 //! Reading a configuration file.
 
 use super::check::check;
+use super::dialect::Dialect;
+use super::document::Document;
 use super::error::{ConfigError, Problem};
+use super::ini::{Include, Source, translate};
 use super::model::Config;
 use std::fs::File;
 use std::io::{self, Read};
@@ -22,7 +25,7 @@ impl Config {
             source,
         })?;
         match std::str::from_utf8(&bytes) {
-            Ok(text) => Config::parse(text, path),
+            Ok(text) => parse(text, path, &include),
             Err(error) => Err(not_utf8(&bytes, error.valid_up_to(), path)),
         }
     }
@@ -32,11 +35,29 @@ impl Config {
     /// # Errors
     /// [`ConfigError::Problems`] with every problem of the text.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
-        check(text, path).map_err(|problems| ConfigError::Problems {
-            path: path.to_owned(),
-            problems,
-        })
+        parse(text, path, &|_| Err("no file is read here".to_owned()))
     }
+}
+
+fn parse(text: &str, path: &Path, include: &Include<'_>) -> Result<Config, ConfigError> {
+    let dialect = Dialect::of(path, text);
+    let checked = match dialect {
+        Dialect::Toml => check(Document::read(text), dialect, path),
+        Dialect::Ini => {
+            let done = translate(Source::read(text, include));
+            check(Document::of_translation(&done), dialect, path)
+        }
+    };
+    checked.map_err(|problems| ConfigError::Problems {
+        path: path.to_owned(),
+        problems,
+    })
+}
+
+/// Reads a file for `%include`; a relative path starts at the working directory, as PgBouncer's do.
+fn include(path: &Path) -> Result<String, String> {
+    let bytes = read(path).map_err(|error| error.to_string())?;
+    String::from_utf8(bytes).map_err(|error| error.utf8_error().to_string())
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {

@@ -1,14 +1,17 @@
-//! Settings: one TOML file in, one immutable [`Config`] out, or every problem of the file at once.
+//! Settings: one file in, TOML or PgBouncer's, one immutable [`Config`] out, or every problem of the file at once.
 //!
 //! `keys.rs` holds the one table of keys. The types the rest of the crate sees, validation, the rows
 //! of SHOW CONFIG, what RELOAD may change and `config/reference.toml` all come from it. Secrets are
 //! never printed. Files that the configuration names (`auth_file`) are not read here.
 
 mod check;
+mod convert;
 mod cross;
+mod dialect;
 mod diff;
 mod document;
 mod error;
+mod ini;
 mod keys;
 mod kind;
 mod load;
@@ -18,9 +21,11 @@ mod show;
 mod units;
 mod value;
 
+pub use convert::{Converted, convert};
+pub use dialect::Dialect;
 pub use diff::{Change, DatabaseChanges, database_changes, diff};
 pub use error::{ConfigError, Problem};
-pub use keys::{Database, General, Key, Preset, Reload, Section, User, keys};
+pub use keys::{Database, General, Key, Peer, Preset, Reload, Section, User, keys};
 pub use kind::{Bare, Kind};
 pub use model::{AuthType, Config, LogLevel, PoolMode};
 pub use reference::reference_toml;

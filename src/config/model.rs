@@ -1,6 +1,7 @@
 //! The validated settings that the rest of the crate sees. Immutable: a reload makes a new one.
 
-use super::keys::{Database, General, User};
+use super::dialect::Dialect;
+use super::keys::{Database, General, Peer, User};
 use super::value::{Field, Value};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +22,12 @@ pub struct Config {
     pub databases: BTreeMap<String, Arc<Database>>,
     /// Users by name.
     pub users: BTreeMap<String, Arc<User>>,
+    /// Other poolers that cancel requests are passed on to, by their `peer_id`.
+    pub peers: BTreeMap<u16, Arc<Peer>>,
+    /// Whose notation the file is in.
+    pub dialect: Dialect,
+    /// Options of the file that have no effect: `pgbouncer.pkt_buf`.
+    pub ignored: Vec<String>,
     /// The file this came from.
     pub path: PathBuf,
 }

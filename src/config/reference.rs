@@ -1,7 +1,7 @@
 //! `config/reference.toml`: every key with its meaning, bounds, default and reload behaviour,
 //! written from the table of keys.
 
-use super::keys::{DATABASE_KEYS, GENERAL_KEYS, Key, Preset, Section, USER_KEYS};
+use super::keys::{DATABASE_KEYS, GENERAL_KEYS, Key, PEER_KEYS, Preset, Section, USER_KEYS};
 
 /// Longest line of the file, in characters.
 const COLUMNS: usize = 100;
@@ -34,11 +34,21 @@ const USERS: &str = r##"
 #[users.alice]
 "##;
 
+const PEERS: &str = r##"
+# ---- Peers --------------------------------------------------------------------------------------
+# A table for each other pooler, Ringbouncer or PgBouncer, behind the same address: a cancel request
+# that arrives at the wrong one is passed on. The name is the other's peer_id; the own one may be
+# listed and is left alone.
+
+#[peers.2]
+"##;
+
 /// The text of `config/reference.toml`.
 pub fn reference_toml() -> String {
     let parts = [HEAD.to_owned(), section(GENERAL_KEYS), DATABASES.to_owned()];
     let named = [section(DATABASE_KEYS), USERS.to_owned(), section(USER_KEYS)];
-    parts.into_iter().chain(named).collect()
+    let peers = [PEERS.to_owned(), section(PEER_KEYS)];
+    parts.into_iter().chain(named).chain(peers).collect()
 }
 
 fn section(keys: &[Key]) -> String {
@@ -71,7 +81,7 @@ fn entry(key: &Key) -> String {
 }
 
 /// `text` as comment lines.
-fn wrapped(text: &str) -> String {
+pub(super) fn wrapped(text: &str) -> String {
     let mut lines = String::new();
     let mut line = "#".to_owned();
     for word in text.split_whitespace() {

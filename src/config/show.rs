@@ -18,7 +18,7 @@ pub fn config_rows(config: &Config) -> Vec<[String; 4]> {
         } else {
             "yes"
         };
-        let preset = shown(key, &key.preset_value());
+        let preset = shown(key, &config.dialect.preset_value(key));
         [
             key.name.to_owned(),
             shown(key, &value),

@@ -12,6 +12,6 @@ mod start;
 mod verifier;
 
 pub use error::StartError;
-pub use sources::load;
+pub use sources::{load, working_directory};
 pub use start::{Options, run};
 pub use verifier::{VerifierError, scram_user_line};

@@ -4,7 +4,7 @@ use super::error::StartError;
 use crate::auth::{UserList, Users};
 use crate::config::Config;
 use crate::shard::Snapshot;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Reads and checks the configuration at `path` and the files it names.
@@ -28,6 +28,17 @@ pub fn load(path: &Path) -> Result<Snapshot, StartError> {
     Ok(Snapshot {
         config: Arc::new(config),
         users: Arc::new(users),
+    })
+}
+
+/// Where relative paths start.
+///
+/// # Errors
+/// If it is gone.
+pub fn working_directory() -> Result<PathBuf, StartError> {
+    std::env::current_dir().map_err(|source| StartError::System {
+        what: "find the working directory",
+        source,
     })
 }
 

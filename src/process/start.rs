@@ -55,6 +55,7 @@ pub fn run(options: &Options) -> Result<(), StartError> {
     let common = Arc::new(make_common(cores.len(), snapshot, control.clone())?);
     let resolver = Resolver::start(&common);
     start_shards(&common, &cores, sockets)?;
+    list_ignored(&common);
     control::listen_to_signals(control).map_err(|source| StartError::System {
         what: "listen to signals",
         source,
@@ -65,6 +66,19 @@ pub fn run(options: &Options) -> Result<(), StartError> {
         let _ = std::fs::remove_file(path);
     }
     Ok(())
+}
+
+/// Says once which options of the file have no effect.
+fn list_ignored(common: &Common) {
+    let snapshot = common.snapshot.load();
+    let ignored = &snapshot.config.ignored;
+    if !ignored.is_empty() {
+        let options = ignored.join(", ");
+        tracing::warn!(
+            options,
+            "options of the configuration file that have no effect"
+        );
+    }
 }
 
 fn make_common(

@@ -43,10 +43,12 @@ async fn open(pool: &Pool) -> Result<Server, DialError> {
     let shard = &pool.shard;
     let snapshot = shard.snapshot();
     let database = pool.database.borrow().clone();
-    let deadline = shard
-        .net
-        .now()
-        .after(snapshot.config.general.server_connect_timeout);
+    let timeout = snapshot.config.general.server_connect_timeout;
+    let deadline = if timeout.is_zero() {
+        Moment::NEVER
+    } else {
+        shard.net.now().after(timeout)
+    };
     shard.name_looked_up(&database, deadline).await;
     let attempt = pool.common.failures.load(Ordering::Relaxed);
     let endpoint = shard

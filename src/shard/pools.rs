@@ -4,7 +4,7 @@ use super::canceling::Mark;
 use super::message::Mail;
 use super::opening;
 use super::root::Shard;
-use super::shared::{CommonPool, Phase};
+use super::shared::{CommonPool, Phase, unlimited_if_zero};
 use crate::base::{Moment, ShardId};
 use crate::client::Farewell;
 use crate::config::{Database, PoolMode};
@@ -47,7 +47,7 @@ impl Shard {
             return pool.clone();
         }
         let snapshot = self.snapshot();
-        let limit = snapshot.config.pool_size(database, user);
+        let limit = unlimited_if_zero(snapshot.config.pool_size(database, user));
         let common = self.common.pool(&key, limit);
         let pool = Rc::new(Pool {
             shard: self.clone(),

@@ -103,8 +103,13 @@ impl Scope {
             Scope::ClientsOfDatabase(name) => of_database(name, Config::db_clients_max),
             Scope::ClientsOfUser(name) => config.user_clients_max(name),
         };
-        if limit == 0 { PERMITS_MAX } else { limit }
+        unlimited_if_zero(limit)
     }
+}
+
+/// Of settings whose 0 is no limit.
+pub(super) fn unlimited_if_zero(limit: u32) -> u32 {
+    if limit == 0 { PERMITS_MAX } else { limit }
 }
 
 /// Leaves the pool of a database that is gone as it is.
@@ -112,7 +117,7 @@ fn set_limits_of(pool: &SharedPool, key: &PoolKey, config: &Config) {
     let Some(database) = config.database(&key.database) else {
         return;
     };
-    pool.set_limit(config.pool_size(&database, &key.user));
+    pool.set_limit(unlimited_if_zero(config.pool_size(&database, &key.user)));
     let after = config.general.reserve_pool_timeout;
     let reserve = if after.is_zero() {
         0

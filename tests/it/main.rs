@@ -8,6 +8,7 @@ mod command_line;
 mod console;
 mod copy;
 mod faults;
+mod ini;
 mod limits;
 mod login;
 mod modes;

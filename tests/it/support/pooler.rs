@@ -154,9 +154,34 @@ impl Pooler {
     }
 
     fn spawn(topology: &Topology, amend: impl FnOnce(&mut Command)) -> Result<Pooler, String> {
+        Pooler::launch(|directory| topology.write(directory), amend)
+    }
+
+    /// The program with the file that `write` makes in its directory.
+    #[track_caller]
+    pub fn start_file(write: impl FnOnce(&Path) -> PathBuf) -> Pooler {
+        Pooler::launch(write, |_| {})
+            .unwrap_or_else(|log| panic!("the pooler does not start:\n{log}"))
+    }
+
+    /// The same with a file that does not say how many shards.
+    #[track_caller]
+    pub fn start_ini(write: impl FnOnce(&Path) -> PathBuf, shards: usize) -> Pooler {
+        let amend = |command: &mut Command| {
+            command.args(["--shards", &shards.to_string()]);
+        };
+        Pooler::launch(write, amend)
+            .unwrap_or_else(|log| panic!("the pooler does not start:\n{log}"))
+    }
+
+    /// The running program, or its log if it does not become ready.
+    pub fn launch(
+        write: impl FnOnce(&Path) -> PathBuf,
+        amend: impl FnOnce(&mut Command),
+    ) -> Result<Pooler, String> {
         let directory = tempfile::tempdir().unwrap();
         let mut command = program();
-        command.arg("run").arg(topology.write(directory.path()));
+        command.arg("run").arg(write(directory.path()));
         amend(&mut command);
         command
             .stdin(Stdio::null())
@@ -189,6 +214,11 @@ impl Pooler {
             log,
             exit: None,
         })
+    }
+
+    /// Where its configuration is.
+    pub fn directory(&self) -> &Path {
+        self.directory.path()
     }
 
     pub fn pid(&self) -> u32 {

@@ -1,0 +1,207 @@
+//! A configuration as commented TOML: what `ringbouncer convert` prints.
+
+use super::keys::{Key, Section};
+use super::kind::Kind;
+use super::model::Config;
+use super::reference::wrapped;
+use super::units::{format_duration, format_size};
+use super::value::Value;
+use std::path::Path;
+
+/// What differs between any file of PgBouncer's and its conversion.
+const ALWAYS_DIFFERENT: [&str; 3] = [
+    "comments and the order of the lines are not kept, and included files become part of the one file",
+    "relative paths are made absolute: PgBouncer's start at the working directory, those in TOML at the file",
+    "run from TOML, log lines have Ringbouncer's own form and not PgBouncer's, and running as root is allowed",
+];
+
+/// A converted configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Converted {
+    /// The file.
+    pub toml: String,
+    /// What it does not say as the original did, a sentence each.
+    pub differences: Vec<String>,
+}
+
+/// Writes `config` as TOML that means the same; `here` is where relative paths start.
+pub fn convert(config: &Config, here: &Path) -> Converted {
+    let mut writer = Writer {
+        here,
+        done: Converted {
+            toml: format!("# Converted from {}.\n", config.path.display()),
+            differences: ALWAYS_DIFFERENT.map(str::to_owned).into(),
+        },
+    };
+    writer.table(&[Section::General.name()], config.general.values());
+    for (name, database) in &config.databases {
+        writer.table(&[Section::Database.name(), name], database.values());
+    }
+    for (name, user) in &config.users {
+        writer.table(&[Section::User.name(), name], user.values());
+    }
+    for (id, peer) in &config.peers {
+        writer.table(&[Section::Peer.name(), &id.to_string()], peer.values());
+    }
+    let mut done = writer.done;
+    let ignored = config.ignored.iter();
+    done.differences
+        .extend(ignored.map(|key| format!("{key} has no effect and is left out")));
+    if let Err(error) = Config::parse(&done.toml, Path::new("converted.toml")) {
+        let lines = error.to_string();
+        done.differences
+            .extend(lines.lines().map(|line| format!("to be mended: {line}")));
+    }
+    done
+}
+
+struct Writer<'a> {
+    here: &'a Path,
+    done: Converted,
+}
+
+impl Writer<'_> {
+    fn table(&mut self, path: &[&str], values: Vec<(&'static Key, Value)>) {
+        let header: Vec<_> = path.iter().map(|part| quoted_if_odd(part)).collect();
+        let header = header.join(".");
+        self.done.toml.push_str(&format!("\n[{header}]\n"));
+        let has_user = values
+            .iter()
+            .any(|(key, value)| key.name == "user" && *value != Value::Unset);
+        for (key, value) in values {
+            if key.section == Section::Database && key.name == "password" && !has_user {
+                if value != Value::Unset {
+                    let text = "has no effect without user and is left out";
+                    self.done
+                        .differences
+                        .push(format!("{header}.password {text}"));
+                }
+                continue;
+            }
+            if value != key.preset_value() {
+                self.setting(key, &value);
+            }
+        }
+    }
+
+    fn setting(&mut self, key: &Key, value: &Value) {
+        let words = wrapped(key.doc);
+        let written = self.written(key, value);
+        let lines = format!("{words}{} = {written}\n", key.name);
+        self.done.toml.push_str(&lines);
+    }
+
+    fn written(&self, key: &Key, value: &Value) -> String {
+        match value {
+            Value::Unset => "\"\"".to_owned(),
+            Value::Bool(on) => on.to_string(),
+            Value::Int(mode) if matches!(key.kind, Kind::FileMode) => format!("\"{mode:04o}\""),
+            Value::Int(size) if matches!(key.kind, Kind::Size { .. }) => {
+                format!("\"{}\"", format_size(*size))
+            }
+            Value::Int(number) => number.to_string(),
+            Value::Duration(span) => format!("\"{}\"", format_duration(*span)),
+            Value::Text(path) if matches!(key.kind, Kind::Path | Kind::SocketDir) => {
+                quoted(&self.here.join(path).to_string_lossy())
+            }
+            Value::Text(text) => quoted(text),
+            Value::List(entries) => listed(entries.iter().map(|entry| quoted(entry))),
+            Value::Numbers(numbers) => listed(numbers.iter().map(ToString::to_string)),
+            Value::Secret(secret) => quoted(&String::from_utf8_lossy(secret.expose())),
+        }
+    }
+}
+
+fn listed(entries: impl Iterator<Item = String>) -> String {
+    format!("[{}]", entries.collect::<Vec<_>>().join(", "))
+}
+
+fn quoted_if_odd(name: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if !name.is_empty() && name.chars().all(is_bare) {
+        return name.to_owned();
+    }
+    quoted(name)
+}
+
+/// A string of TOML: one line, whatever it holds.
+pub(super) fn quoted(text: &str) -> String {
+    let mut quoted = "\"".to_owned();
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => quoted.push_str(&format!("\\U{:08X}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Dialect;
+
+    const INI: &str = "[databases]\n* = host=db port=5433 user=u password='a\"b\\c'\n'odd \"name' = pool_size=3\n\
+        [users]\nann = pool_mode=statement\n[peers]\n2 = host=/run/b pool_size=4\n\
+        [pgbouncer]\nauth_file = users.txt\nquery_timeout = 1.5\nunix_socket_mode = 0700\nlisten_addr = a, b\n\
+        max_packet_size = 1048576\nadmin_users = x,y\npkt_buf = 1\nlog_connections = 0\n";
+
+    #[test]
+    fn conversion_means_the_same() {
+        let original = Config::parse(INI, Path::new("p.ini")).expect("valid");
+        let converted = convert(&original, Path::new("/here"));
+        let back = Config::parse(&converted.toml, Path::new("/else/p.toml"));
+        let mut back = back.unwrap_or_else(|error| panic!("{error}\n{}", converted.toml));
+        assert_eq!(
+            back.general.auth_file.as_deref(),
+            Some(Path::new("/here/users.txt"))
+        );
+        back.general
+            .auth_file
+            .clone_from(&original.general.auth_file);
+        assert_eq!(back.dialect, Dialect::Toml);
+        let back = Config {
+            dialect: original.dialect,
+            ignored: original.ignored.clone(),
+            path: original.path.clone(),
+            ..back
+        };
+        assert_eq!(back, original);
+        assert!(
+            converted
+                .differences
+                .contains(&"pgbouncer.pkt_buf has no effect and is left out".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_toml_would_refuse_is_told() {
+        let ini = "[databases]\na = host=h password=x\n[pgbouncer]\n";
+        let original = Config::parse(ini, Path::new("p.ini")).expect("valid");
+        let converted = convert(&original, Path::new("/"));
+        assert!(!converted.toml.contains("password ="), "{}", converted.toml);
+        let told = converted.differences.join("\n");
+        assert!(
+            told.contains("databases.a.password has no effect"),
+            "{told}"
+        );
+        assert!(
+            told.contains("ringbouncer.auth_type: nobody could log in"),
+            "{told}"
+        );
+    }
+
+    #[test]
+    fn every_setting_is_explained() {
+        let original =
+            Config::parse("[pgbouncer]\nauth_file=x", Path::new("p.ini")).expect("valid");
+        let toml = convert(&original, Path::new("/")).toml;
+        assert!(
+            toml.contains("# When a server connection goes back to its pool"),
+            "{toml}"
+        );
+        assert!(toml.contains("\npool_mode = \"session\"\n"), "{toml}");
+    }
+}
