@@ -1,6 +1,7 @@
 //! The only reader of the operating system's clocks. Layers that must stay pure take a [`Moment`]
 //! as an argument instead.
 
+use rustix::time::{ClockId, clock_gettime};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -47,6 +48,13 @@ impl Clock {
         static ORIGIN: OnceLock<Instant> = OnceLock::new();
         let nanos = ORIGIN.get_or_init(Instant::now).elapsed().as_nanos();
         Moment(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// CPU time that the calling thread has used, in the kernel and out of it.
+    pub fn thread_cpu() -> Duration {
+        let used = clock_gettime(ClockId::ThreadCPUTime);
+        let secs = u64::try_from(used.tv_sec).unwrap_or_default();
+        Duration::from_secs(secs) + Duration::from_nanos(used.tv_nsec.unsigned_abs())
     }
 
     /// Now, as microseconds since the Unix epoch: for time stamps that people read.

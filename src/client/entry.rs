@@ -37,6 +37,8 @@ impl ClientState {
 /// What somebody else wants of a client's task.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
+    /// Hear where it stands in line.
+    Notice,
     /// Give up the request that waits for a server.
     Cancel,
     /// Leave.
@@ -82,6 +84,8 @@ pub struct ClientEntry {
     pub query_since: Cell<Option<Moment>>,
     /// When the transaction under way began, if one is.
     pub transaction_since: Cell<Option<Moment>>,
+    /// Whether it has been told, while it waits, where it stands.
+    pub is_noticed: Cell<bool>,
     /// The server it is linked to.
     pub link: Cell<Option<Link>>,
     /// Its `application_name`.
@@ -112,6 +116,7 @@ impl ClientEntry {
             since: Cell::new(now),
             query_since: Cell::new(None),
             transaction_since: Cell::new(None),
+            is_noticed: Cell::new(false),
             link: Cell::new(None),
             application_name: RefCell::new("".into()),
             prepared: Cell::new(0),
@@ -149,15 +154,22 @@ impl ClientEntry {
         }
         self.state.set(state);
         self.since.set(now);
+        self.is_noticed.set(false);
         if let Some(gauge) = self.gauge() {
             gauge.add(1);
         }
     }
 
-    /// Tells the client's task something; a request to leave is not overwritten.
+    /// Tells the client's task something; a request to leave is not overwritten, nor is one to give up
+    /// by a mere notice.
     pub fn send(&self, signal: Signal) {
         let mut pending = self.signal.borrow_mut();
-        if !matches!(*pending, Some(Signal::Leave(_))) {
+        let is_heavier = match *pending {
+            Some(Signal::Leave(_)) => false,
+            Some(Signal::Cancel) => signal != Signal::Notice,
+            Some(Signal::Notice) | None => true,
+        };
+        if is_heavier {
             *pending = Some(signal);
         }
         drop(pending);

@@ -2,6 +2,8 @@
 
 use super::farewell::Farewell;
 use super::intake::{Intake, IntakeError};
+use crate::base::{ClientId, Moment};
+use crate::net::Detached;
 use crate::session::{CancelKey, ServerParams, Settings, TRACKED};
 use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::{FirstPacket, StartupPacket, WireError, parse_first_packet};
@@ -16,6 +18,22 @@ pub enum Greeting {
     Session(StartupPacket),
     /// A running query cancelled: the key.
     Cancel(Vec<u8>),
+}
+
+/// A client that has said what it wants and goes on at another shard, off any ring.
+pub struct Greeted {
+    /// Its socket.
+    pub socket: Detached,
+    /// What was read ahead.
+    pub ahead: Vec<u8>,
+    /// What it wants.
+    pub packet: StartupPacket,
+    /// Its id.
+    pub id: ClientId,
+    /// Since when it has been logging in.
+    pub since: Moment,
+    /// When it connected, in microseconds since the Unix epoch.
+    pub connected_unix_us: u64,
 }
 
 /// Reads until a client has said what it wants; encryption is declined.

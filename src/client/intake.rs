@@ -38,6 +38,11 @@ impl Intake {
         }
     }
 
+    /// Goes on reading from `socket`, of which `bytes` have been read ahead.
+    pub fn resume(socket: Socket, bytes: Vec<u8>) -> Intake {
+        Intake { socket, bytes }
+    }
+
     /// The socket, to send with.
     pub fn socket(&self) -> &Socket {
         &self.socket

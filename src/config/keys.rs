@@ -242,6 +242,10 @@ settings! {
     "Cores" {
         shards: usize = int(0, limit::SHARDS_MAX as u64), default("0"), Restart,
             "Shards to run, each a thread on a core of its own; 0 is one for each physical core.";
+        pool_shards: usize = int(0, limit::SHARDS_MAX as u64), default("0"), NewConnections,
+            "Shards that serve the clients of one pool; 0 is one for every four server connections of its size, so that those of a small pool need not travel.";
+        rebalance_clients: bool = Kind::Bool, default("true"), Live,
+            "Whether idle clients are moved to another shard, between two transactions, when shards are unevenly loaded.";
         cpus: Vec<usize> = Kind::Numbers { max: 4095 }, default("[]"), Restart,
             "Numbers of the cores that shards run on, one shard on each in this order; [] leaves the choice to us.";
     }
@@ -296,6 +300,10 @@ settings! {
     "Timeouts" {
         query_wait_timeout: Duration = SPAN, default(r#""2 min""#), Live,
             "A client that has waited longer for a server connection is disconnected; 0 is never.";
+        query_wait_notify: Duration = SPAN, default(r#""5 s""#), Live,
+            "A client that has waited longer for a server connection is sent a notice, with its place in the queue and the wait to expect; 0 is never.";
+        queue_reject: bool = Kind::Bool, default("false"), Live,
+            "Whether a query is refused at once (SQLSTATE 53300, the client stays connected) when, by what was measured, it would wait longer than query_wait_timeout.";
         query_timeout: Duration = SPAN, default("0"), Live,
             "A query that takes longer is cut off, together with its server connection; 0 is never.";
         idle_transaction_timeout: Duration = SPAN, default("0"), Live,

@@ -220,8 +220,10 @@ impl Reactor {
         let turn_us = before.since(self.now.get()).as_micros() as u64;
         self.stats.longest_turn_us.raise(turn_us);
         self.stats.busy_us.add(turn_us);
+        self.stats.beat.sleeps(before);
         self.ring.enter(may_wait.into());
         self.now.set(Clock::now());
+        self.stats.beat.works(self.now.get());
         self.stats.ring_enters.inc();
         self.stats.buffers_free.set(self.buffers.free().into());
         self.reap();

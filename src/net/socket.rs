@@ -186,7 +186,7 @@ impl Socket {
     /// Takes the socket off the ring, once no operation refers to it.
     ///
     /// # Errors
-    /// Gives the socket back, still on the ring, if bytes arrived or it ended meanwhile.
+    /// Gives the socket back, still on the ring and receiving, if bytes arrived or it ended meanwhile.
     pub async fn detach(self) -> Result<Detached, Socket> {
         self.pause(true);
         poll_fn(|cx| {
@@ -200,6 +200,7 @@ impl Socket {
         })
         .await;
         if !self.is_quiet() {
+            self.pause(false);
             return Err(self);
         }
         let fd = self.net.0.extract(self.index);

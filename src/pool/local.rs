@@ -40,6 +40,7 @@
 
 use super::action::{Acquired, Action, Idle};
 use super::ask::Asks;
+use super::outlook::{Outlook, Pace};
 use super::shared::{Retiring, Seat, SharedPool};
 use super::waiter::{WaiterId, WaiterQueue};
 use crate::base::{Moment, ShardId};
@@ -59,6 +60,13 @@ pub const UNFAIR_SHARE: u32 = 10;
 /// finds the permit that became free at its next tick.
 const EVICT_PAUSE: Duration = Duration::from_millis(10);
 
+/// A shard that has asked for an idle server elsewhere so often, with pauses no longer than
+/// [`BORROWING_SPAN`], opens one of its own.
+const BORROWS_MAX: u32 = 8;
+
+/// See [`BORROWS_MAX`].
+const BORROWING_SPAN: Duration = Duration::from_secs(10);
+
 /// How often a server may travel on without having served anybody; then it stays idle where it is
 /// until that shard's next tick.
 pub const HOPS_MAX: u8 = 3;
@@ -76,8 +84,12 @@ pub struct LocalPool<S, W> {
     idle: VecDeque<Idle<S>>,
     waiters: WaiterQueue<W>,
     opening: usize,
+    /// Openings among them that nobody waits for.
+    spare: usize,
+    borrowed: Borrowed,
     retiring: Retiring,
     asks: Asks,
+    pace: Pace,
     /// Before when no further eviction is asked for.
     evict_after: Moment,
     /// No head elsewhere was older at the last look; heads only get younger, so it still holds.
@@ -93,8 +105,11 @@ impl<S, W> LocalPool<S, W> {
             idle: VecDeque::new(),
             waiters: WaiterQueue::new(),
             opening: 0,
+            spare: 0,
+            borrowed: Borrowed::default(),
             retiring: Retiring::default(),
             asks: Asks::default(),
+            pace: Pace::default(),
             evict_after: Moment::default(),
             floor: Moment::default(),
             is_paused: false,
@@ -109,9 +124,11 @@ impl<S, W> LocalPool<S, W> {
         }
         let id = self.waiters.push(waiter, now);
         if self.waiters.len() == 1 {
+            self.pace.line_forms(now);
             self.publish_head();
             self.seat.retract_idle();
         }
+        self.publish_line();
         self.seek(now, out);
         Acquired::Waits(id)
     }
@@ -124,7 +141,24 @@ impl<S, W> LocalPool<S, W> {
         if self.waiters.head_since() != head {
             self.publish_head();
         }
+        self.publish_line();
         waiter
+    }
+
+    /// Where a client in line stands; `None` if it is not in line any more.
+    pub fn outlook(&self, id: WaiterId, now: Moment) -> Option<Outlook> {
+        let (before, since) = self.waiters.place(id)?;
+        let (ahead, others) = self.seat.lines_elsewhere(since);
+        let ahead = before as u64 + ahead;
+        let may_grow = self.opening > 0 || self.seat.shared().may_open(now);
+        let rate = self.seat.rate(now);
+        let is_known = rate > 0.0 && !may_grow;
+        let expected = is_known.then(|| (ahead + 1) as f64 / rate);
+        Some(Outlook {
+            ahead,
+            waiting: self.waiters.len() as u64 + others,
+            expected: expected.map(|nanos| Duration::from_nanos(nanos as u64)),
+        })
     }
 
     /// Takes everybody out of the line who has waited since `until` or longer, oldest first;
@@ -139,6 +173,7 @@ impl<S, W> LocalPool<S, W> {
             taken.extend(self.waiters.pop());
         }
         self.publish_head();
+        self.publish_line();
         taken
     }
 
@@ -167,7 +202,7 @@ impl<S, W> LocalPool<S, W> {
                 self.offer(hops, out);
             }
         } else {
-            self.grant(server, out);
+            self.grant(server, now, out);
         }
         self.after_arrival(now, out);
     }
@@ -198,7 +233,7 @@ impl<S, W> LocalPool<S, W> {
         } else if self.waiters.is_empty() {
             self.rest(server, now);
         } else {
-            self.grant(server, out);
+            self.grant(server, now, out);
         }
     }
 
@@ -410,13 +445,15 @@ impl<S, W> LocalPool<S, W> {
                 hops: 1,
             });
         } else {
-            self.grant(server, out);
+            self.grant(server, now, out);
         }
     }
 
-    fn grant(&mut self, server: S, out: &mut Vec<Action<S, W>>) {
+    fn grant(&mut self, server: S, now: Moment, out: &mut Vec<Action<S, W>>) {
         let waiter = self.waiters.pop();
         self.publish_head();
+        self.pace.served(now);
+        self.publish_line();
         match waiter {
             Some(waiter) => out.push(Action::Grant { waiter, server }),
             None => unreachable!("a grant without a waiter"),
@@ -456,7 +493,7 @@ impl<S, W> LocalPool<S, W> {
         if self.is_paused {
             return;
         }
-        let provided_for = self.opening + self.asks.pending();
+        let provided_for = self.opening - self.spare + self.asks.pending();
         let mut wanted = self.waiters.len().saturating_sub(provided_for);
         self.seat.publish_want(wanted > 0);
         while wanted > 0 && self.seek_one(now, out) {
@@ -482,15 +519,19 @@ impl<S, W> LocalPool<S, W> {
         if let Some(shard) = self.seat.idle_elsewhere(|shard| asks.spoken_for(shard)) {
             asks.add(shard, now);
             out.push(Action::Ask(shard));
+            if self.borrowed.is_habit(now) && self.try_open(Duration::ZERO, now) {
+                self.spare += 1;
+                out.push(Action::Open);
+            }
             return true;
         }
-        let may_open = self.try_open(now);
+        let may_open = self.try_open(self.waited(now), now);
         out.extend(may_open.then_some(Action::Open));
         may_open
     }
 
-    fn try_open(&mut self, now: Moment) -> bool {
-        let is_open = self.seat.shared().try_permit(self.waited(now), now);
+    fn try_open(&mut self, waited: Duration, now: Moment) -> bool {
+        let is_open = self.seat.shared().try_permit(waited, now);
         self.opening += usize::from(is_open);
         is_open
     }
@@ -498,6 +539,7 @@ impl<S, W> LocalPool<S, W> {
     fn end_opening(&mut self) {
         assert!(self.opening > 0, "an opening ended that was not begun");
         self.opening -= 1;
+        self.spare = self.spare.min(self.opening);
         self.seat.shared().opening_ended();
     }
 
@@ -545,8 +587,37 @@ impl<S, W> LocalPool<S, W> {
         self.seat.publish_idle(self.idle.len(), since);
     }
 
+    fn publish_line(&self) {
+        let (count, newest) = (self.waiters.len(), self.waiters.newest());
+        self.seat.publish_line(count, newest, &self.pace);
+    }
+
     fn publish_head(&mut self) {
         self.seat.publish_head(self.waiters.head_since());
+    }
+}
+
+/// How often this shard has had to ask for a server that is idle elsewhere.
+#[derive(Debug, Default)]
+struct Borrowed {
+    count: u32,
+    last: Moment,
+}
+
+impl Borrowed {
+    /// One more at `now`. True if it was the last of so many that a server of its own is better, where
+    /// a permit is free: else the few servers of a calm pool would travel with every transaction.
+    fn is_habit(&mut self, now: Moment) -> bool {
+        if now.since(self.last) > BORROWING_SPAN {
+            self.count = 0;
+        }
+        self.last = now;
+        self.count += 1;
+        let is_habit = self.count >= BORROWS_MAX;
+        if is_habit {
+            self.count = 0;
+        }
+        is_habit
     }
 }
 

@@ -11,6 +11,7 @@ mod ask;
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
 mod local;
+mod outlook;
 mod permit;
 mod shard_set;
 mod shared;
@@ -18,6 +19,7 @@ mod waiter;
 
 pub use action::{Acquired, Action, Idle};
 pub use local::{HOPS_MAX, LocalPool, UNFAIR_SHARE, UNFAIR_SPAN};
+pub use outlook::Outlook;
 pub use permit::{PERMITS_MAX, Permits};
 pub use shared::{OPENINGS_MAX, SharedPool};
 pub use waiter::WaiterId;

@@ -19,6 +19,7 @@
 //! the server arrives; it then looks again, for what it missed while it was passed over. A sender
 //! that cannot deliver takes the claim back.
 
+use super::outlook::{Pace, older, rate};
 use super::permit::Permits;
 use super::shard_set::ShardSet;
 use crate::base::limit::SHARDS_MAX;
@@ -58,6 +59,12 @@ struct Desk {
     idle_since: AtomicU64,
     /// Whether somebody waits here for whom neither a question nor an opening is under way.
     wants: AtomicBool,
+    /// How many wait here, since when the last of them, the mean interval between two grants and when the last one was: for what
+    /// clients are told, nothing else.
+    line: AtomicU32,
+    newest: AtomicU64,
+    interval_ns: AtomicU64,
+    served_at: AtomicU64,
     is_taken: AtomicBool,
 }
 
@@ -329,6 +336,10 @@ impl Desk {
             idle: AtomicU32::new(0),
             idle_since: AtomicU64::new(0),
             wants: AtomicBool::new(false),
+            line: AtomicU32::new(0),
+            newest: AtomicU64::new(0),
+            interval_ns: AtomicU64::new(0),
+            served_at: AtomicU64::new(0),
             is_taken: AtomicBool::new(false),
         }
     }
@@ -410,6 +421,38 @@ impl Seat {
             self.waits = since.is_some();
             self.shared.waiting.set(self.me, self.waits);
         }
+    }
+
+    /// Publishes how many wait here and how fast they are served.
+    pub(super) fn publish_line(&self, count: usize, newest: Moment, pace: &Pace) {
+        let desk = self.shared.desk(self.me);
+        // Relaxed: an estimate is made of it.
+        desk.line
+            .store(u32::try_from(count).unwrap_or(u32::MAX), Relaxed);
+        desk.newest.store(newest.nanos(), Relaxed);
+        desk.interval_ns.store(pace.mean_ns(), Relaxed);
+        desk.served_at.store(pace.since().nanos(), Relaxed);
+    }
+
+    /// How many clients elsewhere wait since before `mine`, and how many there are.
+    pub(super) fn lines_elsewhere(&self, mine: Moment) -> (u64, u64) {
+        let others = self.shared.heads().filter(|head| head.shard != self.me);
+        others.fold((0, 0), |(ahead, all), head| {
+            let desk = self.shared.desk(head.shard);
+            let count = desk.line.load(Relaxed).into();
+            let last = Moment::from_nanos(desk.newest.load(Relaxed));
+            (ahead + older(count, head.since(), last, mine), all + count)
+        })
+    }
+
+    /// Grants per nanosecond of all shards where clients wait.
+    pub(super) fn rate(&self, now: Moment) -> f64 {
+        let rates = self.shared.heads().map(|head| {
+            let desk = self.shared.desk(head.shard);
+            let since = Moment::from_nanos(desk.served_at.load(Relaxed));
+            rate(desk.interval_ns.load(Relaxed), since, now)
+        });
+        rates.sum()
     }
 
     /// Publishes whether a free permit would be of use to us.

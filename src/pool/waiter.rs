@@ -56,6 +56,11 @@ impl<W> WaiterQueue<W> {
         self.line.front().map(|place| place.since)
     }
 
+    /// Since when the last who came has waited, or had.
+    pub(super) fn newest(&self) -> Moment {
+        self.newest
+    }
+
     pub(super) fn push(&mut self, waiter: W, now: Moment) -> WaiterId {
         let id = WaiterId(self.next_id);
         self.next_id += 1;
@@ -84,6 +89,15 @@ impl<W> WaiterQueue<W> {
         self.trim();
         self.sweep();
         Some(waiter)
+    }
+
+    /// How many stand before a waiter, and since when it has waited. While there are holes they count
+    /// as evenly spread.
+    pub(super) fn place(&self, id: WaiterId) -> Option<(usize, Moment)> {
+        let at = self.line.binary_search_by_key(&id, |place| place.id).ok()?;
+        let place = self.line.get(at)?;
+        place.waiter.as_ref()?;
+        Some((at * self.living / self.line.len(), place.since))
     }
 
     /// The living from the head on, and since when each has waited.
@@ -142,6 +156,16 @@ mod tests {
             [Some(0), Some(2), None]
         );
         assert_eq!(queue.remove(ids[2]), None, "already served");
+    }
+
+    #[test]
+    fn a_place_counts_who_stands_before() {
+        let (mut queue, ids) = queue_of(5);
+        assert_eq!(queue.place(ids[3]), Some((3, Moment::from_nanos(3))));
+        queue.pop();
+        assert_eq!(queue.place(ids[3]), Some((2, Moment::from_nanos(3))));
+        queue.remove(ids[3]);
+        assert_eq!((queue.place(ids[3]), queue.place(ids[0])), (None, None));
     }
 
     #[test]

@@ -1,14 +1,29 @@
 //! How a client comes by a server and gives it back: what the relay asks of its shard.
 
 use crate::client::Farewell;
-use crate::pool::WaiterId;
+use crate::pool::{Outlook, WaiterId};
 use crate::server::Server;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
 /// What a client in line gets.
-pub type Grant = Result<Server, Farewell>;
+pub type Grant = Result<Server, Denial>;
+
+/// Why a client gets no server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Denial {
+    /// It has to leave.
+    Leave(Farewell),
+    /// It may ask again later, but would wait too long now: what it is told.
+    Busy(String),
+}
+
+impl From<Farewell> for Denial {
+    fn from(farewell: Farewell) -> Denial {
+        Denial::Leave(farewell)
+    }
+}
 
 /// The pool that a client gets its servers from.
 pub trait Servers {
@@ -16,6 +31,8 @@ pub trait Servers {
     fn request(&self, waiter: &Rc<Waiter>);
     /// Takes a client out of line. A server that it has been granted meanwhile goes back.
     fn withdraw(&self, waiter: &Waiter);
+    /// Where a client in line stands; `None` if it is not in line.
+    fn outlook(&self, waiter: &Waiter) -> Option<Outlook>;
     /// Takes a server back. It is given to others only if [`Server::is_reusable`].
     fn release(&self, server: Server);
     /// Takes a server back from a client that had it for a session: it is reset first.

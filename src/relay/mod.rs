@@ -7,5 +7,5 @@ mod outlet;
 mod run;
 mod upstream;
 
-pub use lease::{Grant, Servers, Waiter};
+pub use lease::{Denial, Grant, Servers, Waiter};
 pub use run::{Ending, Relay, RelaySettings};

@@ -8,7 +8,7 @@
 //! ```
 
 use super::downstream::{self, Audience, Downstream};
-use super::lease::{Servers, Waiter};
+use super::lease::{Denial, Grant, Servers, Waiter};
 use super::outlet::{Outlet, Passed};
 use super::upstream::{self, Counts, Exchange, Idle, Rules, Skipped, Upstream};
 use crate::base::Clock;
@@ -20,6 +20,7 @@ use crate::session::{ClientStatements, Settings, Statements};
 use crate::stats::PoolStats;
 use crate::wire::SqlState;
 use crate::wire::backend::{self, Report, Severity, TransactionStatus};
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
@@ -143,8 +144,8 @@ impl Relay {
     async fn serve_once(&mut self) -> Step<()> {
         let request = self.next_request().await?;
         match self.obtain().await? {
-            Some(server) => self.converse(server, request).await,
-            None => self.cancelled(request).await,
+            Ok(server) => self.converse(server, request).await,
+            Err(refusal) => self.refuse(request, &refusal).await,
         }
     }
 
@@ -189,8 +190,8 @@ impl Relay {
 
     // ---- in line -------------------------------------------------------------------------
 
-    /// A server; `None` if the request was cancelled while in line.
-    async fn obtain(&mut self) -> Step<Option<Server>> {
+    /// A server, or what the request is answered with instead.
+    async fn obtain(&mut self) -> Step<Result<Server, Refusal>> {
         let asked = self.net.now();
         self.entry.requested_unix_us.set(Clock::unix_micros());
         self.entry.query_since.set(Some(asked));
@@ -205,11 +206,15 @@ impl Relay {
                 self.entry.set_state(ClientState::Waiting, asked);
                 match self.wait_in_line(&place.waiter).await? {
                     Some(granted) => granted,
-                    None => return Ok(None),
+                    None => return Ok(Err(Refusal::CANCELED)),
                 }
             }
         };
-        let server = granted.map_err(sent_away)?;
+        let server = match granted {
+            Ok(server) => server,
+            Err(Denial::Leave(farewell)) => return Err(sent_away(farewell)),
+            Err(Denial::Busy(text)) => return Ok(Err(Refusal::busy(text))),
+        };
         let now = self.net.now();
         self.stats
             .server_assigned(now.since(asked).as_nanos() as u64);
@@ -225,18 +230,20 @@ impl Relay {
             process_id,
         }));
         self.entry.set_state(ClientState::Active, now);
-        Ok(Some(server))
+        Ok(Ok(server))
     }
 
-    async fn wait_in_line(&self, waiter: &Waiter) -> Step<Option<Result<Server, Farewell>>> {
+    async fn wait_in_line(&self, waiter: &Waiter) -> Step<Option<Grant>> {
         let waited = poll_fn(|cx| {
             if let Poll::Ready(grant) = waiter.poll(cx) {
                 return Poll::Ready(Ok(Some(grant)));
             }
-            match self.entry.poll_signal(cx) {
-                Some(Signal::Leave(farewell)) => return Poll::Ready(Err(sent_away(farewell))),
-                Some(Signal::Cancel) => return Poll::Ready(Ok(None)),
-                None => {}
+            while let Some(signal) = self.entry.poll_signal(cx) {
+                match signal {
+                    Signal::Leave(farewell) => return Poll::Ready(Err(sent_away(farewell))),
+                    Signal::Cancel => return Poll::Ready(Ok(None)),
+                    Signal::Notice => self.tell_place(waiter),
+                }
             }
             // Whatever it said before: it does not wait for the answer any more.
             if self.socket.is_ending() {
@@ -248,14 +255,39 @@ impl Relay {
         waited.await
     }
 
-    /// Answers a request that was cancelled in line the way PostgreSQL answers a cancelled query: the
+    /// Tells a client in line where it stands.
+    fn tell_place(&self, waiter: &Waiter) {
+        let Some(outlook) = self.servers.outlook(waiter) else {
+            return;
+        };
+        let mut detail = format!("Place {} of {}", outlook.ahead + 1, outlook.waiting);
+        if let Some(expected) = outlook.expected {
+            detail.push_str(&format!(
+                "; about {:.1} s at the present rate",
+                expected.as_secs_f64()
+            ));
+        }
+        detail.push('.');
+        let mut out = self.net.spare();
+        let report = Report {
+            severity: Severity::Notice,
+            sqlstate: SqlState::SUCCESSFUL_COMPLETION,
+            message: "No server connection available in postgres backend, client being queued",
+            detail: Some(&detail),
+            hint: None,
+        };
+        backend::notice_response(&mut out, &report);
+        self.socket.send(out);
+    }
+
+    /// Answers a request that gets no server the way PostgreSQL answers a cancelled query: the
     /// error at once, as the client may wait for it before it sends its Sync.
-    async fn cancelled(&mut self, mut request: Chunk) -> Step<()> {
+    async fn refuse(&mut self, mut request: Chunk, refusal: &Refusal) -> Step<()> {
         let mut out = self.net.spare();
         let report = Report {
             severity: Severity::Error,
-            sqlstate: SqlState::QUERY_CANCELED,
-            message: "canceling statement due to user request",
+            sqlstate: refusal.sqlstate,
+            message: &refusal.text,
             detail: None,
             hint: None,
         };
@@ -335,6 +367,8 @@ impl Relay {
                 // It was meant for a client in line, but the server came first.
                 Event::Signal(Signal::Cancel) => self.servers.cancel(&link.server),
                 Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
+                // It does not wait any more.
+                Event::Signal(Signal::Notice) => {}
             }
         }
     }
@@ -503,6 +537,26 @@ impl Relay {
             && link.server.dialogue.replies.is_over()
             && self.upstream.is_between()
             && link.downstream.is_between()
+    }
+}
+
+/// What a request is answered with that gets no server.
+struct Refusal {
+    sqlstate: SqlState,
+    text: Cow<'static, str>,
+}
+
+impl Refusal {
+    const CANCELED: Refusal = Refusal {
+        sqlstate: SqlState::QUERY_CANCELED,
+        text: Cow::Borrowed("canceling statement due to user request"),
+    };
+
+    fn busy(text: String) -> Refusal {
+        Refusal {
+            sqlstate: SqlState::TOO_MANY_CONNECTIONS,
+            text: Cow::Owned(text),
+        }
     }
 }
 

@@ -3,21 +3,22 @@
 //! Order of the checks (PgBouncer's): start-up packet, `max_client_conn`, user, authentication; only
 //! then is it told whether the database exists. Nothing is revealed before.
 
+use super::balance::Homes;
 use super::opening::fill_random;
 use super::pools::{Counter, Pool};
-use super::root::Shard;
+use super::root::{Present, Shard};
 use super::shared::{Phase, Snapshot};
 use crate::admin::{self, Access};
 use crate::auth::{LoginRequest, Method, ServerCredentials};
 use crate::base::{Clock, limit};
 use crate::client::{
-    Account, ClientEntry, ClientState, Farewell, Greeting, Intake, Signal, Who, authenticate,
-    first_packet, greet, reject_protocol,
+    Account, ClientEntry, ClientState, Farewell, Greeted, Greeting, Intake, Signal, Who,
+    authenticate, first_packet, greet, reject_protocol,
 };
 use crate::config::{AuthType, Database};
 use crate::net::{Detached, Socket};
 use crate::pool::Permits;
-use crate::relay::{Ending, Relay, RelaySettings, Waiter};
+use crate::relay::{Denial, Ending, Relay, RelaySettings, Waiter};
 use crate::session::{CancelKey, ServerParams, Settings, is_setting_name};
 use crate::stats::PoolStats;
 use crate::wire::{SqlState, StartupPacket, parse_options};
@@ -32,28 +33,35 @@ const CONSOLE: [&str; 2] = ["ringbouncer", "pgbouncer"];
 const CONSOLE_POOL: &str = "pgbouncer";
 
 /// Serves one client, from accept to close.
-pub(super) async fn serve(shard: Rc<Shard>, socket: Detached) {
-    let (remote, local) = (socket.peer(), socket.local());
+pub(super) async fn serve(shard: Rc<Shard>, _counted: Present, socket: Detached) {
     let id = shard.common.client_id();
-    let entry = Rc::new(ClientEntry::new(
+    let entry = ClientEntry::new(
         id,
-        remote,
-        local,
+        socket.peer(),
+        socket.local(),
         Clock::unix_micros(),
         shard.net.now(),
-    ));
-    let slot = shard.clients.borrow_mut().insert(entry.clone());
-    shard.stats.clients.add(1);
-    let guest = Guest {
-        shard: shard.clone(),
-        entry: entry.clone(),
-        slot,
-    };
-    let intake = Intake::new(Socket::attach(shard.net, socket));
-    let ending = Box::pin(guest.receive(intake)).await;
-    guest.log_ending(&ending);
-    shard.clients.borrow_mut().remove(slot);
-    shard.stats.clients.sub(1);
+    );
+    let guest = Guest::new(shard, entry);
+    let intake = Intake::new(Socket::attach(guest.shard.net, socket));
+    let stay = Box::pin(guest.receive(intake)).await;
+    guest.conclude(stay);
+}
+
+/// Serves a client that has said to another shard what it wants.
+pub(super) async fn go_on(shard: Rc<Shard>, _counted: Present, greeted: Box<Greeted>) {
+    let entry = ClientEntry::new(
+        greeted.id,
+        greeted.socket.peer(),
+        greeted.socket.local(),
+        greeted.connected_unix_us,
+        greeted.since,
+    );
+    let guest = Guest::new(shard, entry);
+    let socket = Socket::attach(guest.shard.net, greeted.socket);
+    let intake = Intake::resume(socket, greeted.ahead);
+    let ending = Box::pin(guest.session(intake, greeted.packet)).await;
+    guest.conclude(Stay::Ended(ending));
 }
 
 /// One client on its way in.
@@ -61,6 +69,14 @@ struct Guest {
     shard: Rc<Shard>,
     entry: Rc<ClientEntry>,
     slot: usize,
+}
+
+/// How a client's time on this shard came to its end.
+enum Stay {
+    /// With its connection.
+    Ended(Ending),
+    /// It goes on at another shard.
+    Moved,
 }
 
 /// A client's place under a limit on clients, given back when dropped.
@@ -86,19 +102,87 @@ struct Admitted {
 }
 
 impl Guest {
-    async fn receive(&self, mut intake: Intake) -> Ending {
-        match self.unless_told_to_leave(first_packet(&mut intake)).await {
-            Err(ending) => self.part(intake, ending),
-            Ok(Err(error)) => match reject_protocol(&error) {
-                Some(farewell) => self.part(intake, Ending::SentAway(farewell)),
-                None => Ending::Vanished,
-            },
-            Ok(Ok(Greeting::Cancel(key))) => {
-                self.shard.cancel_anywhere(&key).await;
-                Ending::Terminated
-            }
-            Ok(Ok(Greeting::Session(packet))) => self.session(intake, packet).await,
+    fn new(shard: Rc<Shard>, entry: ClientEntry) -> Guest {
+        let entry = Rc::new(entry);
+        let slot = shard.clients.borrow_mut().insert(entry.clone());
+        Guest { shard, entry, slot }
+    }
+
+    fn conclude(&self, stay: Stay) {
+        if let Stay::Ended(ending) = stay {
+            self.log_ending(&ending);
         }
+        self.shard.clients.borrow_mut().remove(self.slot);
+    }
+
+    async fn receive(&self, mut intake: Intake) -> Stay {
+        Stay::Ended(
+            match self.unless_told_to_leave(first_packet(&mut intake)).await {
+                Err(ending) => self.part(intake, ending),
+                Ok(Err(error)) => match reject_protocol(&error) {
+                    Some(farewell) => self.part(intake, Ending::SentAway(farewell)),
+                    None => Ending::Vanished,
+                },
+                Ok(Ok(Greeting::Cancel(key))) => {
+                    self.shard.cancel_anywhere(&key).await;
+                    Ending::Terminated
+                }
+                Ok(Ok(Greeting::Session(packet))) => match self.send_home(intake, packet).await {
+                    None => return Stay::Moved,
+                    Some((intake, packet)) => self.session(intake, packet).await,
+                },
+            },
+        )
+    }
+
+    /// Sends a client to a home shard of its pool, if that is another one; gives it back if it stays
+    /// here.
+    async fn send_home(
+        &self,
+        intake: Intake,
+        packet: StartupPacket,
+    ) -> Option<(Intake, StartupPacket)> {
+        let to = match self.homes(&packet) {
+            Some(homes) => self.shard.home(homes),
+            None => self.shard.id,
+        };
+        if to == self.shard.id {
+            return Some((intake, packet));
+        }
+        let (socket, ahead) = intake.into_parts();
+        let socket = match socket.detach().await {
+            Ok(socket) => socket,
+            // It said more already, or hung up.
+            Err(socket) => return Some((Intake::resume(socket, ahead), packet)),
+        };
+        let greeted = Box::new(Greeted {
+            socket,
+            ahead,
+            packet,
+            id: self.entry.id,
+            since: self.entry.since.get(),
+            connected_unix_us: self.entry.connected_unix_us,
+        });
+        let Greeted {
+            socket,
+            ahead,
+            packet,
+            ..
+        } = *self.shard.send_home(to, greeted).err()?;
+        let socket = Socket::attach(self.shard.net, socket);
+        Some((Intake::resume(socket, ahead), packet))
+    }
+
+    /// The home shards of the pool that a start-up packet asks for.
+    fn homes(&self, packet: &StartupPacket) -> Option<Homes> {
+        let shards = self.shard.common.mesh.shards();
+        if shards == 1 || CONSOLE.contains(&packet.database()) {
+            return None;
+        }
+        let config = self.shard.snapshot().config.clone();
+        let database = config.database(packet.database())?;
+        let user = database.server_user(packet.user());
+        Some(Homes::of(&config, &database, user, shards))
     }
 
     async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Ending {
@@ -322,7 +406,7 @@ impl Guest {
     async fn unless_told_to_leave<T>(&self, work: impl Future<Output = T>) -> Result<T, Ending> {
         let told = poll_fn(|cx| match self.entry.poll_signal(cx) {
             Some(Signal::Leave(farewell)) => Poll::Ready(Err(Ending::SentAway(farewell))),
-            Some(Signal::Cancel) | None => Poll::Pending,
+            Some(Signal::Cancel | Signal::Notice) | None => Poll::Pending,
         });
         futures_lite::future::or(told, async { Ok(work.await) }).await
     }
@@ -459,7 +543,11 @@ async fn welcome(pool: &Rc<Pool>) -> Result<Arc<ServerParams>, Farewell> {
         waiter: Rc::default(),
     };
     pool.request(&place.waiter, true);
-    let server = poll_fn(|cx| place.waiter.poll(cx)).await?;
+    let granted = poll_fn(|cx| place.waiter.poll(cx)).await;
+    let server = granted.map_err(|denial| match denial {
+        Denial::Leave(farewell) => farewell,
+        Denial::Busy(text) => Farewell::with(SqlState::TOO_MANY_CONNECTIONS, text),
+    })?;
     let welcome = Arc::new(server.dialogue.params.clone());
     pool.common.welcome.store(Some(welcome.clone()));
     pool.take_back(server);

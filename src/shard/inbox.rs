@@ -83,6 +83,10 @@ impl Shard {
                 self.stats.clients_in.inc();
                 self.admit(socket);
             }
+            Mail::Greeted(greeted) => {
+                self.stats.clients_in.inc();
+                self.admit_greeted(greeted);
+            }
             Mail::Question { ask, from, ticket } => self.question(ask, from, ticket),
             Mail::Answer { ticket, answer } => self.answered(ticket, answer),
             Mail::Reload(snapshot) => self.reload_with(snapshot),

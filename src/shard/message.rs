@@ -4,7 +4,7 @@
 use super::shared::{Phase, Snapshot};
 use crate::admin::{ClientRow, ServerRow};
 use crate::base::ShardId;
-use crate::client::Farewell;
+use crate::client::{Farewell, Greeted};
 use crate::net::Detached;
 use crate::server::Parcel;
 use std::sync::Arc;
@@ -62,6 +62,9 @@ pub enum Mail {
     },
     /// An accepted client socket. Full: the sender serves it itself.
     Client(Detached),
+    /// A client that has said which pool it wants, on its way to one of that pool's home shards. Full:
+    /// the sender serves it itself.
+    Greeted(Box<Greeted>),
     /// A question to which every shard has an answer. Full: the asker goes without.
     Question {
         /// What is asked.

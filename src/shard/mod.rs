@@ -1,6 +1,7 @@
 //! One core and all it owns: accepting clients, leading them to the relay or the console, running
 //! its part of every pool, mail from other shards, upkeep. Nothing here is global but [`Common`].
 
+mod balance;
 mod canceling;
 mod guest;
 mod inbox;

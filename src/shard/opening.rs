@@ -182,6 +182,13 @@ pub(super) fn random() -> [u8; NONCE_RANDOM_BYTES] {
     bytes
 }
 
+/// Eight random bytes.
+pub(super) fn random_bytes() -> [u8; 8] {
+    let mut bytes = [0; 8];
+    fill_random(&mut bytes);
+    bytes
+}
+
 /// Fills `bytes` with randomness of the kernel; without it nobody could be authenticated.
 pub(super) fn fill_random(bytes: &mut [u8]) {
     getrandom::fill(bytes).expect("the kernel's source of randomness works");

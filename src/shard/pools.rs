@@ -9,8 +9,8 @@ use crate::base::{Moment, ShardId};
 use crate::client::Farewell;
 use crate::config::{Database, PoolMode};
 use crate::net::spawn;
-use crate::pool::{Acquired, Action, LocalPool};
-use crate::relay::{Servers, Waiter};
+use crate::pool::{Acquired, Action, LocalPool, Outlook};
+use crate::relay::{Denial, Servers, Waiter};
 use crate::server::{Parcel, Server, ServerState, run_query};
 use crate::stats::PoolStats;
 use crate::wire::frontend::terminate;
@@ -85,6 +85,10 @@ impl Servers for Counter {
         self.0.withdraw(waiter);
     }
 
+    fn outlook(&self, waiter: &Waiter) -> Option<Outlook> {
+        self.0.outlook(waiter)
+    }
+
     fn release(&self, server: Server) {
         self.0.take_back(server);
     }
@@ -111,7 +115,7 @@ impl Pool {
     /// cannot be reached.
     pub(super) fn request(self: &Rc<Self>, waiter: &Rc<Waiter>, patient: bool) {
         if let Some(farewell) = self.refusal(patient) {
-            return waiter.serve(Err(farewell));
+            return waiter.serve(Err(farewell.into()));
         }
         let now = self.shard.net.now();
         let mut actions = Vec::new();
@@ -134,6 +138,33 @@ impl Pool {
             break;
         }
         self.perform(actions);
+        if !patient && let Some(denial) = self.denial(waiter) {
+            self.withdraw(waiter);
+            waiter.serve(Err(denial));
+        }
+    }
+
+    /// Where a client in line stands.
+    fn outlook(&self, waiter: &Waiter) -> Option<Outlook> {
+        let number = waiter.number.get()?;
+        self.local.borrow().outlook(number, self.shard.net.now())
+    }
+
+    /// What a client hears at once that would wait in vain, with `queue_reject`.
+    fn denial(&self, waiter: &Waiter) -> Option<Denial> {
+        let snapshot = self.shard.snapshot.borrow();
+        let general = &snapshot.config.general;
+        let wait_max = general.query_wait_timeout;
+        if !general.queue_reject || wait_max.is_zero() {
+            return None;
+        }
+        let outlook = self.outlook(waiter)?;
+        let expected = outlook.expected.filter(|expected| *expected > wait_max)?;
+        Some(Denial::Busy(format!(
+            "no server connection within query_wait_timeout: {} clients are waiting, which takes about {} s",
+            outlook.ahead,
+            expected.as_secs()
+        )))
     }
 
     fn refusal(&self, patient: bool) -> Option<Farewell> {
@@ -457,7 +488,7 @@ impl Pool {
         let waiters = self.local.borrow_mut().take_waiters(Moment::NEVER);
         waiters
             .iter()
-            .for_each(|waiter| waiter.serve(Err(farewell.clone())));
+            .for_each(|waiter| waiter.serve(Err(farewell.clone().into())));
         self.publish_wait();
     }
 

@@ -1,12 +1,13 @@
 //! The root object of a core.
 
+use super::balance::LoadReading;
 use super::message::{Answer, Mail};
 use super::pools::Pool;
 use super::shared::{Common, Phase, Snapshot};
-use super::{guest, inbox, upkeep};
+use super::{guest, inbox, opening, upkeep};
 use crate::auth::KdfCache;
 use crate::base::ShardId;
-use crate::client::ClientEntry;
+use crate::client::{ClientEntry, Greeted};
 use crate::config::General;
 use crate::net::{Detached, Driver, Listener, Net, NetOptions, TcpOptions, spawn};
 use crate::session::{SLOTS_MAX, Statements};
@@ -64,6 +65,10 @@ pub struct Shard {
     /// Answers awaited, by ticket.
     pub(super) tickets: RefCell<HashMap<u64, Gathering>>,
     pub(super) next_ticket: Cell<u64>,
+    /// The last reading of this shard's load.
+    pub(super) load: Cell<LoadReading>,
+    /// State of [`Shard::draw`].
+    pub(super) drawn: Cell<u64>,
     accepting: RefCell<Vec<Waker>>,
 }
 
@@ -72,6 +77,22 @@ pub struct Shard {
 pub(super) struct Gathering {
     pub(super) answers: Vec<Answer>,
     pub(super) waker: Option<Waker>,
+}
+
+/// A client that this shard counts, until it is dropped.
+pub(super) struct Present(Arc<ShardStats>);
+
+impl Present {
+    fn new(shard: &Shard) -> Present {
+        shard.stats.clients.add(1);
+        Present(shard.stats.clone())
+    }
+}
+
+impl Drop for Present {
+    fn drop(&mut self) {
+        self.0.clients.sub(1);
+    }
 }
 
 /// Runs a shard for ever, on the calling glommio executor; `ready` is called when it serves.
@@ -109,6 +130,8 @@ pub async fn run(
         mail_seen: Cell::new(None),
         tickets: RefCell::default(),
         next_ticket: Cell::new(0),
+        load: Cell::new(LoadReading::now()),
+        drawn: Cell::new(u64::from_le_bytes(opening::random_bytes())),
         accepting: RefCell::default(),
         common,
     });
@@ -127,7 +150,6 @@ pub async fn run(
 }
 
 async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
-    let mut turn = usize::from(shard.id.0);
     loop {
         let accepted = futures_lite::future::or(async { Some(listener.accept().await) }, async {
             shard.closing_time(is_unix).await;
@@ -135,11 +157,7 @@ async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
         });
         match accepted.await {
             None => return,
-            Some(Ok(socket)) if is_unix => {
-                turn = (turn + 1) % shard.common.mesh.shards();
-                shard.pass_on(ShardId(turn as u16), socket);
-            }
-            Some(Ok(socket)) => shard.admit(socket),
+            Some(Ok(socket)) => shard.place(socket, is_unix),
             Some(Err(error)) => {
                 tracing::warn!(shard = %shard.id, %error, "cannot accept a connection");
                 shard.net.sleep(ACCEPT_PAUSE).await;
@@ -159,24 +177,24 @@ impl Shard {
         tcp_options(&self.snapshot.borrow().config.general)
     }
 
-    /// Takes a client in.
+    /// Takes a client in that has said nothing yet.
     pub(super) fn admit(self: &Rc<Self>, socket: Detached) {
-        self.stats.accepted.inc();
-        if self.clients.borrow().len() >= SLOTS_MAX {
-            return;
+        if let Some(place) = self.seat_client() {
+            spawn(self.net, guest::serve(self.clone(), place, socket));
         }
-        spawn(self.net, guest::serve(self.clone(), socket));
     }
 
-    fn pass_on(self: &Rc<Self>, to: ShardId, socket: Detached) {
-        if to == self.id {
-            return self.admit(socket);
+    /// Takes a client in that has said on another shard what it wants.
+    pub(super) fn admit_greeted(self: &Rc<Self>, greeted: Box<Greeted>) {
+        if let Some(place) = self.seat_client() {
+            spawn(self.net, guest::go_on(self.clone(), place, greeted));
         }
-        match self.post(to, Mail::Client(socket)) {
-            Ok(()) => self.stats.clients_out.inc(),
-            Err(Mail::Client(socket)) => self.admit(socket),
-            Err(_) => {}
-        }
+    }
+
+    /// Counts a client at once, so that the next one accepted sees it; none if there are as many as
+    /// cancel keys can tell apart.
+    fn seat_client(self: &Rc<Self>) -> Option<Present> {
+        (self.stats.clients.load() < SLOTS_MAX as u64).then(|| Present::new(self))
     }
 
     /// Posts a message; one that finds the mailbox full is counted and comes back.

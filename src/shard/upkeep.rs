@@ -1,5 +1,6 @@
 //! What has to be done from time to time: timeouts, lifetimes, reloads, the pools' tick.
 
+use super::balance::Homes;
 use super::pools::Pool;
 use super::root::Shard;
 use super::shared::{Phase, Request, Snapshot};
@@ -25,6 +26,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
     loop {
         shard.net.sleep(PERIOD).await;
         shard.net.close_overdue();
+        shard.read_load();
         let snapshot = shard.snapshot();
         expire_clients(&shard, &snapshot.config.general);
         make_pools_to_keep(&shard, &snapshot.config);
@@ -61,8 +63,20 @@ fn expire_clients(shard: &Shard, general: &General) {
     for (_, entry) in shard.clients.borrow().iter() {
         if let Some(farewell) = overdue(entry, general, now) {
             entry.send(Signal::Leave(farewell));
+        } else if is_notice_due(entry, general, now) {
+            entry.is_noticed.set(true);
+            entry.send(Signal::Notice);
         }
     }
+}
+
+/// Whether a client has been in line for so long that it is told where it stands, once.
+fn is_notice_due(entry: &ClientEntry, general: &General, now: Moment) -> bool {
+    let after = general.query_wait_notify;
+    entry.state() == ClientState::Waiting
+        && !entry.is_noticed.get()
+        && !after.is_zero()
+        && now.since(entry.since.get()) > after
 }
 
 /// Why a client has to leave, if it has.
@@ -112,10 +126,10 @@ fn make_pools_to_keep(shard: &Rc<Shard>, config: &Config) {
         return;
     }
     let shards = shard.common.mesh.shards();
-    for (at, database) in config.databases.values().enumerate() {
-        if at % shards == shard.id.index()
-            && config.min_pool_size(database) > 0
+    for database in config.databases.values() {
+        if config.min_pool_size(database) > 0
             && let Some(user) = &database.user
+            && Homes::of(config, database, user, shards).first() == shard.id
             && let Some(database) = config.database(&database.name)
         {
             shard.pool(&database, user);

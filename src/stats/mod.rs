@@ -5,6 +5,7 @@
 //! Who reads: the console, the scrape endpoint and the log line, from any thread.
 //! A counter is written before the reply that it counts is sent.
 
+mod beat;
 mod counter;
 mod histogram;
 mod history;
@@ -17,6 +18,7 @@ mod seeded;
 mod shard_stats;
 mod snapshot;
 
+pub use beat::Beat;
 pub use counter::{Counter, Gauge, Peak};
 pub use histogram::Histogram;
 pub use history::PeriodHistory;

@@ -2,6 +2,7 @@
 
 use crossbeam::utils::CachePadded;
 
+use super::beat::Beat;
 use super::counter::{Counter, Gauge, Peak};
 
 /// The numbers of one shard. **Only that shard writes.**
@@ -10,9 +11,16 @@ use super::counter::{Counter, Gauge, Peak};
 #[derive(Debug, Default)]
 pub struct ShardStats {
     /// Client connections now, logging-in ones included. Other shards read it at each accept to
-    /// compare loads; so it has a line of its own, apart from the counters that change all the
+    /// find the lighter one; so it has a line of its own, apart from the counters that change all the
     /// time.
     pub clients: CachePadded<Gauge>,
+    /// Whether the loop turns; other shards read it before they send somebody here.
+    pub beat: CachePadded<Beat>,
+    /// CPU time of the shard's thread in thousandths of a core, the kernel's work for it included,
+    /// over the last second or so.
+    pub load: Gauge,
+    /// Share of the last second or so in which the loop worked and did not wait, in thousandths.
+    pub busy: Gauge,
     /// Server connections now, connecting ones included.
     pub servers: Gauge,
     /// Payloads queued on sockets and not sent yet.
@@ -26,6 +34,10 @@ pub struct ShardStats {
     pub clients_in: Counter,
     /// Client sockets passed to another shard.
     pub clients_out: Counter,
+    /// Logged-in clients that came from another shard between two transactions.
+    pub moves_in: Counter,
+    /// Logged-in clients that went to another shard.
+    pub moves_out: Counter,
     /// Clients that completed authentication.
     pub logins: Counter,
     /// Clients refused before they were logged in, or lost while logging in.
@@ -57,8 +69,6 @@ pub struct ShardStats {
     /// Bytes so copied.
     pub heap_copy_bytes: Counter,
 
-    /// Turns of the shard's loop.
-    pub turns: Counter,
     /// Time spent working, not waiting in the ring, in microseconds.
     pub busy_us: Counter,
     /// The longest turn, in microseconds.
@@ -77,6 +87,7 @@ mod tests {
         let stats = ShardStats::default();
         let clients = &raw const *stats.clients as usize;
         let others = [
+            &raw const *stats.beat as usize,
             &raw const stats.servers as usize,
             &raw const stats.busy_us as usize,
         ];

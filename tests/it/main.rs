@@ -3,6 +3,7 @@
 //! Every claim runs with one shard and with three; claims that PostgreSQL itself must satisfy run against it as well
 //! (`direct`), which proves the test. Names are claims. Nothing sleeps: [`support::wait`] waits with a deadline.
 
+mod balance;
 mod cancel;
 mod command_line;
 mod console;
@@ -16,6 +17,7 @@ mod parameters;
 mod pool;
 mod prepared;
 mod query;
+mod queue;
 mod reload;
 mod shutdown;
 mod soak;

@@ -9,9 +9,13 @@ pub(in crate::admin) const SHARDS: &[Column] = &[
     Column::int4("shard"),
     Column::int4("clients"),
     Column::int4("servers"),
+    Column::int4("load"),
+    Column::int4("busy"),
     Column::int8("accepted"),
     Column::int8("clients_in"),
     Column::int8("clients_out"),
+    Column::int8("moves_in"),
+    Column::int8("moves_out"),
     Column::int8("logins"),
     Column::int8("login_failures"),
     Column::int8("servers_opened"),
@@ -45,9 +49,13 @@ fn shard(id: ShardId, reading: &ShardReading, depth: usize) -> Row {
         Value::int4(id.0),
         Value::int4(reading.clients),
         Value::int4(reading.servers),
+        Value::int4(percent(reading.load)),
+        Value::int4(percent(reading.busy)),
         Value::int8(reading.accepted),
         Value::int8(reading.clients_in),
         Value::int8(reading.clients_out),
+        Value::int8(reading.moves_in),
+        Value::int8(reading.moves_out),
         Value::int8(reading.logins),
         Value::int8(reading.login_failures),
         Value::int8(reading.servers_opened),
@@ -68,6 +76,11 @@ fn shard(id: ShardId, reading: &ShardReading, depth: usize) -> Row {
     ]
 }
 
+/// Thousandths as a rounded percentage.
+fn percent(thousandths: u64) -> u64 {
+    (thousandths + 5) / 10
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,8 +91,8 @@ mod tests {
     fn columns_are_the_documented_ones() {
         assert_columns(
             SHARDS,
-            "shard i, clients i, servers i, accepted q, clients_in q, clients_out q, logins q, \
-             login_failures q, servers_opened q, server_failures q, handoffs_in q, handoffs_out q, \
+            "shard i, clients i, servers i, load i, busy i, accepted q, clients_in q, \
+             clients_out q, moves_in q, moves_out q, logins q, login_failures q, servers_opened q, server_failures q, handoffs_in q, handoffs_out q, \
              mailbox_depth i, mailbox_depth_max i, mailbox_full q, ring_enters q, completions q, \
              buffers_free i, buffers_starved q, heap_copies q, busy_us q, longest_turn_us q, \
              late_wakeups q",
@@ -92,6 +105,8 @@ mod tests {
         let stats = registry.shard(ShardId(1));
         stats.clients.set(1);
         stats.servers.set(2);
+        stats.load.set(123);
+        stats.busy.set(25);
         stats.mailbox_depth_max.raise(3);
         stats.longest_turn_us.raise(4);
         stats.late_wakeups.add(5);
@@ -99,7 +114,7 @@ mod tests {
         assert_eq!(rows.len(), 2);
         let line = printed(SHARDS, &rows[1]);
         assert!(
-            line.starts_with("shard=1 clients=1 servers=2 accepted=0 "),
+            line.starts_with("shard=1 clients=1 servers=2 load=12 busy=3 accepted=0 "),
             "{line}"
         );
         assert!(

@@ -38,6 +38,8 @@ impl Topology {
             .set("listen_addr", "127.0.0.1")
             .set("listen_port", 0)
             .set("shards", shards as i64)
+            // Small pools would live on one shard each: nothing would travel between them.
+            .set("pool_shards", shards as i64)
             .set("auth_type", "trust")
             .set("admin_users", vec!["postgres"])
             .set("max_client_conn", 2000)

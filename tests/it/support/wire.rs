@@ -246,6 +246,7 @@ impl Message {
             severity: take('S'),
             code: take('C'),
             text: take('M'),
+            detail: take('D'),
         }
     }
 }
@@ -256,4 +257,5 @@ pub struct Failure {
     pub severity: String,
     pub code: String,
     pub text: String,
+    pub detail: String,
 }

@@ -1,0 +1,238 @@
+//! Which shard a client belongs to: the lighter of two when it is accepted, one of its pool's home
+//! shards once its start-up packet has been read.
+//!
+//! Weights are live counts, each written by its own shard, plus the mail under way there, so that
+//! the clients of a burst who have been passed on and not arrived yet count. Nobody is sent to a
+//! shard whose loop does not turn.
+
+use super::message::Mail;
+use super::root::Shard;
+use crate::base::{Clock, Moment, ShardId};
+use crate::client::Greeted;
+use crate::config::{Config, Database};
+use crate::net::Detached;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// Server connections of a pool for which one shard serves its clients.
+const SERVERS_PER_SHARD: usize = 4;
+
+/// The shards that serve the clients of one pool: some in a row, from a place that follows from
+/// the pool's name, so that every shard comes to the same answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Homes {
+    first: usize,
+    count: usize,
+    shards: usize,
+}
+
+impl Homes {
+    /// Those of the pool of `database` and `user` among `shards`.
+    pub(super) fn of(config: &Config, database: &Database, user: &str, shards: usize) -> Homes {
+        let wanted = match config.general.pool_shards {
+            0 => config.pool_size(database, user) as usize / SERVERS_PER_SHARD,
+            wanted => wanted,
+        };
+        Homes {
+            first: place(&database.name, user, shards),
+            count: wanted.clamp(1, shards),
+            shards,
+        }
+    }
+
+    /// The first of them, which looks after what nobody else does.
+    pub(super) fn first(self) -> ShardId {
+        self.nth(0)
+    }
+
+    /// Whether `shard` is one of them.
+    pub(super) fn contains(self, shard: ShardId) -> bool {
+        let distance = (shard.index() + self.shards - self.first) % self.shards;
+        distance < self.count
+    }
+
+    fn nth(self, at: usize) -> ShardId {
+        ShardId(((self.first + at % self.count) % self.shards) as u16)
+    }
+}
+
+/// FNV-1a over the pool's name: cheap, and the same on every shard.
+fn place(database: &str, user: &str, shards: usize) -> usize {
+    let name = database.bytes().chain([0]).chain(user.bytes());
+    let hash = name.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    // The upper half: the lower bits of this hash are the weaker ones.
+    ((hash >> 32) % shards as u64) as usize
+}
+
+/// What a shard's thread had used of its core by a moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LoadReading {
+    at: Moment,
+    cpu: Duration,
+    busy_us: u64,
+}
+
+impl LoadReading {
+    /// To begin with.
+    pub(super) fn now() -> LoadReading {
+        LoadReading {
+            at: Clock::now(),
+            cpu: Clock::thread_cpu(),
+            busy_us: 0,
+        }
+    }
+}
+
+/// `part` of `whole` in thousandths, mixed into `before` such that a second or so is remembered.
+fn smoothed(before: u64, part: Duration, whole: Duration) -> u64 {
+    let share = part.as_secs_f64() / whole.as_secs_f64().max(1e-9) * 1000.0;
+    (2 * before + share.min(1000.0).round() as u64) / 3
+}
+
+impl Shard {
+    /// Publishes how loaded this shard is; to be called a few times per second.
+    pub(super) fn read_load(&self) {
+        let now = LoadReading {
+            busy_us: self.stats.busy_us.load(),
+            ..LoadReading::now()
+        };
+        let before = self.load.replace(now);
+        let span = now.at.since(before.at);
+        let cpu = now.cpu.saturating_sub(before.cpu);
+        let busy = Duration::from_micros(now.busy_us.saturating_sub(before.busy_us));
+        let stats = &self.stats;
+        stats.load.set(smoothed(stats.load.load(), cpu, span));
+        stats.busy.set(smoothed(stats.busy.load(), busy, span));
+    }
+
+    /// Serves an accepted socket here or has another shard do it: of two shards the one with fewer
+    /// clients. One of the two is this one, unless this one alone listens (on a Unix socket).
+    pub(super) fn place(self: &Rc<Self>, socket: Detached, listens_alone: bool) {
+        let shards = self.common.mesh.shards();
+        let first = if listens_alone {
+            self.draw(shards)
+        } else {
+            self.id.index()
+        };
+        let to = self.lighter(ShardId(first as u16), ShardId(self.draw(shards) as u16));
+        self.stats.accepted.inc();
+        if to == self.id {
+            return self.admit(socket);
+        }
+        match self.post(to, Mail::Client(socket)) {
+            Ok(()) => self.stats.clients_out.inc(),
+            Err(Mail::Client(socket)) => self.admit(socket),
+            Err(_) => {}
+        }
+    }
+
+    /// Where a client belongs whose pool is known: this shard, unless its pool is at home elsewhere.
+    pub(super) fn home(&self, homes: Homes) -> ShardId {
+        let drawn = |shard: &Shard| homes.nth(shard.draw(homes.count));
+        let first = if homes.contains(self.id) {
+            self.id
+        } else {
+            drawn(self)
+        };
+        if homes.count == homes.shards {
+            // Accepting has balanced it already.
+            return self.id;
+        }
+        self.lighter(first, drawn(self))
+    }
+
+    /// Sends a client that has said what it wants to its home.
+    ///
+    /// # Errors
+    /// Gives it back if that shard's mailbox is full.
+    pub(super) fn send_home(&self, to: ShardId, greeted: Box<Greeted>) -> Result<(), Box<Greeted>> {
+        match self.post(to, Mail::Greeted(greeted)) {
+            Err(Mail::Greeted(greeted)) => Err(greeted),
+            _ => {
+                self.stats.clients_out.inc();
+                Ok(())
+            }
+        }
+    }
+
+    /// The lighter of two shards, the first of equals; this one if they are stalled.
+    fn lighter(&self, first: ShardId, second: ShardId) -> ShardId {
+        let now = Clock::now();
+        let can_take = |shard: ShardId| {
+            shard == self.id || !self.common.registry.shard(shard).beat.is_stalled(now)
+        };
+        match (can_take(first), can_take(second)) {
+            (true, true) if self.weight(second) < self.weight(first) => second,
+            (true, _) => first,
+            (false, true) => second,
+            (false, false) => self.id,
+        }
+    }
+
+    /// Clients that a shard has or is about to get.
+    fn weight(&self, shard: ShardId) -> u64 {
+        let live = self.common.registry.shard(shard).clients.load();
+        live + self.common.mesh.depth(shard) as u64
+    }
+
+    /// A number below `end`, at random enough to spread clients (SplitMix64).
+    pub(super) fn draw(&self, end: usize) -> usize {
+        self.drawn
+            .set(self.drawn.get().wrapping_add(0x9E37_79B9_7F4A_7C15));
+        let mut word = self.drawn.get();
+        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((word ^ (word >> 31)) % end.max(1) as u64) as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+    use std::path::Path;
+
+    fn homes(pool_size: u32, shards: usize, user: &str) -> Homes {
+        let text = format!(
+            "ringbouncer.auth_type = \"trust\"\nringbouncer.default_pool_size = {pool_size}\n\
+             [databases.shop]"
+        );
+        let config = Config::parse(&text, Path::new("r.toml")).expect("valid");
+        let database = config.database("shop").expect("configured");
+        Homes::of(&config, &database, user, shards)
+    }
+
+    fn members(homes: Homes) -> Vec<u16> {
+        let all = (0..homes.shards as u16).map(ShardId);
+        all.filter(|shard| homes.contains(*shard))
+            .map(|shard| shard.0)
+            .collect()
+    }
+
+    #[test]
+    fn a_small_pool_lives_on_a_quarter_of_its_size_in_shards() {
+        let counts = [(1, 1), (7, 1), (8, 2), (20, 5), (128, 32), (1000, 32)];
+        for (pool_size, count) in counts {
+            let homes = homes(pool_size, 32, "ann");
+            assert_eq!(members(homes).len(), count, "pool of {pool_size}");
+            let reached: HashSet<_> = (0..2 * count).map(|at| homes.nth(at).0).collect();
+            assert_eq!(reached, members(homes).into_iter().collect());
+        }
+        assert_eq!(members(homes(20, 3, "ann")), [0, 1, 2]);
+    }
+
+    #[test]
+    fn pools_are_spread_over_the_shards() {
+        let users: Vec<_> = (0..1000).map(|n| format!("user_{n}")).collect();
+        let mut counts = [0; 32];
+        for user in &users {
+            counts[homes(4, 32, user).first().index()] += 1;
+        }
+        assert!(
+            counts.iter().all(|count| (10..60).contains(count)),
+            "{counts:?}"
+        );
+    }
+}

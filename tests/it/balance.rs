@@ -1,0 +1,118 @@
+//! Which shard serves whom: accepted clients, those of small pools, those of a loaded shard; and shards that stall.
+
+use crate::support::*;
+
+/// One column of SHOW SHARDS, shard by shard.
+fn column(stage: &Stage, name: &str) -> Vec<u64> {
+    let table = stage.console("SHOW SHARDS").table();
+    table.iter().map(|row| row[name].parse().unwrap()).collect()
+}
+
+/// Clients of each shard; the console that asks is counted, too.
+fn counts(stage: &Stage) -> Vec<u64> {
+    column(stage, "clients")
+}
+
+fn spread(counts: &[u64]) -> u64 {
+    counts.iter().max().unwrap() - counts.iter().min().unwrap()
+}
+
+fn accepted_clients_are_spread(connect: impl Fn(&Stage) -> Client) {
+    // 3 shards, 90 clients
+    let stage = Stage::pooled(Topology::new(3));
+    let mut clients: Vec<_> = (0..90).map(|_| connect(&stage)).collect();
+    let counts = counts(&stage);
+    assert!(spread(&counts) <= 4, "{counts:?}");
+    for client in &mut clients {
+        assert_eq!(client.value("select 1"), "1");
+    }
+}
+
+#[test]
+fn clients_over_tcp_are_spread_evenly_over_shards() {
+    accepted_clients_are_spread(Stage::client);
+}
+
+#[test]
+fn clients_over_a_unix_socket_are_spread_evenly_over_shards() {
+    accepted_clients_are_spread(|stage| {
+        let mut client = Client::connect_unix(stage.unix.as_ref().unwrap());
+        let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+        assert_eq!(client.start(wire::PROTOCOL_3_0, &params).status, b'I');
+        client
+    });
+}
+
+/// 33 shards, 200 clients that do not wait for each other: those under way count as well.
+#[test]
+fn a_burst_of_clients_is_spread_over_33_shards() {
+    let stage = Stage::pooled(Topology::new(33));
+    let clients: Vec<_> = (0..200).map(|_| Client::connect(stage.address())).collect();
+    wait_until("all are in", || counts(&stage).iter().sum::<u64>() >= 200);
+    let counts = counts(&stage);
+    assert!(counts.iter().max() <= Some(&12), "{counts:?}");
+    drop(clients);
+}
+
+/// 33 shards, pool of 20: its 60 clients live on 5 shards, evenly, and little travels.
+#[test]
+fn clients_of_a_small_pool_live_on_its_home_shards() {
+    let stage = Stage::pooled(Topology::new(33).pool_size(20).set("pool_shards", 0));
+    let mut clients: Vec<_> = (0..60).map(|_| stage.client()).collect();
+    let counts = counts(&stage);
+    let mut busy: Vec<_> = counts.iter().copied().filter(|count| *count > 1).collect();
+    busy.sort_unstable();
+    assert_eq!(busy.len(), 5, "{counts:?}");
+    assert!(spread(&busy) <= 5, "{counts:?}");
+    for round in 0..20 {
+        for client in &mut clients {
+            assert_eq!(client.value(&format!("select {round}")), round.to_string());
+        }
+    }
+    // One client after the other, each on its own shard: at first one server goes about, then every home has one.
+    let handed_over: u64 = column(&stage, "handoffs_in").iter().sum();
+    assert!(
+        handed_over <= 1200 / 10,
+        "{handed_over} of 1200 transactions"
+    );
+    let rows = stage.console("SHOW CLIENTS").table();
+    let here = rows.iter().filter(|row| row["database"] == stage.entry);
+    assert_eq!(here.count(), 60);
+}
+
+/// 3 shards, pool of 4: a client that sends its password, or its query, right behind the start-up packet.
+#[test]
+fn what_a_client_sends_ahead_goes_home_with_it() {
+    let stage = Stage::pooled(Topology::new(3).set("pool_shards", 0));
+    for at in 0..30 {
+        let mut client = Client::connect(stage.address());
+        let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+        let mut bytes = wire::startup(wire::PROTOCOL_3_0, &params);
+        bytes.extend(wire::query(&format!("select {at}")));
+        assert_eq!(client.exchange(&bytes).status, b'I');
+        assert_eq!(client.reply().value(), at.to_string());
+    }
+    let logins = column(&stage, "logins");
+    assert!(
+        logins.iter().max() >= Some(&30),
+        "all on one home: {logins:?}"
+    );
+}
+
+/// 3 shards, pool of 4: clients that hang up before they are home.
+#[test]
+fn clients_that_vanish_on_their_way_home_leave_nothing() {
+    let stage = Stage::pooled(Topology::new(3).set("pool_shards", 0));
+    let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+    for at in 0..60 {
+        let mut client = Client::connect(stage.address());
+        client.send(&wire::startup(wire::PROTOCOL_3_0, &params));
+        match at % 3 {
+            0 => client.reset(),
+            1 => client.finish_sending(),
+            _ => drop(client),
+        }
+    }
+    wait_until("they are gone", || counts(&stage).iter().sum::<u64>() == 1);
+    stage.assert_no_leak();
+}
