@@ -68,6 +68,8 @@ pub(super) struct Slot {
     stopping: bool,
     /// The handle wants no more data for now ([`Reactor::pause`]).
     paused: bool,
+    /// It is listed among those whose receive found no buffer.
+    is_starved: bool,
     /// The front of `tx` is in flight, or a connect is.
     sending: bool,
     /// Somebody waits for `tx` to shrink.
@@ -85,6 +87,8 @@ pub(super) struct Slot {
     freed: Option<Rc<Freed>>,
     /// Until when a closing socket may try to send what is queued.
     close_by: Moment,
+    /// Its place among the closing.
+    closing_at: usize,
 }
 
 pub(super) struct Accepting {
@@ -103,6 +107,15 @@ struct State {
     starved: Vec<u32>,
     /// Slots without a handle that still wait for completions.
     closing: Vec<u32>,
+}
+
+impl State {
+    /// Strikes a slot off the list of the starved.
+    fn feed(&mut self, index: u32) {
+        if std::mem::take(&mut self.slots[index as usize].is_starved) {
+            self.starved.retain(|starved| *starved != index);
+        }
+    }
 }
 
 pub(super) struct Reactor {
@@ -348,7 +361,9 @@ impl Reactor {
         match errno {
             libc::ENOBUFS => {
                 self.stats.buffers_starved.inc();
-                if state.slots[index as usize].owned {
+                let slot = &mut state.slots[index as usize];
+                if slot.owned {
+                    slot.is_starved = true;
                     state.starved.push(index);
                 }
             }
@@ -365,6 +380,7 @@ impl Reactor {
             return;
         }
         for index in std::mem::take(&mut state.starved) {
+            state.slots[index as usize].is_starved = false;
             self.arm_receive(&mut state, index);
         }
     }
@@ -478,6 +494,7 @@ impl Reactor {
             receiving: false,
             stopping: false,
             paused: !receive,
+            is_starved: false,
             sending: false,
             writable_wanted: false,
             error: 0,
@@ -488,6 +505,7 @@ impl Reactor {
             address: None,
             freed: None,
             close_by: Moment::NEVER,
+            closing_at: 0,
         }) as u32;
         self.arm_receive(&mut state, index);
         index
@@ -530,7 +548,8 @@ impl Reactor {
             self.ring.push(entry.user_data(Op::Ignore.tag(index)));
         }
         self.cancel_receive(&mut state, index);
-        state.starved.retain(|starved| *starved != index);
+        state.feed(index);
+        state.slots[index as usize].closing_at = state.closing.len();
         state.closing.push(index);
         self.try_free(&mut state, index);
         drop(state);
@@ -544,7 +563,10 @@ impl Reactor {
             return;
         }
         let slot = state.slots.remove(index as usize);
-        state.closing.retain(|closing| *closing != index);
+        state.closing.swap_remove(slot.closing_at);
+        if let Some(moved) = state.closing.get(slot.closing_at) {
+            state.slots[*moved as usize].closing_at = slot.closing_at;
+        }
         // SAFETY: the slot owned this descriptor, and no operation refers to it any more.
         drop(unsafe { OwnedFd::from_raw_fd(slot.fd) });
         if let Some(freed) = slot.freed {
@@ -634,7 +656,7 @@ impl Reactor {
     }
 
     fn resume(&self, state: &mut State, index: u32) {
-        if !state.starved.contains(&index) {
+        if !state.slots[index as usize].is_starved {
             self.arm_receive(state, index);
         }
     }
@@ -688,7 +710,7 @@ impl Reactor {
     /// Takes a detachable socket off the ring.
     pub(super) fn extract(&self, index: u32) -> OwnedFd {
         let mut state = self.state.borrow_mut();
-        state.starved.retain(|starved| *starved != index);
+        state.feed(index);
         let slot = state.slots.remove(index as usize);
         assert!(
             !slot.receiving && !slot.sending,

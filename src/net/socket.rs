@@ -261,3 +261,64 @@ impl Drop for Socket {
         self.net.0.release(self.index);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::Clock;
+    use crate::net::{Driver, NetOptions, spawn};
+    use crate::stats::ShardStats;
+    use futures_lite::future::yield_now;
+    use glommio::{LocalExecutorBuilder, Placement};
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::{Arc, mpsc};
+    use std::time::Duration;
+
+    /// Runs `test` on a ring of its own, whose thread is left behind asleep.
+    fn on_ring<F: Future<Output = ()> + 'static>(test: impl FnOnce(Net) -> F + Send + 'static) {
+        let (done, is_done) = mpsc::channel();
+        let body = || async {
+            let net = Net::new(&NetOptions {
+                receive_buffers: 64,
+                receive_buffer_bytes: 2048,
+                close_timeout: Duration::from_secs(10),
+                stats: Arc::<ShardStats>::default(),
+            });
+            let net = net.expect("a ring");
+            spawn(net, async move {
+                test(net).await;
+                done.send(()).unwrap();
+            });
+            Driver::new(net).run().await;
+        };
+        let executor = LocalExecutorBuilder::new(Placement::Unbound).ring_depth(32);
+        let _thread = executor.spawn(body).unwrap();
+        is_done.recv().expect("the test comes to its end");
+    }
+
+    fn pair(net: Net) -> (UnixStream, Socket) {
+        let (peer, ours) = UnixStream::pair().unwrap();
+        (peer, Socket::attach(net, Detached::new(ours.into())))
+    }
+
+    #[test]
+    fn socket_that_could_not_be_detached_goes_on_receiving() {
+        on_ring(|net| async move {
+            let (mut peer, socket) = pair(net);
+            peer.write_all(b"x").unwrap();
+            while socket.is_quiet() {
+                yield_now().await;
+            }
+            let Err(socket) = socket.detach().await else {
+                panic!("detached with a byte unread");
+            };
+            while !net.0.is_detachable(socket.index) {
+                yield_now().await;
+            }
+            drop(peer);
+            let deadline = Clock::now().after(Duration::from_secs(20));
+            net.until(deadline, socket.hang_up(false)).await.unwrap();
+        });
+    }
+}
