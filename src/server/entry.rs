@@ -9,6 +9,7 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 /// What a server connection is doing; each has its column in SHOW POOLS.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,6 +140,15 @@ impl ServerEntry {
     pub fn set_state(&self, state: ServerState) {
         self.gauge(self.state.replace(state)).sub(1);
         self.gauge(state).add(1);
+    }
+
+    /// Whether it is older than `lifetime`; one of 0 ends with the first use.
+    pub fn has_outlived(&self, lifetime: Duration, now: Moment) -> bool {
+        if lifetime.is_zero() {
+            self.requested_unix_us.get() > 0
+        } else {
+            now.since(self.opened) >= lifetime
+        }
     }
 
     /// The server's process id, as its BackendKeyData told.

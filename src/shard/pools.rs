@@ -250,7 +250,7 @@ impl Pool {
             return Some("shutdown");
         }
         let lifetime = self.shard.snapshot.borrow().config.general.server_lifetime;
-        let is_old = self.shard.net.now().since(server.entry.opened) >= lifetime;
+        let is_old = server.entry.has_outlived(lifetime, self.shard.net.now());
         is_old.then_some("server lifetime over")
     }
 

@@ -146,7 +146,7 @@ fn expire_servers(pool: &Rc<Pool>, config: &Config) {
         let is_due = |server: &crate::server::Server, since: Moment| {
             let is_idle_long = spare > 0 && !idle_max.is_zero() && now.since(since) >= idle_max;
             spare -= u32::from(is_idle_long);
-            is_idle_long || now.since(server.entry.opened) >= lifetime || !server.is_reusable()
+            is_idle_long || server.entry.has_outlived(lifetime, now) || !server.is_reusable()
         };
         if local.idle().len() > 0 {
             local.expire_idle(is_due, actions);

@@ -1,5 +1,6 @@
 //! Limits and fairness of one pool over all shards.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -188,6 +189,23 @@ both_shards!(old_servers_are_replaced_after_their_lifetime, |shards| {
     wait_until("another server answers", || {
         client.value("select pg_backend_pid()") != pid
     });
+});
+
+both_shards!(lifetime_of_zero_is_one_use, |shards| {
+    let topology = Topology::new(shards)
+        .pool_size(2)
+        .set("server_lifetime", "0");
+    let stage = Stage::pooled(topology);
+    let mut clients: Vec<Client> = (0..6).map(|_| stage.client()).collect();
+    let mut pids = BTreeSet::new();
+    for _ in 0..2 {
+        pids.extend(
+            clients
+                .iter_mut()
+                .map(|client| client.value("select pg_backend_pid()")),
+        );
+    }
+    assert_eq!(pids.len(), 12);
 });
 
 both_shards!(server_killed_while_idle_is_replaced_unnoticed, |shards| {
