@@ -16,7 +16,7 @@ use crate::client::{self, ClientEntry, ClientState, Farewell, Signal};
 use crate::config::PoolMode;
 use crate::net::{Chunk, Net, Socket};
 use crate::server::{Server, ServerState, request_settings};
-use crate::session::{ClientStatements, Settings, Statements};
+use crate::session::{ClientStatements, Setting, Settings, Statements};
 use crate::stats::PoolStats;
 use crate::wire::SqlState;
 use crate::wire::backend::{self, Report, Severity, TransactionStatus};
@@ -73,6 +73,8 @@ pub struct Relay {
     mode: PoolMode,
     rules: Rules,
     settings: Settings,
+    /// Some server has taken the settings already.
+    are_settings_proven: bool,
     names: ClientStatements,
     upstream: Upstream,
     /// Bytes that came ahead of their time.
@@ -119,6 +121,7 @@ impl Relay {
                 body_bytes_max: options.packet_bytes_max,
             },
             settings,
+            are_settings_proven: false,
             names: ClientStatements::default(),
             upstream: Upstream::default(),
             ahead: (!ahead.is_empty()).then(|| Chunk::from_vec(net, ahead)),
@@ -350,7 +353,9 @@ impl Relay {
     }
 
     async fn talk(&mut self, link: &mut Link, request: Chunk) -> Step<()> {
-        self.bring_in_line(&mut link.server);
+        if self.bring_in_line(&mut link.server) {
+            self.settle(link).await?;
+        }
         self.forward(link, request)?;
         loop {
             if self.is_over(link) {
@@ -404,19 +409,51 @@ impl Relay {
         Poll::Pending
     }
 
-    /// Sends the settings in which the server differs from what the client wants.
-    fn bring_in_line(&mut self, server: &mut Server) {
+    /// Sends the settings in which the server differs from what the client wants. True if the request
+    /// has to wait for the answer: nothing may run under settings that its client did not ask for.
+    fn bring_in_line(&mut self, server: &mut Server) -> bool {
         let differences = server.dialogue.params.differences(&mut self.settings);
-        if !differences.is_empty() {
-            let mut out = self.net.spare();
-            request_settings(&mut out, &differences, &mut server.dialogue);
-            server.socket.send(out);
-            server.entry.is_settling.set(true);
+        if differences.is_empty() {
+            self.are_settings_proven = true;
+            return false;
         }
+        let mut out = self.net.spare();
+        request_settings(&mut out, &differences, &mut server.dialogue);
+        server.socket.send(out);
+        server.entry.is_settling.set(true);
+        // A tracked setting that was taken once is taken again; one like `role` may not be.
+        !self.are_settings_proven || differences.iter().any(Setting::may_fail)
+    }
+
+    /// Waits until the server has made the settings.
+    async fn settle(&mut self, link: &mut Link) -> Step<()> {
+        while link.server.dialogue.is_settling {
+            match poll_fn(|cx| self.poll_settling(link, cx)).await {
+                Event::FromServer(chunk) => self.backward(link, chunk)?,
+                Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
+                // A cancel would hit the settings; the line is behind the client.
+                Event::Signal(Signal::Cancel | Signal::Notice) => {}
+                Event::ClientGone | Event::FromClient(_) => return Err(Ending::Vanished),
+                Event::ServerGone => return Err(sent_away(Farewell::SERVER_CRASHED)),
+            }
+        }
+        self.are_settings_proven = true;
+        Ok(())
+    }
+
+    fn poll_settling(&self, link: &Link, cx: &Context<'_>) -> Poll<Event> {
+        if let Some(signal) = self.entry.poll_signal(cx) {
+            return Poll::Ready(Event::Signal(signal));
+        }
+        if self.socket.is_ending() {
+            return Poll::Ready(Event::ClientGone);
+        }
+        self.socket.watch(cx);
+        let received = link.server.socket.poll_recv(cx);
+        received.map(|received| event(received, Event::FromServer, Event::ServerGone))
     }
 
     fn forward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
-        self.query_begins();
         let mut counts = Counts::default();
         let mut outlet = Outlet::new(&chunk, self.net.spare());
         let fed = self.upstream.feed(
@@ -430,6 +467,10 @@ impl Relay {
                 counts: &mut counts,
             },
         );
+        // Taking leave, or half of a header, is no query.
+        if !link.server.dialogue.replies.is_settled() {
+            self.query_begins();
+        }
         self.stats.client_parse_count.add(counts.client_parse);
         self.stats.server_parse_count.add(counts.server_parse);
         self.stats.bind_count.add(counts.bind);
@@ -514,7 +555,8 @@ impl Relay {
 
     fn query_may_end(&mut self, link: &Link) {
         let replies = &link.server.dialogue.replies;
-        if !replies.is_settled() {
+        // What is settled before the transaction began were the pooler's own settings.
+        if !replies.is_settled() || self.entry.transaction_since.get().is_none() {
             return;
         }
         let now = self.net.now();

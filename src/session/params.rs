@@ -32,6 +32,13 @@ pub struct Setting {
     pub value: Option<Value>,
 }
 
+impl Setting {
+    /// Whether a server may refuse it although another has taken it; a tracked one, or a reset, never fails.
+    pub fn may_fail(&self) -> bool {
+        self.value.is_some() && index(&self.name).is_none()
+    }
+}
+
 /// Whether `name` can be the name of a setting: identifiers, joined by dots.
 pub fn is_setting_name(name: &str) -> bool {
     let part = |part: &str| {
@@ -138,8 +145,11 @@ impl ServerParams {
     pub fn report_to(&mut self, name: &str, value: &[u8], client: &mut Settings) {
         self.report(name, value);
         if let Some(name) = tracked_name(name) {
+            let was_in_line = self.applied.is(client);
             client.set(name, value);
-            self.applied = client.clone();
+            if was_in_line {
+                self.applied = client.clone();
+            }
         }
     }
 
@@ -310,6 +320,26 @@ mod tests {
         assert_eq!(server.differences(&mut with).len(), 1);
         server.settled(&mut with);
         assert_eq!(server.differences(&mut with), []);
+    }
+
+    #[test]
+    fn report_of_a_tracked_setting_does_not_hide_that_an_extra_one_was_changed() {
+        let (mut server, mut with) = (server(), client(&[("search_path", "a")]));
+        server.differences(&mut with);
+        server.settled(&mut with);
+        // "set search_path = b; set timezone = 'Asia/Tokyo'"
+        server.changed_by_sql();
+        server.report_to("TimeZone", b"Asia/Tokyo", &mut with);
+        assert_eq!(server.differences(&mut with).len(), 1);
+    }
+
+    #[test]
+    fn reported_setting_of_a_client_in_line_costs_no_comparison() {
+        let (mut server, mut owner) = (server(), client(&[]));
+        owner.fill(&server);
+        server.differences(&mut owner);
+        server.report_to("TimeZone", b"Asia/Tokyo", &mut owner);
+        assert!(server.applied.is(&owner));
     }
 
     #[test]

@@ -282,6 +282,21 @@ both_shards!(counters_count_what_was_done, |shards| {
     assert!(count("total_received") > 0 && count("total_sent") > count("total_received"));
 });
 
+both_shards!(taking_leave_is_no_query, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).mode("session"));
+    for _ in 0..3 {
+        let mut client = stage.client();
+        client.value("select 1");
+        client.send(&terminate());
+        client.expect_closed();
+    }
+    let count = |column| stage.stats(&stage.entry, column);
+    assert_eq!(
+        (count("total_query_count"), count("total_xact_count")),
+        (3, 3)
+    );
+});
+
 both_shards!(pools_show_who_is_served_and_who_waits, |shards| {
     let stage = Stage::pooled(Topology::new(shards).pool_size(2));
     let mut clients: Vec<Client> = (0..5).map(|_| stage.client()).collect();

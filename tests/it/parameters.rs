@@ -1,5 +1,6 @@
 //! Session parameters: reported to the client, and carried from server to server.
 
+use crate::support::wire::*;
 use crate::support::*;
 
 everywhere!(changed_parameter_is_reported_to_the_client, |stage| {
@@ -103,3 +104,25 @@ both_shards!(
         stage.assert_no_leak();
     }
 );
+
+both_shards!(request_behind_settings_that_fail_does_not_run, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    stage.database.sql("create table t(n int)");
+    for insert in [
+        query("insert into t values (1)"),
+        extended("insert into t values (1)", &[]),
+    ] {
+        let params = [
+            ("user", "postgres"),
+            ("database", stage.entry.as_str()),
+            ("options", "-c role=nobody_has_this_role"),
+        ];
+        let mut client = Client::login_with(stage.address(), &params);
+        client
+            .exchange(&insert)
+            .assert_fatal("invalid server parameter");
+    }
+    // It would have run as the pool's user, who may do more.
+    assert_eq!(stage.client().value("select count(*) from t"), "0");
+    stage.assert_no_leak();
+});
