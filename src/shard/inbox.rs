@@ -7,6 +7,7 @@ use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, ClientState};
 use crate::config::Config;
 use crate::stats::{PeriodHistory, Registry};
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
@@ -291,15 +292,14 @@ impl Office for Desk {
     }
 
     fn users(&self) -> Vec<UserRow> {
-        let pools = self.0.common.pools();
         let snapshot = self.0.snapshot();
-        let open = |name: &str| {
-            let theirs = pools.iter().filter(|pool| &*pool.key.user == name);
-            theirs.map(|pool| pool.shared.open()).sum()
-        };
+        let mut open = HashMap::<Arc<str>, u32>::new();
+        for pool in self.0.common.pools() {
+            *open.entry(pool.key.user.clone()).or_default() += pool.shared.open();
+        }
         let names = snapshot.users.names().map(str::to_owned);
         let rows = names.map(|name| UserRow {
-            current_connections: open(&name),
+            current_connections: open.get(&*name).copied().unwrap_or_default(),
             current_client_connections: None,
             name,
         });
