@@ -19,6 +19,50 @@ pub enum Refusal {
     /// The user may only look.
     #[error("admin access needed")]
     AdminAccessNeeded,
+    /// SET of something that is no setting, or to what it cannot be.
+    #[error("SET failed")]
+    SetFailed,
+    /// PAUSE, KILL or SUSPEND of what is paused already.
+    #[error("already suspended/paused")]
+    AlreadyPaused,
+    /// RESUME of a process that is not paused.
+    #[error("pooler is not paused/suspended")]
+    NotPaused,
+    /// RESUME of a database that is not paused.
+    #[error("database {name} is not paused")]
+    DatabaseNotPaused {
+        /// The name.
+        name: String,
+    },
+    /// RESUME during a shutdown.
+    #[error("pooler is shutting down")]
+    ShuttingDown,
+    /// No database has this name.
+    #[error("no such database: {name}")]
+    NoSuchDatabase {
+        /// The name.
+        name: String,
+    },
+    /// A command that is for other databases than the console's.
+    #[error("cannot {verb} admin db: {name}")]
+    AdminDatabase {
+        /// What was to be done.
+        verb: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// A command without the database that it is for.
+    #[error("a database is required")]
+    DatabaseRequired,
+    /// RESUME, or a cancel request, ended a PAUSE before its time.
+    #[error("canceling statement due to user request")]
+    PauseEnded,
+    /// KILL_CLIENT of nobody.
+    #[error("client not found")]
+    NoSuchClient,
+    /// KILL_CLIENT without a number.
+    #[error("invalid client pointer supplied")]
+    BadClient,
     /// The configuration could not be read again; the old one stays in force.
     #[error("RELOAD failed, see logs for additional details")]
     ReloadFailed {
@@ -66,12 +110,43 @@ pub enum Refusal {
         /// How much there may be.
         limit: usize,
     },
-    /// A Bind with parameters.
-    #[error("bind message supplies {count} parameters, but the console's commands take none")]
+    /// A Bind with too many parameters, or too few.
+    #[error("bind message supplies {count} parameters, but the statement requires {required}")]
     Parameters {
         /// How many.
-        count: u16,
+        count: usize,
+        /// How many there must be.
+        required: usize,
     },
+    /// A parameter that nobody gives a value.
+    #[error("there is no parameter ${number}")]
+    NoParameter {
+        /// Its number.
+        number: u16,
+    },
+    /// A parameter's value that cannot be read.
+    #[error("cannot read parameter ${number} of type {type_oid}")]
+    BadParameter {
+        /// Its number.
+        number: usize,
+        /// Its type's object id.
+        type_oid: u32,
+    },
+    /// WHERE with a column that the table does not have.
+    #[error("column \"{name}\" does not exist")]
+    NoColumn {
+        /// The name.
+        name: String,
+    },
+    /// A number is due.
+    #[error("invalid input syntax for type numeric: \"{text}\"")]
+    NoNumber {
+        /// What stands there instead.
+        text: String,
+    },
+    /// LIMIT of less than nothing, or of a fraction.
+    #[error("LIMIT must be a whole number and not be negative")]
+    BadLimit,
     /// A Bind with result formats for another number of columns.
     #[error("bind message has {formats} result formats but query has {columns} columns")]
     FormatCount {
@@ -93,6 +168,12 @@ impl Refusal {
     pub const fn sqlstate(&self) -> SqlState {
         match self {
             Refusal::ReloadFailed { .. } => SqlState::CONFIGURATION_FILE_ERROR,
+            Refusal::PauseEnded => SqlState::QUERY_CANCELED,
+            Refusal::NoColumn { .. } => SqlState::UNDEFINED_COLUMN,
+            Refusal::NoNumber { .. } | Refusal::BadParameter { .. } => {
+                SqlState::INVALID_TEXT_REPRESENTATION
+            }
+            Refusal::NoParameter { .. } => SqlState::UNDEFINED_PARAMETER,
             Refusal::NoStatement { .. } => SqlState::INVALID_STATEMENT_NAME,
             Refusal::StatementExists { .. } => SqlState::DUPLICATE_PREPARED_STATEMENT,
             _ => SqlState::PROTOCOL_VIOLATION,

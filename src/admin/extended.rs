@@ -10,6 +10,7 @@
 
 use super::command::{self, Command};
 use super::error::Refusal;
+use super::parameters;
 use super::table::{Format, Formats, Rows, row_description};
 use crate::wire::frontend::{Bind, Execute, Parse, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
@@ -26,10 +27,18 @@ const NAME_BYTES_MAX: usize = 255;
 /// One session's statements and portals.
 #[derive(Default)]
 pub(super) struct Extended {
-    /// `None` for an empty statement.
-    statements: HashMap<Box<[u8]>, Option<Command>>,
+    statements: HashMap<Box<[u8]>, Prepared>,
     portals: HashMap<Box<[u8]>, Portal>,
     skipping: bool,
+}
+
+/// A prepared statement.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Prepared {
+    /// `None` for an empty statement.
+    command: Option<Command>,
+    /// Types of its parameters.
+    types: Vec<u32>,
 }
 
 /// A statement that is bound, and how far it has run.
@@ -64,7 +73,7 @@ impl Portal {
     }
 
     fn describe(&self, out: &mut Vec<u8>) {
-        describe(self.command, &self.formats, out);
+        describe(self.command.as_ref(), &self.formats, out);
     }
 }
 
@@ -141,24 +150,34 @@ impl Extended {
         } else {
             Some(Command::parse(parse.query)?)
         };
-        self.statements.insert(parse.name.into(), command);
+        let types = command.as_ref().map(Command::parameter_types);
+        let mut types = types.unwrap_or_default();
+        declare(&mut types, parse.param_types);
+        let prepared = Prepared { command, types };
+        self.statements.insert(parse.name.into(), prepared);
         backend::parse_complete(out);
         Ok(())
     }
 
     fn bind(&mut self, bind: &Bind<'_>, out: &mut Vec<u8>) -> Result<(), Refusal> {
         check_name(bind.portal)?;
-        let command = self.statement(bind.statement)?;
+        let prepared = self.statement(bind.statement)?;
         if !bind.portal.is_empty() && self.portals.contains_key(bind.portal) {
             let name = text(bind.portal);
             return Err(Refusal::PortalExists { name });
         }
         check_room("portals", self.portals.len(), PORTALS_MAX)?;
-        let columns = command.map_or(0, |command| command.columns().len());
+        let mut reader = Reader::new(bind.rest);
+        let values = parameters::read(&mut reader, &prepared.types)?;
+        let command = prepared.command.map(|command| command.bind(&values));
+        let command = command.transpose()?;
+        let columns = command
+            .as_ref()
+            .map_or(0, |command| command.columns().len());
         let portal = Portal {
             name: bind.portal.into(),
             command,
-            formats: result_formats(bind.rest, columns)?,
+            formats: result_formats(&mut reader, columns)?,
             progress: Progress::Fresh,
         };
         self.put_back(portal);
@@ -169,9 +188,9 @@ impl Extended {
     fn describe(&mut self, target: &Target<'_>, out: &mut Vec<u8>) -> Result<(), Refusal> {
         match target.kind {
             TargetKind::Statement => {
-                let command = self.statement(target.name)?;
-                backend::parameter_description(out, &[]);
-                describe(command, &Formats::TEXT, out);
+                let prepared = self.statement(target.name)?;
+                backend::parameter_description(out, &prepared.types);
+                describe(prepared.command.as_ref(), &Formats::TEXT, out);
             }
             TargetKind::Portal => {
                 let portal = self.portals.get(target.name);
@@ -199,13 +218,13 @@ impl Extended {
         Ok(Execution { portal, rows_max })
     }
 
-    fn statement(&self, name: &[u8]) -> Result<Option<Command>, Refusal> {
-        let found = self.statements.get(name).copied();
+    fn statement(&self, name: &[u8]) -> Result<Prepared, Refusal> {
+        let found = self.statements.get(name).cloned();
         found.ok_or_else(|| Refusal::NoStatement { name: text(name) })
     }
 }
 
-fn describe(command: Option<Command>, formats: &Formats, out: &mut Vec<u8>) {
+fn describe(command: Option<&Command>, formats: &Formats, out: &mut Vec<u8>) {
     let columns = command.map_or(&[][..], Command::columns);
     if columns.is_empty() {
         backend::no_data(out);
@@ -214,25 +233,24 @@ fn describe(command: Option<Command>, formats: &Formats, out: &mut Vec<u8>) {
     }
 }
 
-/// Reads what follows the names in a Bind: formats of parameters, the parameters, of which there
-/// must be none, and formats of the results.
-fn result_formats(rest: &[u8], columns: usize) -> Result<Formats, Refusal> {
-    let mut reader = Reader::new(rest);
-    for _ in 0..reader.u16("count of parameter formats")? {
-        reader.u16("parameter format")?;
+/// Puts the types that a Parse declares, where it does, in the place of ours.
+fn declare(types: &mut [u32], declared: &[u8]) {
+    let declared = declared.get(2..).unwrap_or_default();
+    for (own, declared) in types.iter_mut().zip(declared.as_chunks().0) {
+        match u32::from_be_bytes(*declared) {
+            0 => {}
+            declared => *own = declared,
+        }
     }
-    let count = reader.u16("count of parameters")?;
-    for _ in 0..count {
-        reader.value("parameter")?;
-    }
+}
+
+/// Reads the last part of a Bind, the formats of the results.
+fn result_formats(reader: &mut Reader<'_>, columns: usize) -> Result<Formats, Refusal> {
     let formats = reader.u16("count of result formats")?;
     let formats: Vec<u16> = (0..formats)
         .map(|_| reader.u16("result format"))
         .collect::<Result<_, _>>()?;
     reader.must_be_empty("Bind")?;
-    if count > 0 {
-        return Err(Refusal::Parameters { count });
-    }
     match formats.as_slice() {
         [] => Ok(Formats::TEXT),
         [code] => format(*code).map(Formats::Alike),
@@ -584,8 +602,8 @@ mod tests {
         let mut extended = Extended::default();
         assert_eq!(replies(&mut extended, &[(b'P', out[5..].to_vec())]), "1");
         assert_eq!(
-            extended.statement(b"s"),
-            Ok(Some(Command::Show(Show::Clients)))
+            extended.statement(b"s").unwrap().command,
+            Some(Command::Show(Show::Clients))
         );
     }
 }

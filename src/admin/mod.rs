@@ -8,9 +8,11 @@
 mod command;
 mod error;
 mod extended;
+mod filter;
 mod messages;
 mod office;
 mod outlet;
+mod parameters;
 #[cfg(test)]
 mod rehearsal;
 mod serve;
@@ -19,6 +21,10 @@ mod table;
 
 pub use command::{Command, Show, Variable};
 pub use error::Refusal;
-pub use office::{Access, ClientRow, Later, Office, PoolRow, ServerRow, Shutdown, UserRow};
+pub use filter::{Filter, Pick};
+pub use office::{
+    Access, ClientRow, DatabaseFlags, Hold, Later, Office, Order, PoolRow, ServerRow, Shutdown,
+    UserRow,
+};
 pub use serve::{Session, serve};
 pub use table::{Column, Type};

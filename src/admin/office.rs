@@ -1,5 +1,7 @@
 //! What the console needs to know and to do; the shard that a console session runs on provides it.
 
+use super::error::Refusal;
+use super::filter::Pick;
 use crate::base::ShardId;
 use crate::client::ClientState;
 use crate::config::{Config, PoolMode};
@@ -7,6 +9,7 @@ use crate::net::Endpoint;
 use crate::server::ServerState;
 use crate::stats::{PeriodHistory, Registry};
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
@@ -20,6 +23,69 @@ pub enum Access {
     Admin,
     /// Every SHOW (`stats_users`).
     Stats,
+}
+
+/// What holds for the whole process, or for a database, until it is taken back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// Give out no servers, to clients of one database or of any.
+    Pause(Option<Arc<str>>),
+    /// End a pause.
+    Resume(Option<Arc<str>>),
+    /// Pause, with clients and servers closed at once.
+    Kill(Option<Arc<str>>),
+    /// Close the servers there are as soon as nobody uses them.
+    Reconnect(Option<Arc<str>>),
+    /// Let nobody in.
+    Disable(Arc<str>),
+    /// Let clients in again.
+    Enable(Arc<str>),
+}
+
+impl Order {
+    /// The command, and the tag of its answer.
+    pub const fn verb(&self) -> &'static str {
+        match self {
+            Order::Pause(_) => "PAUSE",
+            Order::Resume(_) => "RESUME",
+            Order::Kill(_) => "KILL",
+            Order::Reconnect(_) => "RECONNECT",
+            Order::Disable(_) => "DISABLE",
+            Order::Enable(_) => "ENABLE",
+        }
+    }
+
+    /// The database it is for, if it is not for all.
+    pub fn database(&self) -> Option<&str> {
+        match self {
+            Order::Pause(scope)
+            | Order::Resume(scope)
+            | Order::Kill(scope)
+            | Order::Reconnect(scope) => scope.as_deref(),
+            Order::Disable(name) | Order::Enable(name) => Some(name),
+        }
+    }
+}
+
+/// What holds for the whole process.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hold {
+    /// Nothing: business as usual.
+    #[default]
+    None,
+    /// No client gets a server.
+    Paused,
+    /// Nothing is read and nobody let in.
+    Suspended,
+}
+
+/// What has been ordered for one database alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseFlags {
+    /// PAUSE or KILL.
+    pub is_paused: bool,
+    /// DISABLE.
+    pub is_disabled: bool,
 }
 
 /// How to shut down.
@@ -127,10 +193,10 @@ pub struct UserRow {
 pub trait Office {
     /// The shard that the session runs on.
     fn shard(&self) -> ShardId;
-    /// Every client of the process; shards that do not answer in time are left out.
-    fn clients(&self) -> Later<'_, Vec<ClientRow>>;
-    /// Every server connection of the process; as for clients.
-    fn servers(&self) -> Later<'_, Vec<ServerRow>>;
+    /// The clients of the process that are wanted, gathered without stopping a shard; shards that do not answer in time are left out.
+    fn clients(&self, wanted: Pick<ClientRow>) -> Later<'_, Vec<ClientRow>>;
+    /// The same for server connections.
+    fn servers(&self, wanted: Pick<ServerRow>) -> Later<'_, Vec<ServerRow>>;
     /// Every pool that exists.
     fn pools(&self) -> Vec<PoolRow>;
     /// Every user that is known.
@@ -143,6 +209,20 @@ pub trait Office {
     fn history(&self) -> &Mutex<PeriodHistory>;
     /// Messages that wait in the mailbox of `shard`.
     fn mailbox_depth(&self, shard: ShardId) -> usize;
+    /// Gives an order and waits until it has been carried out everywhere.
+    fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>>;
+    /// Waits until no server of a database, or of any, is to be closed any more.
+    fn wait_close<'a>(&'a self, database: Option<&'a str>) -> Later<'a, Result<(), Refusal>>;
+    /// Makes a client leave, and waits until it has.
+    fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>>;
+    /// What has been ordered for a database.
+    fn flags(&self, database: &str) -> DatabaseFlags;
+    /// What has been ordered for the whole process.
+    fn hold(&self) -> Hold;
+    /// Host names of the configuration, and their addresses.
+    fn hosts(&self) -> Vec<(String, Vec<IpAddr>)>;
+    /// Changes a setting on every shard until the next reload; false if it cannot be.
+    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, bool>;
     /// Reads the configuration again; the error is for the log and says what was wrong.
     fn reload(&self) -> Later<'_, Result<(), String>>;
     /// Shuts the process down.

@@ -5,6 +5,7 @@ use crate::base::{Clock, Moment};
 use crate::net::{Net, Socket};
 use crate::stats::PoolStats;
 use std::future::poll_fn;
+use std::task::Poll;
 use std::time::Duration;
 
 /// A long answer is sent in pieces of about this size.
@@ -53,6 +54,18 @@ impl<'a> Outlet<'a> {
             self.turn_began = Clock::now();
         }
         Ok(())
+    }
+
+    /// Resolves once the client has hung up; what it sends stays unread.
+    pub(super) async fn hung_up<T>(&self) -> Result<T, Ended> {
+        poll_fn(|cx| {
+            if self.socket.is_ending() {
+                return Poll::Ready(Err(Ended));
+            }
+            self.socket.watch(cx);
+            Poll::Pending
+        })
+        .await
     }
 
     /// Between two messages: waits until the client has taken most of the answers so far.

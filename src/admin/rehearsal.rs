@@ -1,7 +1,12 @@
 //! Whole sessions on a ring of their own, with a scripted client at the other end of the socket.
 
 use super::command::Show;
-use super::office::{Access, ClientRow, Later, Office, PoolRow, ServerRow, Shutdown, UserRow};
+use super::error::Refusal;
+use super::filter::Pick;
+use super::office::{
+    Access, ClientRow, DatabaseFlags, Hold, Later, Office, Order, PoolRow, ServerRow, Shutdown,
+    UserRow,
+};
 use super::{Session, serve};
 use crate::base::{Clock, ShardId};
 use crate::client::ClientState;
@@ -35,7 +40,7 @@ impl Office for Desk {
         SHARD
     }
 
-    fn clients(&self) -> Later<'_, Vec<ClientRow>> {
+    fn clients(&self, wanted: Pick<ClientRow>) -> Later<'_, Vec<ClientRow>> {
         let row = ClientRow {
             shard: SHARD,
             id: 7,
@@ -52,10 +57,11 @@ impl Office for Desk {
             application_name: "".into(),
             prepared_statements: 0,
         };
-        Box::pin(async move { vec![row; self.clients] })
+        let count = if (wanted.keep)(&row) { self.clients } else { 0 };
+        Box::pin(async move { vec![row; count.min(wanted.limit)] })
     }
 
-    fn servers(&self) -> Later<'_, Vec<ServerRow>> {
+    fn servers(&self, _wanted: Pick<ServerRow>) -> Later<'_, Vec<ServerRow>> {
         Box::pin(async { Vec::new() })
     }
 
@@ -81,6 +87,39 @@ impl Office for Desk {
 
     fn mailbox_depth(&self, _shard: ShardId) -> usize {
         0
+    }
+
+    fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>> {
+        Box::pin(async move {
+            match order.database() {
+                None => Ok(()),
+                Some(name) => Err(Refusal::NoSuchDatabase { name: name.into() }),
+            }
+        })
+    }
+
+    fn wait_close<'a>(&'a self, _database: Option<&'a str>) -> Later<'a, Result<(), Refusal>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn kill_client(&self, _id: u64) -> Later<'_, Result<(), Refusal>> {
+        Box::pin(async { Err(Refusal::NoSuchClient) })
+    }
+
+    fn flags(&self, _database: &str) -> DatabaseFlags {
+        DatabaseFlags::default()
+    }
+
+    fn hold(&self) -> Hold {
+        Hold::None
+    }
+
+    fn hosts(&self) -> Vec<(String, Vec<std::net::IpAddr>)> {
+        Vec::new()
+    }
+
+    fn set<'a>(&'a self, name: &'a str, _value: &'a str) -> Later<'a, bool> {
+        Box::pin(async move { name == "pool_mode" })
     }
 
     fn reload(&self) -> Later<'_, Result<(), String>> {
@@ -248,7 +287,7 @@ fn simple_queries_are_answered_in_pieces_of_one_byte_too() {
 
 #[test]
 fn every_show_runs_and_its_rows_fit_its_columns() {
-    session(Access::Stats, 3, |peer| {
+    session(Access::Admin, 3, |peer| {
         peer.welcome();
         for (name, show) in Show::ALL {
             let replies = peer.query(&format!("SHOW {name}"));

@@ -166,7 +166,7 @@ impl Console<'_> {
 
     async fn answer(&mut self, body: &[u8]) -> Result<(), Stop> {
         let command = Command::parse(query_of(body)?)?;
-        if let Some(mut rows) = self.run(command).await? {
+        if let Some(mut rows) = self.run(&command).await? {
             row_description(&mut self.outlet.bytes, command.columns(), &Formats::TEXT);
             self.emit(&mut rows, &Formats::TEXT, usize::MAX).await?;
         }
@@ -190,13 +190,13 @@ impl Console<'_> {
             mut portal,
             rows_max,
         } = execution;
-        let Some(command) = portal.command else {
+        let Some(command) = portal.command.clone() else {
             backend::empty_query_response(&mut self.outlet.bytes);
             self.extended.put_back(portal);
             return Ok(());
         };
         let rows = match std::mem::replace(&mut portal.progress, Progress::Spent) {
-            Progress::Fresh => self.run(command).await?,
+            Progress::Fresh => self.run(&command).await?,
             Progress::Running(rows) => Some(rows),
             Progress::Spent => return Err(portal.spent().into()),
         };
@@ -235,29 +235,59 @@ impl Console<'_> {
     // ---- commands ------------------------------------------------------------------------
 
     /// Runs a command; gives its rows, if it is one that has rows.
-    async fn run(&mut self, command: Command) -> Result<Option<Rows>, Stop> {
+    async fn run(&mut self, command: &Command) -> Result<Option<Rows>, Stop> {
         if command.needs_admin() && self.access != Access::Admin {
             return Err(Refusal::AdminAccessNeeded.into());
         }
         match command {
             Command::Show(Show::Help) => self.notice("Console usage", Some(&show::help())),
             Command::Show(show) => {
-                return Ok(Some(show::rows(show, self.office, Clock::now()).await));
+                return Ok(Some(
+                    show::rows(*show, None, self.office, Clock::now()).await,
+                ));
+            }
+            Command::ShowSome(_, filter) if !filter.is_bound() => {
+                return Err(Refusal::NoParameter { number: 1 }.into());
+            }
+            Command::ShowSome(show, filter) => {
+                let rows = show::rows(*show, Some(filter), self.office, Clock::now()).await;
+                let filter = filter.clone();
+                let limit = filter.limit();
+                let wanted = rows.filter(move |row| filter.matches(row)).take(limit);
+                return Ok(Some(Box::new(wanted)));
             }
             Command::SelectOne => return Ok(Some(Box::new(std::iter::once(vec![Value::Int4(1)])))),
             Command::SetIgnored => self.notice("SET ignored", None),
+            Command::Set(setting) => {
+                if !self.office.set(&setting.name, &setting.value).await {
+                    return Err(Refusal::SetFailed.into());
+                }
+            }
+            Command::Order(order) => self.unless_gone(self.office.order(order)).await??,
+            Command::WaitClose(name) => {
+                let waiting = self.office.wait_close(name.as_deref());
+                self.unless_gone(waiting).await??;
+            }
+            Command::KillClient(id) => self.office.kill_client(*id).await?,
+            Command::Incomplete(_, refusal) => return Err(refusal.clone().into()),
             Command::Reload => {
                 let outcome = self.office.reload().await;
                 outcome.map_err(|detail| Refusal::ReloadFailed { detail })?;
             }
             Command::Shutdown(how) => {
-                self.office.shutdown(how);
-                if how == Shutdown::Now {
+                self.office.shutdown(*how);
+                if *how == Shutdown::Now {
                     return Err(Stop::Ended);
                 }
             }
         }
         Ok(None)
+    }
+
+    /// Waits for `work`, unless the client hangs up before it is done.
+    async fn unless_gone<T>(&self, work: impl Future<Output = T>) -> Result<T, Ended> {
+        let work = async { Ok(work.await) };
+        futures_lite::future::or(work, self.outlet.hung_up()).await
     }
 
     fn notice(&mut self, message: &str, detail: Option<&str>) {

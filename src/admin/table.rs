@@ -20,6 +20,8 @@ pub enum Type {
     Int8,
     /// `numeric`.
     Numeric,
+    /// `bytea`; there are no values of it but null.
+    Bytea,
 }
 
 impl Type {
@@ -30,6 +32,7 @@ impl Type {
             Type::Int4 => (oid::INT4, 4),
             Type::Int8 => (oid::INT8, 8),
             Type::Numeric => (oid::NUMERIC, -1),
+            Type::Bytea => (oid::BYTEA, -1),
         }
     }
 }
@@ -56,6 +59,11 @@ impl Column {
 
     pub(super) const fn int8(name: &'static str) -> Column {
         let kind = Type::Int8;
+        Column { name, kind }
+    }
+
+    pub(super) const fn bytea(name: &'static str) -> Column {
+        let kind = Type::Bytea;
         Column { name, kind }
     }
 
@@ -153,6 +161,12 @@ pub(super) struct Decimal {
 }
 
 impl Decimal {
+    /// The number times 10^`decimals`, which is at least its own.
+    pub(super) const fn scaled(self, decimals: usize) -> i128 {
+        let more = (decimals as u32).saturating_sub(self.decimals as u32);
+        self.unscaled as i128 * 10i128.pow(more)
+    }
+
     /// Appends PostgreSQL's binary numeric (numeric.c, `numeric_send`): count of base-10000
     /// digits, weight of the first, sign (0 is positive), decimals to show, the digits without
     /// leading and trailing zeros.

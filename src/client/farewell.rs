@@ -81,6 +81,8 @@ farewells! {
     SERVER_CONFUSED = "server broke the protocol";
     /// The database was taken out of the configuration.
     DATABASE_REMOVED = "database removed";
+    /// KILL_CLIENT.
+    ADMIN_DISCONNECT = "admin forced disconnect";
     /// A login during a shutdown.
     SHUTTING_DOWN = "pooler is shutting down";
     /// Waiting for a server during a shutdown.

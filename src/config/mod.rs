@@ -17,6 +17,7 @@ mod kind;
 mod load;
 mod model;
 mod reference;
+mod set;
 mod show;
 mod units;
 mod value;

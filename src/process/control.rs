@@ -22,6 +22,8 @@ use std::time::Duration;
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
 /// How often it looks at the clock otherwise.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long shards may take to put a new configuration in force before it is said to be.
+const RELOAD_SPAN: Duration = Duration::from_secs(5);
 /// Pause before a message is posted again that found a mailbox full.
 const REPOST: Duration = Duration::from_millis(1);
 
@@ -52,6 +54,7 @@ pub(super) fn listen_to_signals(control: Sender<Request>) -> io::Result<()> {
 pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, resolver: &Resolver) {
     let mut phase = Phase::Serving;
     let mut backlog = VecDeque::new();
+    let mut version = 0;
     loop {
         let look = if phase == Phase::Serving {
             LOOK
@@ -64,9 +67,18 @@ pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, re
         match next {
             Ok(Request::Reload(answer)) => {
                 let others = take_reloads(requests, &mut backlog);
-                let result = reload(common, path, resolver);
+                version += 1;
+                let result = reload(common, path, resolver, version);
                 others.into_iter().for_each(|other| other(result.clone()));
                 answer(result);
+            }
+            Ok(Request::Set {
+                name,
+                value,
+                answer,
+            }) => {
+                version += 1;
+                answer(set(common, &name, &value, version));
             }
             Ok(Request::Shutdown(None)) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Request::Shutdown(Some(_))) if phase > Phase::Serving => return,
@@ -103,11 +115,11 @@ fn take_reloads(requests: &Receiver<Request>, backlog: &mut VecDeque<Request>) -
     answers
 }
 
-/// Reads the configuration again and, if nothing is wrong with it, puts it in force.
-fn reload(common: &Common, path: &Path, resolver: &Resolver) -> Result<(), String> {
+/// Reads the configuration again and, if nothing is wrong with it, puts it in force on every shard.
+fn reload(common: &Common, path: &Path, resolver: &Resolver, version: u64) -> Result<(), String> {
     match sources::load(path) {
         Ok(snapshot) => {
-            apply(common, snapshot);
+            apply(common, snapshot, version);
             resolver.poke();
             Ok(())
         }
@@ -118,7 +130,21 @@ fn reload(common: &Common, path: &Path, resolver: &Resolver) -> Result<(), Strin
     }
 }
 
-fn apply(common: &Common, snapshot: Snapshot) {
+/// Changes one setting; false if it cannot be.
+fn set(common: &Common, name: &str, value: &str, version: u64) -> bool {
+    let old = common.snapshot.load_full();
+    let Some(config) = old.config.with_setting(name, value) else {
+        return false;
+    };
+    let snapshot = Snapshot {
+        config: Arc::new(config),
+        users: old.users.clone(),
+    };
+    apply(common, snapshot, version);
+    true
+}
+
+fn apply(common: &Common, snapshot: Snapshot, version: u64) {
     let old = common.snapshot.load_full();
     for change in diff(&old.config, &snapshot.config) {
         let (key, old, new) = (
@@ -141,7 +167,17 @@ fn apply(common: &Common, snapshot: Snapshot) {
     let snapshot = Arc::new(snapshot);
     common.snapshot.store(snapshot.clone());
     common.set_limits();
-    tell_all(common, || Mail::Reload(snapshot.clone()));
+    common
+        .board
+        .forget(|name| snapshot.config.database(name).is_some());
+    tell_all(common, || Mail::Reload {
+        snapshot: snapshot.clone(),
+        version,
+    });
+    let deadline = Clock::now().after(RELOAD_SPAN);
+    while !common.reloaded.are_all_at(version) && Clock::now() < deadline {
+        thread::sleep(REPOST);
+    }
     tracing::info!("configuration reloaded");
 }
 
@@ -226,7 +262,7 @@ mod tests {
             .into_iter()
             .map(|request| match request {
                 Request::Shutdown(phase) => phase,
-                Request::Reload(_) => None,
+                Request::Reload(_) | Request::Set { .. } => None,
             })
             .collect();
         let expected = [Phase::WaitForClients, Phase::WaitForServers].map(Some);

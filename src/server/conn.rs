@@ -120,6 +120,11 @@ impl Parcel {
         (&self.identity.database, &self.identity.user)
     }
 
+    /// Whether it is to be closed, as was found out while it was being packed.
+    pub fn is_to_close(&self) -> bool {
+        self.close_needed.is_some()
+    }
+
     /// Puts the server on this shard's ring.
     pub fn unpack(self, net: Net, stats: Arc<PoolStats>) -> Server {
         let entry = ServerEntry::new(self.identity, stats);

@@ -63,7 +63,8 @@ impl Shard {
         if !entry.who().is_some_and(|who| who.cancel_key.matches(key)) {
             return;
         }
-        if entry.state() == ClientState::Waiting {
+        let is_console = entry.who().is_some_and(|who| &*who.database == "pgbouncer");
+        if is_console || entry.state() == ClientState::Waiting {
             return entry.send(Signal::Cancel);
         }
         // A client without a server has nothing to cancel; one without a query neither, and the

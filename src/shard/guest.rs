@@ -268,9 +268,17 @@ impl Guest {
         let key = self.introduce(&packet, CONSOLE_POOL, stats.clone());
         let session = admin::Session { access, key, stats };
         let (socket, ahead) = intake.into_parts();
-        let desk = super::inbox::Desk(self.shard.clone());
+        let desk = super::inbox::Desk::new(self.shard.clone());
         let serve = admin::serve(self.shard.net, &socket, ahead, &session, &desk);
-        match self.unless_told_to_leave(serve).await {
+        let serve = self.unless_told(serve, |signal| match signal {
+            Signal::Leave(farewell) => Some(Ending::SentAway(farewell)),
+            Signal::Cancel => {
+                desk.cancel();
+                None
+            }
+            Signal::Notice => None,
+        });
+        match serve.await {
             Ok(()) => Ending::Terminated,
             Err(ending) => {
                 say_farewell(&socket, &ending);
@@ -361,6 +369,10 @@ impl Guest {
             let text = format!("no such database: {}", packet.database());
             return Err(Farewell::with(SqlState::PROTOCOL_VIOLATION, text));
         };
+        if self.shard.orders.borrow().own(&database.name).is_disabled {
+            let text = format!("database \"{}\" is disabled", database.name);
+            return Err(Farewell::because(text));
+        }
         let settings = settings(packet, &snapshot.config.general.ignore_startup_parameters)?;
         if let Some(name) = settings.tracked("application_name") {
             self.entry
@@ -404,9 +416,26 @@ impl Guest {
 
     /// Runs `work` unless somebody tells the client to leave first.
     async fn unless_told_to_leave<T>(&self, work: impl Future<Output = T>) -> Result<T, Ending> {
-        let told = poll_fn(|cx| match self.entry.poll_signal(cx) {
-            Some(Signal::Leave(farewell)) => Poll::Ready(Err(Ending::SentAway(farewell))),
-            Some(Signal::Cancel | Signal::Notice) | None => Poll::Pending,
+        self.unless_told(work, |signal| match signal {
+            Signal::Leave(farewell) => Some(Ending::SentAway(farewell)),
+            Signal::Cancel | Signal::Notice => None,
+        })
+        .await
+    }
+
+    /// Runs `work` unless `hear` makes something that the client is told the end.
+    async fn unless_told<T>(
+        &self,
+        work: impl Future<Output = T>,
+        hear: impl Fn(Signal) -> Option<Ending>,
+    ) -> Result<T, Ending> {
+        let told = poll_fn(|cx| {
+            while let Some(signal) = self.entry.poll_signal(cx) {
+                if let Some(ending) = hear(signal) {
+                    return Poll::Ready(Err(ending));
+                }
+            }
+            Poll::Pending
         });
         futures_lite::future::or(told, async { Ok(work.await) }).await
     }
@@ -549,7 +578,9 @@ async fn welcome(pool: &Rc<Pool>) -> Result<Arc<ServerParams>, Farewell> {
         Denial::Busy(text) => Farewell::with(SqlState::TOO_MANY_CONNECTIONS, text),
     })?;
     let welcome = Arc::new(server.dialogue.params.clone());
-    pool.common.welcome.store(Some(welcome.clone()));
+    if pool.outdated(&server).is_none() {
+        pool.common.welcome.store(Some(welcome.clone()));
+    }
     pool.take_back(server);
     Ok(welcome)
 }

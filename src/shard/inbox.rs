@@ -2,20 +2,31 @@
 
 use super::message::{Answer, Ask, Mail};
 use super::root::Shard;
-use crate::admin::{ClientRow, Later, Office, PoolRow, ServerRow, Shutdown, UserRow};
+use crate::admin::{
+    ClientRow, DatabaseFlags, Hold, Later, Office, Order, Pick, PoolRow, Refusal, ServerRow,
+    Shutdown, UserRow,
+};
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, ClientState};
 use crate::config::Config;
 use crate::stats::{PeriodHistory, Registry};
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
 /// How long a shard waits for the answers of the others.
-const ANSWER_SPAN: Duration = Duration::from_secs(2);
+const ANSWER_SPAN: Duration = Duration::from_secs(10);
+/// Pause before a message is posted again that found a mailbox full.
+const REPOST: Duration = Duration::from_millis(1);
+/// Clients looked at in one go: some tenths of a millisecond.
+const SLICE: usize = 512;
+/// Pause between two slices.
+const SLICE_PAUSE: Duration = Duration::from_micros(200);
 /// Messages handled before other tasks get a turn.
 const BATCH: usize = 64;
 
@@ -90,7 +101,11 @@ impl Shard {
             }
             Mail::Question { ask, from, ticket } => self.question(ask, from, ticket),
             Mail::Answer { ticket, answer } => self.answered(ticket, answer),
-            Mail::Reload(snapshot) => self.reload_with(snapshot),
+            Mail::Orders => self.obey(),
+            Mail::Reload { snapshot, version } => {
+                self.reload_with(snapshot);
+                self.common.reloaded.note(self.id, version);
+            }
             Mail::Phase(phase) => self.enter(phase),
         }
     }
@@ -99,8 +114,22 @@ impl Shard {
 
     fn question(self: &Rc<Self>, ask: Ask, from: ShardId, ticket: u64) {
         match ask {
-            Ask::Clients => self.reply(from, ticket, Answer::Clients(self.client_rows())),
-            Ask::Servers => self.reply(from, ticket, Answer::Servers(self.server_rows())),
+            Ask::Clients(wanted) => {
+                let shard = self.clone();
+                crate::net::spawn(self.net, async move {
+                    let rows = shard.client_rows(&wanted).await;
+                    shard.reply(from, ticket, Answer::Clients(rows));
+                });
+            }
+            Ask::Servers(wanted) => {
+                let rows = Answer::Servers(self.server_rows(&wanted));
+                self.reply(from, ticket, rows);
+            }
+            Ask::Killed => self.reply(from, ticket, Answer::Count(self.killed_here())),
+            Ask::ToBeClosed(scope) => {
+                let count = self.to_be_closed_here(scope.as_deref());
+                self.reply(from, ticket, Answer::Count(count));
+            }
             Ask::Cancel(key) => {
                 let shard = self.clone();
                 crate::net::spawn(self.net, async move {
@@ -108,14 +137,36 @@ impl Shard {
                     shard.reply(from, ticket, Answer::Done);
                 });
             }
+            Ask::KillClient(id) => {
+                let shard = self.clone();
+                crate::net::spawn(self.net, async move {
+                    let count = shard.kill_client_here(id).await;
+                    shard.reply(from, ticket, Answer::Count(count));
+                });
+            }
         }
     }
 
-    fn reply(&self, to: ShardId, ticket: u64, answer: Answer) {
+    fn reply(self: &Rc<Self>, to: ShardId, ticket: u64, answer: Answer) {
         if to == self.id {
             return self.answered(ticket, answer);
         }
-        let _ = self.post(to, Mail::Answer { ticket, answer });
+        if let Err(mail) = self.post(to, Mail::Answer { ticket, answer }) {
+            let shard = self.clone();
+            crate::net::spawn(self.net, async move { shard.insist(to, mail).await });
+        }
+    }
+
+    /// Posts to a mailbox that is full once it has room, or gives up with the asker.
+    async fn insist(&self, to: ShardId, mut mail: Mail) {
+        let deadline = self.net.now().after(ANSWER_SPAN);
+        while self.net.now() < deadline {
+            self.net.sleep(REPOST).await;
+            match self.post(to, mail) {
+                Ok(()) => return,
+                Err(back) => mail = back,
+            }
+        }
     }
 
     fn answered(&self, ticket: u64, answer: Answer) {
@@ -127,7 +178,7 @@ impl Shard {
         }
     }
 
-    /// Asks `shards` and waits for their answers, for `span` at most.
+    /// Asks `shards` and waits for their answers, for `span` at most; a full mailbox is tried again.
     pub(super) async fn gather(
         self: &Rc<Self>,
         ask: Ask,
@@ -136,61 +187,84 @@ impl Shard {
     ) -> Vec<Answer> {
         let ticket = self.next_ticket.replace(self.next_ticket.get() + 1);
         self.tickets.borrow_mut().insert(ticket, Default::default());
-        let mut asked = 0;
-        for to in shards {
-            if to == self.id {
-                self.question(ask.clone(), to, ticket);
-                asked += 1;
-            } else if self
-                .post(
-                    to,
-                    Mail::Question {
-                        ask: ask.clone(),
-                        from: self.id,
-                        ticket,
-                    },
-                )
-                .is_ok()
-            {
-                asked += 1;
+        let _end = Ticket(self, ticket);
+        let mut unasked: Vec<ShardId> = shards.collect();
+        let asked = unasked.len();
+        let answered = async {
+            loop {
+                unasked.retain(|to| !self.ask(*to, &ask, ticket));
+                if unasked.is_empty() {
+                    return self.answers(ticket, asked).await;
+                }
+                self.net.sleep(REPOST).await;
             }
+        };
+        let _ = self.net.until(self.net.now().after(span), answered).await;
+        let gathering = self.tickets.borrow_mut().remove(&ticket);
+        gathering.map_or_else(Vec::new, |gathering| gathering.answers)
+    }
+
+    /// Asks one shard; false if its mailbox is full.
+    fn ask(self: &Rc<Self>, to: ShardId, ask: &Ask, ticket: u64) -> bool {
+        let (ask, from) = (ask.clone(), self.id);
+        if to == self.id {
+            self.question(ask, from, ticket);
+            return true;
         }
-        let answers = poll_fn(|cx| {
+        self.post(to, Mail::Question { ask, from, ticket }).is_ok()
+    }
+
+    /// Waits for so many answers.
+    async fn answers(&self, ticket: u64, count: usize) {
+        poll_fn(|cx| {
             let mut tickets = self.tickets.borrow_mut();
             let Some(gathering) = tickets.get_mut(&ticket) else {
                 return Poll::Ready(());
             };
             gathering.waker = Some(cx.waker().clone());
-            if gathering.answers.len() >= asked {
+            if gathering.answers.len() >= count {
                 Poll::Ready(())
             } else {
                 Poll::Pending
             }
-        });
-        let _ = self.net.until(self.net.now().after(span), answers).await;
-        let gathering = self.tickets.borrow_mut().remove(&ticket);
-        gathering.map_or_else(Vec::new, |gathering| gathering.answers)
+        })
+        .await;
     }
 
     pub(super) fn all_shards(&self) -> impl Iterator<Item = ShardId> + use<> {
         (0..self.common.mesh.shards()).map(|id| ShardId(id as u16))
     }
 
-    fn client_rows(&self) -> Vec<ClientRow> {
-        let now = self.net.now();
-        self.clients
-            .borrow()
-            .iter()
-            .map(|(_, entry)| client_row(entry, self.id, now))
-            .collect()
+    /// Looks at one slice of the clients after the other, and lets the shard do its work in between.
+    async fn client_rows(&self, wanted: &Pick<ClientRow>) -> Vec<ClientRow> {
+        let mut rows = Vec::new();
+        let mut slots = 0..;
+        loop {
+            let now = self.net.now();
+            {
+                let clients = self.clients.borrow();
+                // Slots are never higher than there have been clients at a time.
+                for slot in slots.by_ref().take(SLICE) {
+                    if slot >= clients.capacity() || rows.len() >= wanted.limit {
+                        return rows;
+                    }
+                    let row = clients
+                        .get(slot)
+                        .map(|entry| client_row(entry, self.id, now));
+                    rows.extend(row.filter(|row| (wanted.keep)(row)));
+                }
+            }
+            // Merely yielding would keep the ring waiting.
+            self.net.sleep(SLICE_PAUSE).await;
+        }
     }
 
-    fn server_rows(&self) -> Vec<ServerRow> {
+    fn server_rows(&self, wanted: &Pick<ServerRow>) -> Vec<ServerRow> {
         let mut rows = Vec::new();
         self.each_pool(|pool| {
             let entries = pool.entries.borrow();
             let living = entries.iter().filter_map(std::rc::Weak::upgrade);
-            rows.extend(living.map(|entry| ServerRow {
+            let all = living.map(|entry| ServerRow {
                 shard: self.id,
                 id: entry.id.0,
                 user: entry.user.clone(),
@@ -204,9 +278,20 @@ impl Shard {
                 link: entry.link.get().map(|client| client.0),
                 remote_pid: entry.process_id(),
                 prepared_statements: entry.prepared.get(),
-            }));
+            });
+            rows.extend(all.filter(|row| (wanted.keep)(row)));
         });
+        rows.truncate(wanted.limit);
         rows
+    }
+}
+
+/// Ends a gathering, also one whose task is dropped.
+struct Ticket<'a>(&'a Shard, u64);
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        self.0.tickets.borrow_mut().remove(&self.1);
     }
 }
 
@@ -237,18 +322,45 @@ fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
 }
 
 /// The console's view of the process, from this shard.
-pub(super) struct Desk(pub(super) Rc<Shard>);
+pub(super) struct Desk {
+    shard: Rc<Shard>,
+    /// The order that the session waits for.
+    under_way: RefCell<Option<Order>>,
+}
+
+impl Desk {
+    pub(super) fn new(shard: Rc<Shard>) -> Desk {
+        let under_way = RefCell::default();
+        Desk { shard, under_way }
+    }
+
+    /// Ctrl-C: ends the pause of the whole process, or else the one that the session waits for.
+    pub(super) fn cancel(&self) {
+        let ends = if self.shard.hold() != Hold::None {
+            Order::Resume(None)
+        } else if let Some(Order::Pause(Some(name))) = &*self.under_way.borrow() {
+            Order::Resume(Some(name.clone()))
+        } else {
+            return;
+        };
+        let shard = self.shard.clone();
+        crate::net::spawn(shard.net, async move {
+            // If it is refused, somebody else was faster.
+            let _ = shard.command(&ends).await;
+        });
+    }
+}
 
 impl Office for Desk {
     fn shard(&self) -> ShardId {
-        self.0.id
+        self.shard.id
     }
 
-    fn clients(&self) -> Later<'_, Vec<ClientRow>> {
+    fn clients(&self, wanted: Pick<ClientRow>) -> Later<'_, Vec<ClientRow>> {
         Box::pin(async {
             let answers = self
-                .0
-                .gather(Ask::Clients, self.0.all_shards(), ANSWER_SPAN)
+                .shard
+                .gather(Ask::Clients(wanted), self.shard.all_shards(), ANSWER_SPAN)
                 .await;
             let mut rows = Vec::new();
             for answer in answers {
@@ -260,11 +372,11 @@ impl Office for Desk {
         })
     }
 
-    fn servers(&self) -> Later<'_, Vec<ServerRow>> {
+    fn servers(&self, wanted: Pick<ServerRow>) -> Later<'_, Vec<ServerRow>> {
         Box::pin(async {
             let answers = self
-                .0
-                .gather(Ask::Servers, self.0.all_shards(), ANSWER_SPAN)
+                .shard
+                .gather(Ask::Servers(wanted), self.shard.all_shards(), ANSWER_SPAN)
                 .await;
             let mut rows = Vec::new();
             for answer in answers {
@@ -278,7 +390,7 @@ impl Office for Desk {
 
     fn pools(&self) -> Vec<PoolRow> {
         let config = self.config();
-        let rows = self.0.common.pools().into_iter().filter_map(|pool| {
+        let rows = self.shard.common.pools().into_iter().filter_map(|pool| {
             let database = config.database(&pool.key.database)?;
             Some(PoolRow {
                 mode: config.pool_mode(&database, &pool.key.user),
@@ -292,9 +404,9 @@ impl Office for Desk {
     }
 
     fn users(&self) -> Vec<UserRow> {
-        let snapshot = self.0.snapshot();
+        let snapshot = self.shard.snapshot();
         let mut open = HashMap::<Arc<str>, u32>::new();
-        for pool in self.0.common.pools() {
+        for pool in self.shard.common.pools() {
             *open.entry(pool.key.user.clone()).or_default() += pool.shared.open();
         }
         let names = snapshot.users.names().map(str::to_owned);
@@ -307,28 +419,71 @@ impl Office for Desk {
     }
 
     fn config(&self) -> Arc<Config> {
-        self.0.snapshot.borrow().config.clone()
+        self.shard.snapshot.borrow().config.clone()
     }
 
     fn registry(&self) -> &Registry {
-        &self.0.common.registry
+        &self.shard.common.registry
     }
 
     fn history(&self) -> &Mutex<PeriodHistory> {
-        &self.0.common.history
+        &self.shard.common.history
     }
 
     fn mailbox_depth(&self, shard: ShardId) -> usize {
-        self.0.common.mesh.depth(shard)
+        self.shard.common.mesh.depth(shard)
+    }
+
+    fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>> {
+        Box::pin(async move {
+            self.under_way.replace(Some(order.clone()));
+            let outcome = self.shard.command(order).await;
+            self.under_way.take();
+            outcome
+        })
+    }
+
+    fn wait_close<'a>(&'a self, database: Option<&'a str>) -> Later<'a, Result<(), Refusal>> {
+        Box::pin(self.shard.closed(database))
+    }
+
+    fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>> {
+        Box::pin(self.shard.kill_client(id))
+    }
+
+    fn flags(&self, database: &str) -> DatabaseFlags {
+        let own = self.shard.common.board.newest().own(database);
+        DatabaseFlags {
+            is_paused: own.is_paused,
+            is_disabled: own.is_disabled,
+        }
+    }
+
+    fn hold(&self) -> Hold {
+        self.shard.hold()
+    }
+
+    fn hosts(&self) -> Vec<(String, Vec<IpAddr>)> {
+        let addresses = self.shard.common.addresses.load_full();
+        let hosts = addresses
+            .iter()
+            .map(|(name, all)| (name.clone(), all.clone()));
+        let mut hosts: Vec<_> = hosts.collect();
+        hosts.sort();
+        hosts
+    }
+
+    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, bool> {
+        Box::pin(self.shard.request_set(name, value))
     }
 
     fn reload(&self) -> Later<'_, Result<(), String>> {
-        Box::pin(self.0.request_reload())
+        Box::pin(self.shard.request_reload())
     }
 
     fn shutdown(&self, how: Shutdown) {
         use super::shared::{Phase, Request};
-        self.0.common.request(Request::Shutdown(match how {
+        self.shard.common.request(Request::Shutdown(match how {
             Shutdown::Now => None,
             Shutdown::WaitForClients => Some(Phase::WaitForClients),
             Shutdown::WaitForServers => Some(Phase::WaitForServers),

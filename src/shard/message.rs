@@ -2,7 +2,7 @@
 //! mailbox means stands at each.
 
 use super::shared::{Phase, Snapshot};
-use crate::admin::{ClientRow, ServerRow};
+use crate::admin::{ClientRow, Pick, ServerRow};
 use crate::base::ShardId;
 use crate::client::{Farewell, Greeted};
 use crate::net::Detached;
@@ -65,7 +65,7 @@ pub enum Mail {
     /// A client that has said which pool it wants, on its way to one of that pool's home shards. Full:
     /// the sender serves it itself.
     Greeted(Box<Greeted>),
-    /// A question to which every shard has an answer. Full: the asker goes without.
+    /// A question to which every shard has an answer. Full: the asker tries again, until its deadline.
     Question {
         /// What is asked.
         ask: Ask,
@@ -74,15 +74,22 @@ pub enum Mail {
         /// To find the asker again.
         ticket: u64,
     },
-    /// The answer to a [`Mail::Question`]. Full: the asker goes without, at its deadline.
+    /// The answer to a [`Mail::Question`]. Full: the sender tries again for a while.
     Answer {
         /// Of the question.
         ticket: u64,
         /// What it is.
         answer: Answer,
     },
+    /// There are newer orders ([`Board`](super::orders::Board)). Full: the upkeep finds them.
+    Orders,
     /// From the control thread: a new configuration. Full: the control thread tries again.
-    Reload(Arc<Snapshot>),
+    Reload {
+        /// What it is.
+        snapshot: Arc<Snapshot>,
+        /// To be noted once it is in force.
+        version: u64,
+    },
     /// From the control thread: what clients may still do. Full: the control thread tries again.
     Phase(Phase),
 }
@@ -90,12 +97,18 @@ pub enum Mail {
 /// What a shard can be asked.
 #[derive(Clone, Debug)]
 pub enum Ask {
-    /// Its clients.
-    Clients,
-    /// Its servers.
-    Servers,
+    /// Its clients, or some of them.
+    Clients(Pick<ClientRow>),
+    /// Its servers, or some of them.
+    Servers(Pick<ServerRow>),
     /// To cancel what the client with this key is doing.
     Cancel(Box<[u8]>),
+    /// How many killed clients are still there.
+    Killed,
+    /// How many servers of a database, or of any, are to be closed.
+    ToBeClosed(Option<Arc<str>>),
+    /// To make the client with this id leave; how many there were.
+    KillClient(u64),
 }
 
 /// What it answers.
@@ -105,6 +118,8 @@ pub enum Answer {
     Clients(Vec<ClientRow>),
     /// Its servers.
     Servers(Vec<ServerRow>),
+    /// How many.
+    Count(usize),
     /// Done.
     Done,
 }

@@ -30,8 +30,16 @@ pub(super) fn begin(pool: Rc<Pool>) {
     }
     spawn(net, async move {
         pool.stats.sv_login.add(1);
-        let opened = open(&pool).await;
+        let opening = async { Some(open(&pool).await) };
+        let given_up = async {
+            pool.out_of_patience().await;
+            None
+        };
+        let opened = futures_lite::future::or(opening, given_up).await;
         pool.stats.sv_login.sub(1);
+        let Some(opened) = opened else {
+            return pool.step(|local, now, actions| local.open_failed(None, now, actions));
+        };
         match opened {
             Ok(server) => succeeded(&pool, server),
             Err(error) => failed(&pool, &error),

@@ -3,6 +3,7 @@
 use super::canceling::Mark;
 use super::message::Mail;
 use super::opening;
+use super::orders::Standing;
 use super::root::Shard;
 use super::shared::{CommonPool, Phase, unlimited_if_zero};
 use crate::base::{Moment, ShardId};
@@ -32,6 +33,8 @@ pub struct Pool {
     pub(super) local: RefCell<LocalPool<Server, Rc<Waiter>>>,
     /// Servers of this shard now or ever lent out or idle, for SHOW SERVERS and reloads.
     pub(super) entries: RefCell<Vec<std::rc::Weak<crate::server::ServerEntry>>>,
+    /// What the console has ordered for it.
+    pub(super) standing: Cell<Standing>,
     /// Its database entry has been removed.
     pub(super) is_removed: Cell<bool>,
 }
@@ -56,9 +59,11 @@ impl Shard {
             mode: Cell::new(snapshot.config.pool_mode(database, user)),
             local: RefCell::new(LocalPool::new(common.shared.clone(), self.id)),
             entries: RefCell::default(),
+            standing: Cell::default(),
             is_removed: Cell::new(false),
             common,
         });
+        pool.obey(&self.orders.borrow());
         self.pools.borrow_mut().insert(key, pool.clone());
         pool
     }
@@ -179,7 +184,8 @@ impl Pool {
             && shared
                 .retry_at()
                 .is_some_and(|at| at > self.shard.net.now());
-        if patient || !failing {
+        // While paused everybody waits: servers may well be back by the end of it.
+        if patient || !failing || self.standing.get().is_paused {
             return None;
         }
         let cause = self.common.last_failure.load_full()?;
@@ -232,6 +238,9 @@ impl Pool {
         if self.is_removed.get() {
             return Some("database removed");
         }
+        if server.entry.id.0 < self.standing.get().stale_below {
+            return Some("database configuration changed");
+        }
         let is_moved = !server.entry.dialled.same_server(&self.database.borrow());
         is_moved.then_some("database configuration changed")
     }
@@ -248,6 +257,9 @@ impl Pool {
         }
         if self.shard.phase.get() == Phase::WaitForServers {
             return Some("shutdown");
+        }
+        if self.standing.get().is_paused {
+            return Some("pause mode");
         }
         let lifetime = self.shard.snapshot.borrow().config.general.server_lifetime;
         let is_old = server.entry.has_outlived(lifetime, self.shard.net.now());
@@ -429,6 +441,11 @@ impl Pool {
             let shard = &pool.shard;
             let server = match server.pack(shard.net).await {
                 Err(server) => server,
+                // Whoever waits for it to close must find it here.
+                Ok(parcel) if parcel.is_to_close() => {
+                    shard.stats.servers.sub(1);
+                    pool.unpack(parcel)
+                }
                 Ok(parcel) => {
                     shard.stats.servers.sub(1);
                     let mail = Mail::Server {

@@ -2,6 +2,7 @@
 
 use super::balance::LoadReading;
 use super::message::{Answer, Mail};
+use super::orders::Orders;
 use super::pools::Pool;
 use super::shared::{Common, Phase, Snapshot};
 use super::{guest, inbox, opening, upkeep};
@@ -56,6 +57,8 @@ pub struct Shard {
     pub(super) kdf: RefCell<KdfCache>,
     pub(super) snapshot: RefCell<Arc<Snapshot>>,
     pub(super) phase: Cell<Phase>,
+    /// The orders that this shard acts by.
+    pub(super) orders: RefCell<Arc<Orders>>,
     /// Woken when an idle server says something.
     pub(super) idle_watch: RefCell<Option<Waker>>,
     /// The pools' tick is running.
@@ -125,6 +128,7 @@ pub async fn run(
         kdf: RefCell::new(KdfCache::new(common.process_secret, KDF_RESULTS_MAX)),
         snapshot: RefCell::new(snapshot),
         phase: Cell::new(Phase::Serving),
+        orders: RefCell::default(),
         idle_watch: RefCell::new(None),
         ticking: Cell::new(false),
         mail_seen: Cell::new(None),

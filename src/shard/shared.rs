@@ -1,6 +1,7 @@
 //! What all shards share, for the life of the process.
 
 use super::message::{Mail, PoolKey};
+use super::orders::{Board, Notes};
 use crate::auth::{ServerCredentials, Users};
 use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
@@ -39,6 +40,15 @@ pub enum Phase {
 pub enum Request {
     /// Read the configuration again; the answer says what was wrong with it.
     Reload(Box<dyn FnOnce(Result<(), String>) + Send>),
+    /// Change one setting until the next reload; the answer says whether it could be.
+    Set {
+        /// Which.
+        name: String,
+        /// Its value, in the notation of SHOW CONFIG.
+        value: String,
+        /// To be called with what came of it.
+        answer: Box<dyn FnOnce(bool) + Send>,
+    },
     /// Shut down.
     Shutdown(Option<Phase>),
 }
@@ -142,6 +152,10 @@ pub struct Common {
     pub addresses: ArcSwap<HashMap<String, Vec<IpAddr>>>,
     /// Client connections of the process (`max_client_conn`).
     pub clients: Arc<Permits>,
+    /// Which configuration each shard has in force.
+    pub reloaded: Notes,
+    /// Pauses and other orders.
+    pub board: Board,
     /// Random bytes, drawn once.
     pub process_secret: [u8; 32],
     /// When the process began to serve.
@@ -172,6 +186,8 @@ impl Common {
             snapshot: ArcSwap::from_pointee(snapshot),
             addresses: ArcSwap::default(),
             clients: Arc::new(Permits::new(clients)),
+            reloaded: Notes::new(shards),
+            board: Board::new(shards),
             process_secret,
             started: now,
             ids: AtomicU64::new(1),
@@ -183,6 +199,11 @@ impl Common {
     /// A fresh client id.
     pub fn client_id(&self) -> ClientId {
         ClientId(self.ids.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The id that the next client or server will have.
+    pub fn next_id(&self) -> u64 {
+        self.ids.load(Ordering::Relaxed)
     }
 
     /// A fresh server id, from the same counter.

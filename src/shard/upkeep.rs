@@ -28,6 +28,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
         shard.net.close_overdue();
         shard.read_load();
         let snapshot = shard.snapshot();
+        shard.obey();
         expire_clients(&shard, &snapshot.config.general);
         make_pools_to_keep(&shard, &snapshot.config);
         shard.each_pool(|pool| {
@@ -223,11 +224,31 @@ impl Shard {
     // ---- reload --------------------------------------------------------------------------
 
     /// Asks the control thread to read the configuration again, and waits for what comes of it.
-    pub(super) async fn request_reload(self: &Rc<Self>) -> Result<(), String> {
+    pub(super) async fn request_reload(&self) -> Result<(), String> {
+        let outcome = self.await_control(Request::Reload).await;
+        outcome.unwrap_or(Ok(()))
+    }
+
+    /// Asks the control thread to change a setting; whether it could be.
+    pub(super) async fn request_set(&self, name: &str, value: &str) -> bool {
+        let (name, value) = (name.to_owned(), value.to_owned());
+        let outcome = self.await_control(|answer| Request::Set {
+            name,
+            value,
+            answer,
+        });
+        outcome.await.unwrap_or(false)
+    }
+
+    /// Makes a request of the control thread and waits for its answer.
+    async fn await_control<T: Send + 'static>(
+        &self,
+        request: impl FnOnce(Box<dyn FnOnce(T) + Send>) -> Request,
+    ) -> Option<T> {
         let outcome = Arc::new(Outcome::default());
         let told = outcome.clone();
-        self.common
-            .request(Request::Reload(Box::new(move |result| told.set(result))));
+        let tell = Box::new(move |result| told.set(result));
+        self.common.request(request(tell));
         while !outcome.is_set.load(Ordering::Acquire) {
             self.net.sleep(TICK).await;
         }
@@ -237,6 +258,7 @@ impl Shard {
     /// A new configuration is in force.
     pub(super) fn reload_with(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
         let old = self.snapshot.replace(snapshot.clone());
+        self.obey();
         self.each_pool(|pool| pool.reload_with(&old, &snapshot));
         let told: Vec<_> = self
             .clients
@@ -292,24 +314,39 @@ impl Pool {
 
     /// Closes every server as soon as nobody uses it.
     fn retire(self: &Rc<Self>, why: &'static str) {
+        self.retire_below(u64::MAX, why);
+    }
+
+    /// The same for those with ids below `limit`.
+    pub(super) fn retire_below(self: &Rc<Self>, limit: u64, why: &'static str) {
         let entries = self.entries.borrow();
-        for entry in entries.iter().filter_map(std::rc::Weak::upgrade) {
+        let living = entries.iter().filter_map(std::rc::Weak::upgrade);
+        for entry in living.filter(|entry| entry.id.0 < limit) {
             entry.close_needed.set(Some(why));
         }
         drop(entries);
-        self.step(|local, _, actions| local.expire_idle(|_, _| true, actions));
+        let is_old = |server: &crate::server::Server, _| server.entry.id.0 < limit;
+        self.step(|local, _, actions| local.expire_idle(is_old, actions));
     }
 }
 
 /// What became of a request to the control thread.
-#[derive(Default)]
-struct Outcome {
+struct Outcome<T> {
     is_set: AtomicBool,
-    result: std::sync::Mutex<Option<Result<(), String>>>,
+    result: std::sync::Mutex<Option<T>>,
 }
 
-impl Outcome {
-    fn set(&self, result: Result<(), String>) {
+impl<T> Default for Outcome<T> {
+    fn default() -> Outcome<T> {
+        Outcome {
+            is_set: AtomicBool::new(false),
+            result: std::sync::Mutex::new(None),
+        }
+    }
+}
+
+impl<T> Outcome<T> {
+    fn set(&self, result: T) {
         *self
             .result
             .lock()
@@ -317,11 +354,11 @@ impl Outcome {
         self.is_set.store(true, Ordering::Release);
     }
 
-    fn take(&self) -> Result<(), String> {
+    fn take(&self) -> Option<T> {
         let mut result = self
             .result
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
-        result.take().unwrap_or(Ok(()))
+        result.take()
     }
 }

@@ -25,6 +25,7 @@ codes! {
     CONNECTION_FAILURE = "08006" "connection failure";
     PROTOCOL_VIOLATION = "08P01" "protocol violation; PgBouncer's code for nearly everything";
     FEATURE_NOT_SUPPORTED = "0A000" "feature not supported";
+    INVALID_TEXT_REPRESENTATION = "22P02" "a text is no value of its type";
     INVALID_PARAMETER_VALUE = "22023" "invalid parameter value";
     ACTIVE_TRANSACTION = "25001" "not possible inside of a transaction";
     READ_ONLY_TRANSACTION = "25006" "the transaction, or the server, is read-only";
@@ -37,6 +38,8 @@ codes! {
     INVALID_CATALOG_NAME = "3D000" "no such database";
     INSUFFICIENT_PRIVILEGE = "42501" "insufficient privilege";
     SYNTAX_ERROR = "42601" "syntax error";
+    UNDEFINED_COLUMN = "42703" "no such column";
+    UNDEFINED_PARAMETER = "42P02" "no such parameter";
     UNDEFINED_OBJECT = "42704" "no such setting or object";
     DUPLICATE_PREPARED_STATEMENT = "42P05" "the prepared statement exists already";
     INSUFFICIENT_RESOURCES = "53000" "insufficient resources";

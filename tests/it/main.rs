@@ -7,6 +7,8 @@ mod balance;
 mod cancel;
 mod command_line;
 mod console;
+mod console_orders;
+mod console_show;
 mod copy;
 mod faults;
 mod ini;

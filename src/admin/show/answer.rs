@@ -1,7 +1,8 @@
 //! Which rows belong to which SHOW.
 
-use super::{connections, counters, pools, settings, shards};
+use super::{connections, counters, internals, pools, settings, shards};
 use crate::admin::command::Show;
+use crate::admin::filter::{Filter, Pick};
 use crate::admin::office::{ClientRow, Office};
 use crate::admin::table::{Row, Rows, Value};
 use crate::base::Moment;
@@ -10,8 +11,14 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, PoisonError};
 
-/// The rows of `show`, as things stand at `now`.
-pub(in crate::admin) async fn rows(show: Show, office: &dyn Office, now: Moment) -> Rows {
+/// The rows of `show`, as things stand at `now`. Of clients and servers only those that `filter` wants are
+/// gathered; for other tables it is left to the caller.
+pub(in crate::admin) async fn rows(
+    show: Show,
+    filter: Option<&Arc<Filter>>,
+    office: &dyn Office,
+    now: Moment,
+) -> Rows {
     match show {
         Show::Help => all(Vec::new()),
         Show::Version => one(vec![Value::text(settings::PROGRAM)]),
@@ -23,18 +30,60 @@ pub(in crate::admin) async fn rows(show: Show, office: &dyn Office, now: Moment)
             &office.pools(),
             now,
         )),
-        Show::Clients => Box::new(office.clients().await.into_iter().map(connections::client)),
-        Show::Servers => Box::new(office.servers().await.into_iter().map(connections::server)),
+        Show::Clients => {
+            let wanted = office.clients(Pick::by(filter, connections::client));
+            Box::new(wanted.await.into_iter().map(connections::client))
+        }
+        Show::Servers => {
+            let wanted = office.servers(Pick::by(filter, connections::server));
+            Box::new(wanted.await.into_iter().map(connections::server))
+        }
+        Show::Sockets => {
+            let clients = office.clients(Pick::by(filter, |row| {
+                connections::socket(connections::client(row))
+            }));
+            let clients = clients.await.into_iter().map(connections::client);
+            let servers = office.servers(Pick::by(filter, |row| {
+                connections::socket(connections::server(row))
+            }));
+            let servers = servers.await.into_iter().map(connections::server);
+            Box::new(clients.chain(servers).map(connections::socket))
+        }
+        Show::ActiveSockets => {
+            // A client that waits has its request in a buffer; what others have flows at once.
+            let waits = |client: &ClientRow| client.state == ClientState::Waiting;
+            let waiting = office.clients(Pick {
+                keep: Arc::new(waits),
+                limit: usize::MAX,
+            });
+            let waiting = waiting.await.into_iter();
+            Box::new(waiting.map(connections::client).map(connections::socket))
+        }
+        Show::Fds => all(internals::fds(
+            office.clients(Pick::all()).await,
+            office.servers(Pick::all()).await,
+        )),
+        Show::State => all(internals::state(office.hold())),
+        Show::Mem => {
+            let shards = office.registry().shards();
+            all(internals::mem(&office.config().general, shards))
+        }
+        Show::DnsHosts => all(internals::dns_hosts(office.hosts())),
+        // There is no peering yet, and zones are not watched.
+        Show::DnsZones | Show::Peers | Show::PeerPools => all(Vec::new()),
         Show::Databases => {
-            let clients = logged_in(&office.clients().await, |client| &client.database);
+            let clients = logged_in(&office.clients(Pick::all()).await, |client| {
+                &client.database
+            });
             all(pools::databases(
                 &office.config(),
                 &office.pools(),
                 &clients,
+                |name| office.flags(name),
             ))
         }
         Show::Users => {
-            let clients = logged_in(&office.clients().await, |client| &client.user);
+            let clients = logged_in(&office.clients(Pick::all()).await, |client| &client.user);
             let (users, config, open) = (office.users(), office.config(), office.pools());
             all(pools::users(users, &config, &open, &clients))
         }
@@ -49,12 +98,28 @@ pub(in crate::admin) async fn rows(show: Show, office: &dyn Office, now: Moment)
     }
 }
 
+/// The rest of SHOW HELP.
+const COMMANDS: &str = "
+\tSET key = arg
+\tRELOAD
+\tPAUSE [<db>]
+\tRESUME [<db>]
+\tDISABLE <db>
+\tENABLE <db>
+\tRECONNECT [<db>]
+\tKILL [<db>]
+\tKILL_CLIENT <client_id>
+\tSHUTDOWN
+\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS
+\tWAIT_CLOSE [<db>]
+";
+
 /// What SHOW HELP says.
 pub(in crate::admin) fn help() -> String {
     let names: Vec<&str> = Show::ALL.iter().map(|(name, _)| *name).collect();
     let mut text = String::new();
     let _ = write!(text, "\n\tSHOW {}", names.join("|"));
-    text.push_str("\n\tRELOAD\n\tSHUTDOWN\n\tSHUTDOWN WAIT_FOR_SERVERS|WAIT_FOR_CLIENTS\n");
+    text.push_str(COMMANDS);
     text
 }
 
@@ -80,16 +145,17 @@ fn counted(show: Show, office: &dyn Office, now: Moment) -> Vec<Row> {
 }
 
 async fn lists(office: &dyn Office) -> Vec<Row> {
-    let clients = office.clients().await;
+    let clients = office.clients(Pick::all()).await;
     let is_login = |client: &&ClientRow| client.state == ClientState::Login;
     let (config, open, no_clients) = (office.config(), office.pools(), HashMap::new());
     pools::lists(&pools::Counts {
-        databases: pools::databases(&config, &open, &no_clients).len(),
+        databases: pools::databases(&config, &open, &no_clients, |_| Default::default()).len(),
         users: pools::users(office.users(), &config, &open, &no_clients).len(),
         pools: pools::pools(&office.registry().pools(), &open, Moment::default()).len(),
         login_clients: clients.iter().filter(is_login).count(),
         used_clients: clients.len(),
-        used_servers: office.servers().await.len(),
+        used_servers: office.servers(Pick::all()).await.len(),
+        dns_names: office.hosts().len(),
     })
 }
 

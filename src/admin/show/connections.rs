@@ -30,6 +30,31 @@ pub(in crate::admin) const CONNECTIONS: &[Column] = &[
     Column::int4("id"),
 ];
 
+pub(in crate::admin) const SOCKETS: &[Column] = &{
+    let mut columns = [Column::int4("recv_pos"); CONNECTIONS.len() + BUFFERS.len()];
+    let mut at = 0;
+    while at < columns.len() {
+        columns[at] = if at < CONNECTIONS.len() {
+            CONNECTIONS[at]
+        } else {
+            BUFFERS[at - CONNECTIONS.len()]
+        };
+        at += 1;
+    }
+    columns
+};
+
+/// What PgBouncer tells of its packet buffers. Here buffers belong to nobody in particular: all 0.
+const BUFFERS: [Column; 7] = [
+    Column::int4("recv_pos"),
+    Column::int4("pkt_pos"),
+    Column::int4("pkt_remain"),
+    Column::int4("send_pos"),
+    Column::int4("send_remain"),
+    Column::int4("pkt_avail"),
+    Column::int4("send_avail"),
+];
+
 const MICROS_PER_SECOND: u64 = 1_000_000;
 
 /// What clients and servers have in common.
@@ -97,6 +122,28 @@ pub(super) fn server(row: ServerRow) -> Row {
     .into_row()
 }
 
+/// The row of a client or server as SHOW SOCKETS has it.
+pub(super) fn socket(mut row: Row) -> Row {
+    let prefix = match row.first() {
+        Some(Value::Text(kind)) if kind == "C" => "cl_",
+        _ => "sv_",
+    };
+    if let Some(Value::Text(state)) = row.get_mut(STATE_AT) {
+        // PgBouncer has no idle clients here.
+        let word = if prefix == "cl_" && *state == "idle" {
+            "active"
+        } else {
+            &**state
+        };
+        *state = format!("{prefix}{word}").into();
+    }
+    row.resize(SOCKETS.len(), Value::int4(0));
+    row
+}
+
+/// Where the state stands in a row.
+const STATE_AT: usize = 4;
+
 impl Connection {
     fn into_row(self) -> Row {
         vec![
@@ -148,6 +195,26 @@ mod tests {
              local_port i, connect_time t, request_time t, wait i, wait_us i, close_needed i, ptr t, \
              link t, remote_pid i, tls t, application_name t, prepared_statements i, id i",
         );
+        let (same, more) = SOCKETS.split_at(CONNECTIONS.len());
+        assert_eq!(same, CONNECTIONS);
+        assert_columns(
+            more,
+            "recv_pos i, pkt_pos i, pkt_remain i, send_pos i, send_remain i, pkt_avail i, send_avail i",
+        );
+    }
+
+    #[test]
+    fn sockets_have_prefixed_states_and_empty_buffers() {
+        assert_eq!(CONNECTIONS[STATE_AT].name, "state");
+        let text = printed(SOCKETS, &socket(client(client_row())));
+        assert!(text.contains(" state=cl_active "), "{text}");
+        assert!(text.ends_with(" pkt_avail=0 send_avail=0"), "{text}");
+        let idle = ClientRow {
+            state: ClientState::Idle,
+            ..client_row()
+        };
+        let text = printed(SOCKETS, &socket(client(idle)));
+        assert!(text.contains(" state=cl_active "), "{text}");
     }
 
     #[test]

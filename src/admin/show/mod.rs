@@ -5,6 +5,7 @@ mod answer;
 mod connections;
 mod counters;
 mod date;
+mod internals;
 mod pools;
 mod settings;
 mod shards;
@@ -12,8 +13,9 @@ mod shards;
 mod testing;
 
 pub(super) use answer::{help, rows};
-pub(super) use connections::CONNECTIONS;
+pub(super) use connections::{CONNECTIONS, SOCKETS};
 pub(super) use counters::{LATENCY, STATS, STATS_AVERAGES, STATS_TOTALS, TOTALS};
+pub(super) use internals::{DNS_HOSTS, DNS_ZONES, FDS, MEM, PEER_POOLS, PEERS, STATE};
 pub(super) use pools::{DATABASES, LISTS, POOLS, USERS};
 pub(super) use settings::{CONFIG, NONE, VERSION};
 pub(super) use shards::SHARDS;

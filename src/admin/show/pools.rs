@@ -1,6 +1,6 @@
 //! SHOW POOLS, SHOW DATABASES, SHOW USERS, SHOW LISTS.
 
-use crate::admin::office::{PoolRow, UserRow};
+use crate::admin::office::{DatabaseFlags, PoolRow, UserRow};
 use crate::admin::table::{Column, Row, Value};
 use crate::base::Moment;
 use crate::config::{Config, Database, PoolMode};
@@ -115,7 +115,12 @@ fn pool(entry: &PoolEntry, mode: PoolMode, now: Moment) -> Row {
 
 /// Rows of SHOW DATABASES: the configured ones, those that the `*` entry answers for and that have
 /// a pool, and the console.
-pub(super) fn databases(config: &Config, existing: &[PoolRow], clients: &ByName) -> Vec<Row> {
+pub(super) fn databases(
+    config: &Config,
+    existing: &[PoolRow],
+    clients: &ByName,
+    flags: impl Fn(&str) -> DatabaseFlags,
+) -> Vec<Row> {
     let pooled = existing.iter().map(|pool| &*pool.database);
     let configured = config.databases.keys().map(String::as_str);
     let names = configured
@@ -125,14 +130,19 @@ pub(super) fn databases(config: &Config, existing: &[PoolRow], clients: &ByName)
     let rows = found.map(|(name, entry)| {
         let theirs = existing.iter().filter(|pool| &*pool.database == name);
         let counts = (theirs.map(|pool| pool.open).sum(), count(clients, name));
-        (name, database(config, &entry, counts))
+        (name, database(config, &entry, counts, flags(name)))
     });
     let mut rows: BTreeMap<&str, Row> = rows.collect();
     rows.insert(CONSOLE, console(config, count(clients, CONSOLE)));
     rows.into_values().collect()
 }
 
-fn database(config: &Config, database: &Database, (servers, clients): (u32, u32)) -> Row {
+fn database(
+    config: &Config,
+    database: &Database,
+    (servers, clients): (u32, u32),
+    flags: DatabaseFlags,
+) -> Row {
     let general = &config.general;
     let mode = database.pool_mode.map(PoolMode::as_str);
     let reserve = database.reserve_pool_size;
@@ -153,8 +163,8 @@ fn database(config: &Config, database: &Database, (servers, clients): (u32, u32)
         Value::int4(servers),
         Value::int4(config.db_clients_max(database)),
         Value::int4(clients),
-        Value::int4(0),
-        Value::int4(0),
+        Value::int4(i32::from(flags.is_paused)),
+        Value::int4(i32::from(flags.is_disabled)),
     ]
 }
 
@@ -249,9 +259,10 @@ pub(super) struct Counts {
     pub(super) login_clients: usize,
     pub(super) used_clients: usize,
     pub(super) used_servers: usize,
+    pub(super) dns_names: usize,
 }
 
-/// Rows of SHOW LISTS. There are no lists of free clients and servers to count, and no DNS cache.
+/// Rows of SHOW LISTS. There are no lists of free clients and servers to count.
 pub(super) fn lists(counts: &Counts) -> Vec<Row> {
     let rows = [
         ("databases", counts.databases),
@@ -264,7 +275,7 @@ pub(super) fn lists(counts: &Counts) -> Vec<Row> {
         ("login_clients", counts.login_clients),
         ("free_servers", 0),
         ("used_servers", counts.used_servers),
-        ("dns_names", 0),
+        ("dns_names", counts.dns_names),
         ("dns_zones", 0),
         ("dns_queries", 0),
         ("dns_pending", 0),
@@ -380,7 +391,7 @@ mod tests {
             existing("other", "bob", PoolMode::Session, 1),
         ];
         let clients = ByName::from([("shop".into(), 9), ("pgbouncer".into(), 1)]);
-        let rows = databases(&config, &open, &clients);
+        let rows = databases(&config, &open, &clients, |_| DatabaseFlags::default());
         let lines: Vec<_> = rows.iter().map(|row| printed(DATABASES, row)).collect();
         assert_eq!(lines.len(), 3, "{lines:?}");
         assert!(
@@ -452,11 +463,12 @@ mod tests {
             login_clients: 4,
             used_clients: 5,
             used_servers: 6,
+            dns_names: 7,
         });
         assert_fits(LISTS, &rows);
         let lines: Vec<_> = rows.iter().map(|row| printed(LISTS, row)).collect();
         let expected = "databases=1 users=2 peers=0 pools=3 peer_pools=0 free_clients=0 used_clients=5 \
-                        login_clients=4 free_servers=0 used_servers=6 dns_names=0 dns_zones=0 \
+                        login_clients=4 free_servers=0 used_servers=6 dns_names=7 dns_zones=0 \
                         dns_queries=0 dns_pending=0";
         let expected = expected.split(' ').map(|pair| {
             let (list, items) = pair.split_once('=').unwrap();

@@ -14,6 +14,7 @@ pub fn assert_columns(columns: &[Column], list: &str) {
         Type::Int4 => 'i',
         Type::Int8 => 'q',
         Type::Numeric => 'n',
+        Type::Bytea => 'b',
     };
     let written = columns
         .iter()

@@ -3,6 +3,7 @@
 
 pub mod driver;
 pub mod peer;
+pub mod pgbouncer;
 pub mod pooler;
 pub mod postgres;
 pub mod random;
@@ -11,6 +12,7 @@ pub mod wait;
 pub mod wire;
 
 pub use peer::{Client, FakeServer};
+pub use pgbouncer::Subject;
 pub use pooler::{Pooler, Topology};
 pub use postgres::{CLIENT_BACKENDS, Database, Postgres};
 pub use stage::Stage;
@@ -67,4 +69,5 @@ macro_rules! everywhere {
     };
 }
 
+pub(crate) use pgbouncer::compared;
 pub(crate) use {both_shards, everywhere};

@@ -1,0 +1,222 @@
+//! SHOW STATE, and what PgBouncer shows of its inside: SHOW MEM, FDS, DNS_HOSTS, DNS_ZONES, PEERS,
+//! PEER_POOLS. Their columns are PgBouncer's; where this program has nothing of the kind, a table is
+//! empty or a value neutral.
+
+use crate::admin::office::{ClientRow, Hold, ServerRow};
+use crate::admin::table::{Column, Row, Value};
+use crate::config::General;
+use crate::net::Endpoint;
+use crate::stats::{ShardReading, ShardStats};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+pub(in crate::admin) const STATE: &[Column] = &[Column::text("key"), Column::text("value")];
+
+pub(in crate::admin) const MEM: &[Column] = &[
+    Column::text("name"),
+    Column::int4("size"),
+    Column::int4("used"),
+    Column::int4("free"),
+    Column::int4("memtotal"),
+];
+
+pub(in crate::admin) const DNS_HOSTS: &[Column] = &[
+    Column::text("hostname"),
+    Column::int8("ttl"),
+    Column::text("addrs"),
+];
+
+pub(in crate::admin) const DNS_ZONES: &[Column] = &[
+    Column::text("zonename"),
+    Column::int8("serial"),
+    Column::int4("count"),
+];
+
+pub(in crate::admin) const PEERS: &[Column] = &[
+    Column::int4("peer_id"),
+    Column::text("host"),
+    Column::int4("port"),
+    Column::int4("pool_size"),
+];
+
+pub(in crate::admin) const PEER_POOLS: &[Column] = &[
+    Column::int4("peer_id"),
+    Column::int4("cl_active_cancel_req"),
+    Column::int4("cl_waiting_cancel_req"),
+    Column::int4("sv_active_cancel"),
+    Column::int4("sv_login"),
+];
+
+pub(in crate::admin) const FDS: &[Column] = &[
+    Column::int4("fd"),
+    Column::text("task"),
+    Column::text("user"),
+    Column::text("database"),
+    Column::text("addr"),
+    Column::int4("port"),
+    Column::int8("cancel"),
+    Column::int4("link"),
+    Column::text("client_encoding"),
+    Column::text("std_strings"),
+    Column::text("datestyle"),
+    Column::text("timezone"),
+    Column::text("password"),
+    Column::bytea("scram_client_key"),
+    Column::bytea("scram_server_key"),
+];
+
+/// Rows of SHOW STATE.
+pub(super) fn state(hold: Hold) -> Vec<Row> {
+    let rows = [
+        ("active", hold == Hold::None),
+        ("paused", hold == Hold::Paused),
+        ("suspended", hold == Hold::Suspended),
+    ];
+    let rows = rows.map(|(key, is_so)| {
+        let value = if is_so { "yes" } else { "no" };
+        vec![Value::text(key), Value::text(value)]
+    });
+    rows.into()
+}
+
+/// Rows of SHOW MEM: the receive buffers of all shards, under PgBouncer's name for its own.
+pub(super) fn mem(general: &General, shards: &[Arc<ShardStats>]) -> Vec<Row> {
+    let free: u64 = shards
+        .iter()
+        .map(|shard| ShardReading::from(&**shard).buffers_free)
+        .sum();
+    let all = u64::from(general.receive_buffers) * shards.len() as u64;
+    let size = general.receive_buffer_bytes as u64;
+    vec![vec![
+        Value::text("iobuf_cache"),
+        Value::int4(size),
+        Value::int4(all.saturating_sub(free)),
+        Value::int4(free),
+        Value::int4(all.saturating_mul(size)),
+    ]]
+}
+
+/// Rows of SHOW DNS_HOSTS. All names are looked up anew at fixed times, so no answer grows old.
+pub(super) fn dns_hosts(hosts: Vec<(String, Vec<IpAddr>)>) -> Vec<Row> {
+    let rows = hosts.into_iter().map(|(name, addresses)| {
+        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        vec![
+            Value::text(name),
+            Value::int8(0),
+            Value::text(addresses.join(",")),
+        ]
+    });
+    rows.collect()
+}
+
+/// Rows of SHOW FDS. Nobody takes connections over with it (that is what a rolling restart is for), so it
+/// has neither descriptors nor secrets: no cancel keys, no passwords, no SCRAM keys.
+pub(super) fn fds(clients: Vec<ClientRow>, servers: Vec<ServerRow>) -> Vec<Row> {
+    let clients = clients
+        .into_iter()
+        .map(|row| fd("client", row.user, row.database, &row.remote, row.link));
+    let servers = servers
+        .into_iter()
+        .map(|row| fd("server", row.user, row.database, &row.remote, row.link));
+    clients.chain(servers).collect()
+}
+
+fn fd(
+    task: &'static str,
+    user: Arc<str>,
+    database: Arc<str>,
+    remote: &Endpoint,
+    link: Option<u64>,
+) -> Row {
+    let mut row = vec![
+        Value::int4(0),
+        Value::text(task),
+        Value::Shared(user),
+        Value::Shared(database),
+        Value::text(remote.address()),
+        Value::int4(remote.port()),
+        Value::int8(0),
+        Value::int4(link.unwrap_or(0) & 0x7fff_ffff),
+    ];
+    row.resize(FDS.len(), Value::Null);
+    row
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::show::testing::{assert_columns, client_row, printed};
+    use crate::stats::Registry;
+
+    #[test]
+    fn columns_are_pgbouncers() {
+        assert_columns(STATE, "key t, value t");
+        assert_columns(MEM, "name t, size i, used i, free i, memtotal i");
+        assert_columns(DNS_HOSTS, "hostname t, ttl q, addrs t");
+        assert_columns(DNS_ZONES, "zonename t, serial q, count i");
+        assert_columns(PEERS, "peer_id i, host t, port i, pool_size i");
+        assert_columns(
+            PEER_POOLS,
+            "peer_id i, cl_active_cancel_req i, cl_waiting_cancel_req i, sv_active_cancel i, sv_login i",
+        );
+        assert_columns(
+            FDS,
+            "fd i, task t, user t, database t, addr t, port i, cancel q, link i, client_encoding t, \
+             std_strings t, datestyle t, timezone t, password t, scram_client_key b, \
+             scram_server_key b",
+        );
+    }
+
+    #[test]
+    fn one_state_is_the_one() {
+        let lines = |hold| {
+            let rows = state(hold);
+            let lines: Vec<_> = rows.iter().map(|row| printed(STATE, row)).collect();
+            lines.join(" ")
+        };
+        let paused = "key=active value=no key=paused value=yes key=suspended value=no";
+        assert_eq!(lines(Hold::Paused), paused);
+        assert!(lines(Hold::None).starts_with("key=active value=yes "));
+        assert!(lines(Hold::Suspended).ends_with("key=suspended value=yes"));
+    }
+
+    #[test]
+    fn buffers_of_all_shards_are_summed() {
+        let registry = Registry::new(2);
+        registry.shard(ShardId(0)).buffers_free.set(100);
+        registry.shard(ShardId(1)).buffers_free.set(512);
+        let general = General {
+            receive_buffers: 512,
+            receive_buffer_bytes: 8192,
+            ..General::default()
+        };
+        let rows = mem(&general, registry.shards());
+        assert_eq!(
+            printed(MEM, &rows[0]),
+            "name=iobuf_cache size=8192 used=412 free=612 memtotal=8388608"
+        );
+    }
+
+    #[test]
+    fn descriptors_come_without_secrets() {
+        let rows = fds(vec![client_row()], Vec::new());
+        assert_eq!(
+            printed(FDS, &rows[0]),
+            "fd=0 task=client user=ann database=shop addr=10.0.0.1 port=40000 cancel=0 link=26 \
+             client_encoding=~ std_strings=~ datestyle=~ timezone=~ password=~ scram_client_key=~ \
+             scram_server_key=~"
+        );
+    }
+
+    #[test]
+    fn addresses_of_a_name_stand_in_one_value() {
+        let addresses = ["10.0.0.1", "::1"].map(|address| address.parse().unwrap());
+        let rows = dns_hosts(vec![("db".to_owned(), addresses.into())]);
+        assert_eq!(
+            printed(DNS_HOSTS, &rows[0]),
+            "hostname=db ttl=0 addrs=10.0.0.1,::1"
+        );
+    }
+
+    use crate::base::ShardId;
+}

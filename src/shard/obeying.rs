@@ -1,0 +1,264 @@
+//! Giving orders and acting by them; see `orders` for how they spread.
+
+use super::message::{Answer, Ask, Mail};
+use super::orders::{Circumstances, Orders, Standing, check};
+use super::pools::Pool;
+use super::root::Shard;
+use crate::admin::{Hold, Order, Refusal};
+use crate::base::ShardId;
+use crate::client::{ClientEntry, Farewell, Signal};
+use crate::net::Net;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+/// How soon somebody who waits for shards, clients or servers looks again; twice as long each time, up to
+/// [`LOOK_MAX`].
+const LOOK_FIRST: Duration = Duration::from_millis(1);
+/// See [`LOOK_FIRST`].
+const LOOK_MAX: Duration = Duration::from_millis(50);
+/// An opening that is under way when its pool is paused is given up after one to two of these: one that
+/// is not stuck has ended by then, and been closed in good order.
+const OPENING_LOOK: Duration = Duration::from_millis(250);
+/// How long a client that is told to leave is waited for.
+const LEAVING_SPAN: Duration = Duration::from_secs(5);
+/// How long shards may take to count, those that wait for a client to leave included.
+const COUNT_SPAN: Duration = Duration::from_secs(10);
+
+/// Looks again and again, less and less often.
+struct Looks(Duration);
+
+impl Looks {
+    fn new() -> Looks {
+        Looks(LOOK_FIRST)
+    }
+
+    async fn next(&mut self, net: Net) {
+        net.sleep(self.0).await;
+        self.0 = (self.0 * 2).min(LOOK_MAX);
+    }
+}
+
+impl Shard {
+    /// Gives an order and waits until it has been carried out on every shard: for PAUSE and KILL, until
+    /// PostgreSQL has no connection of theirs left.
+    pub(super) async fn command(self: &Rc<Self>, order: &Order) -> Result<(), Refusal> {
+        let board = &self.common.board;
+        let version = self.with_circumstances(|now| board.give(order, now))?;
+        tracing::info!(
+            command = order.verb(),
+            database = order.database(),
+            "command issued"
+        );
+        self.spread(version).await;
+        match order {
+            Order::Pause(scope) => self.paused(scope.as_deref()).await,
+            Order::Kill(scope) => {
+                self.emptied(scope.as_deref()).await;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn with_circumstances<R>(&self, look: impl FnOnce(&Circumstances<'_>) -> R) -> R {
+        let config = self.common.snapshot.load().config.clone();
+        look(&Circumstances {
+            phase: self.phase.get(),
+            exists: &|name| config.database(name).is_some(),
+            next_id: self.common.next_id(),
+        })
+    }
+
+    /// Tells every shard that there are newer orders, and waits until all act by `version`.
+    async fn spread(self: &Rc<Self>, version: u64) {
+        self.obey();
+        let mut untold: Vec<ShardId> = self.all_shards().filter(|to| *to != self.id).collect();
+        let mut looks = Looks::new();
+        while !self.common.board.obeyed.are_all_at(version) {
+            untold.retain(|to| self.post(*to, Mail::Orders).is_err());
+            looks.next(self.net).await;
+        }
+    }
+
+    /// Waits until the paused pools have no server any more.
+    async fn paused(&self, scope: Option<&str>) -> Result<(), Refusal> {
+        let mut looks = Looks::new();
+        while self.servers_of(scope) > 0 {
+            if !self.common.board.newest().is_paused(scope) {
+                return Err(Refusal::PauseEnded);
+            }
+            looks.next(self.net).await;
+        }
+        Ok(())
+    }
+
+    /// Waits until the killed clients and servers are gone, unless somebody resumes what was killed.
+    async fn emptied(self: &Rc<Self>, scope: Option<&str>) {
+        let mut looks = Looks::new();
+        while self.common.board.newest().is_paused(scope)
+            && (self.servers_of(scope) > 0 || self.count(Ask::Killed).await > 0)
+        {
+            looks.next(self.net).await;
+        }
+    }
+
+    /// Servers open, being opened or being closed, of a database or of all.
+    fn servers_of(&self, scope: Option<&str>) -> u32 {
+        let pools = self.common.pools();
+        let theirs = pools
+            .iter()
+            .filter(|pool| scope.is_none_or(|name| *pool.key.database == *name));
+        theirs.map(|pool| pool.shared.open()).sum()
+    }
+
+    /// The sum of what all shards count.
+    async fn count(self: &Rc<Self>, ask: Ask) -> usize {
+        let answers = self.gather(ask, self.all_shards(), COUNT_SPAN).await;
+        let counts = answers.into_iter().map(|answer| match answer {
+            Answer::Count(count) => count,
+            _ => 0,
+        });
+        counts.sum()
+    }
+
+    /// Waits until no server of a database, or of any, is to be closed any more.
+    pub(super) async fn closed(self: &Rc<Self>, scope: Option<&str>) -> Result<(), Refusal> {
+        self.with_circumstances(|now| check(scope, "wait in", now))?;
+        // Behind the newest orders in every mailbox: a server that was on its way has been received.
+        self.spread(self.common.board.newest().version()).await;
+        let ask = Ask::ToBeClosed(scope.map(Into::into));
+        let mut looks = Looks::new();
+        while self.count(ask.clone()).await > 0 {
+            looks.next(self.net).await;
+        }
+        Ok(())
+    }
+
+    /// Makes a client leave, on whichever shard it is.
+    pub(super) async fn kill_client(self: &Rc<Self>, id: u64) -> Result<(), Refusal> {
+        tracing::info!(id, "KILL_CLIENT command issued");
+        match self.count(Ask::KillClient(id)).await {
+            0 => Err(Refusal::NoSuchClient),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a client of this shard leave and waits until it has; how many there were.
+    pub(super) async fn kill_client_here(self: &Rc<Self>, id: u64) -> usize {
+        let Some(entry) = self.client_by_id(id) else {
+            return 0;
+        };
+        entry.send(Signal::Leave(Farewell::ADMIN_DISCONNECT));
+        let gone = Rc::downgrade(&entry);
+        drop(entry);
+        let deadline = self.net.now().after(LEAVING_SPAN);
+        let mut looks = Looks::new();
+        while gone.strong_count() > 0 && self.net.now() < deadline {
+            looks.next(self.net).await;
+        }
+        1
+    }
+
+    /// By its id, or by as much of it as the `id` column of SHOW CLIENTS has.
+    fn client_by_id(&self, id: u64) -> Option<Rc<ClientEntry>> {
+        let clients = self.clients.borrow();
+        let is_it = |entry: &&Rc<ClientEntry>| entry.id.0 == id || entry.id.0 & 0x7fff_ffff == id;
+        clients.iter().map(|(_, entry)| entry).find(is_it).cloned()
+    }
+
+    /// Clients of this shard that have been killed and are still here.
+    pub(super) fn killed_here(&self) -> usize {
+        let orders = self.orders.borrow();
+        let clients = self.clients.borrow();
+        let killed = clients
+            .iter()
+            .filter(|(_, entry)| is_killed(entry, &orders));
+        killed.count()
+    }
+
+    /// Servers of this shard that will be closed once they are free.
+    pub(super) fn to_be_closed_here(&self, scope: Option<&str>) -> usize {
+        let mut count = 0;
+        self.each_pool(|pool| {
+            if scope.is_none_or(|name| *pool.common.key.database == *name) {
+                let entries = pool.entries.borrow();
+                let living = entries.iter().filter_map(Weak::upgrade);
+                count += living
+                    .filter(|entry| entry.close_needed.get().is_some())
+                    .count();
+            }
+        });
+        count
+    }
+
+    /// Acts by the newest orders, if they are new to this shard.
+    pub(super) fn obey(self: &Rc<Self>) {
+        let newest = self.common.board.newest();
+        if newest.version() == self.orders.borrow().version() {
+            return;
+        }
+        let before = self.orders.replace(newest.clone());
+        self.each_pool(|pool| pool.obey(&newest));
+        if newest.kills() > before.kills() {
+            self.dismiss_killed(&newest);
+        }
+        self.common.board.obeyed.note(self.id, newest.version());
+    }
+
+    fn dismiss_killed(&self, orders: &Orders) {
+        let clients = self.clients.borrow();
+        for (_, entry) in clients.iter().filter(|(_, entry)| is_killed(entry, orders)) {
+            entry.send(Signal::Leave(Farewell::DATABASE_REMOVED));
+        }
+    }
+
+    /// What holds for the whole process.
+    pub(super) fn hold(&self) -> Hold {
+        self.common.board.newest().hold()
+    }
+}
+
+fn is_killed(entry: &ClientEntry, orders: &Orders) -> bool {
+    let Some(who) = entry.who() else { return false };
+    let is_console = &*who.database == "pgbouncer";
+    !is_console && entry.id.0 < orders.of(&who.database).killed_below
+}
+
+impl Pool {
+    /// Acts by `orders`.
+    pub(super) fn obey(self: &Rc<Self>, orders: &Orders) {
+        let now = orders.of(&self.common.key.database);
+        let before = self.standing.replace(now);
+        if now.killed_below > before.killed_below {
+            self.fail_waiters(&Farewell::DATABASE_REMOVED);
+        }
+        if now.stale_below > before.stale_below {
+            self.common.welcome.store(None);
+            self.retire_below(now.stale_below, "database configuration changed");
+        }
+        self.set_paused(now);
+    }
+
+    fn set_paused(self: &Rc<Self>, standing: Standing) {
+        let is_paused = self.local.borrow().is_paused();
+        if standing.is_paused == is_paused {
+            return;
+        }
+        if standing.is_paused {
+            self.step(|local, _, actions| local.pause(actions));
+        } else {
+            self.step(|local, now, actions| local.resume(now, actions));
+            self.shard.tick_pools();
+        }
+    }
+
+    /// Resolves when an opening that goes on has to be given up because of a pause.
+    pub(super) async fn out_of_patience(&self) {
+        let is_paused = || self.local.borrow().is_paused();
+        let mut was_paused = false;
+        while !(was_paused && is_paused()) {
+            was_paused = is_paused();
+            self.shard.net.sleep(OPENING_LOOK).await;
+        }
+    }
+}
