@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib.sh"
 cd "$ROOT"
 
-ALL_STEPS=(fmt clippy shell unit tidy loom sim fuzz it drivers torture soak loadtest)
+ALL_STEPS=(fmt clippy shell unit tidy loom sim steady fuzz it drivers torture soak loadtest)
 DRIVERS=$ROOT/target/drivers
 KEEP_GOING=no STEPS=()
 export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
@@ -26,6 +26,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   tidy      the rules of the source tree
   loom      every interleaving of the lock-free parts
   sim       the pool under simulation
+  steady    no allocation in a conversation that runs
   fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 10)
   it        the program against real PostgreSQL and scripted peers
   drivers   psycopg, asyncpg, SQLAlchemy, node-postgres, psql and pgbench, with 1 and with 3 shards
@@ -136,7 +137,7 @@ every_test_has_a_step() {
         name=${name%/main.rs}
         name=${name%.rs}
         case $name in
-            tidy | sim | it | '*') ;;
+            tidy | sim | steady | it | '*') ;;
             *) die "$path is run by no step of scripts/test.sh" ;;
         esac
     done
@@ -154,6 +155,7 @@ step_loom() {
 }
 
 step_sim() { cargo test --locked --test sim; }
+step_steady() { cargo test --locked --test steady; }
 
 # Not --locked: the lock file of that package follows the pooler's own dependencies.
 step_fuzz() {

@@ -13,6 +13,7 @@
 mod buffer;
 mod driver;
 mod listen;
+mod queue;
 mod reactor;
 mod ring;
 mod socket;

@@ -8,6 +8,7 @@
 //! ```
 
 use super::buffer::{BufferRing, Data, GROUP};
+use super::queue::Queue;
 use super::ring::{Op, Ring};
 use super::timer::Timers;
 use crate::base::{Clock, Moment};
@@ -78,8 +79,8 @@ pub(super) struct Slot {
     error: i32,
     /// How receiving ended: 0 for end of file, else an errno.
     end: Option<i32>,
-    rx: VecDeque<Data>,
-    tx: VecDeque<Tx>,
+    rx: Queue<Data>,
+    tx: Queue<Tx>,
     waker: Option<Waker>,
     /// The address of a connect in flight, which the kernel may read.
     address: Option<Box<SockAddr>>,
@@ -451,7 +452,7 @@ impl Reactor {
     fn send_failed(&self, slot: &mut Slot, errno: i32) {
         slot.error = errno;
         self.stats.sends_queued.sub(slot.tx.len() as u64);
-        slot.tx.drain(..).for_each(|tx| self.discard(tx.data));
+        slot.tx.drain().for_each(|tx| self.discard(tx.data));
         if let Some(waker) = &slot.waker {
             waker.wake_by_ref();
         }
@@ -499,8 +500,8 @@ impl Reactor {
             writable_wanted: false,
             error: 0,
             end: None,
-            rx: VecDeque::new(),
-            tx: VecDeque::new(),
+            rx: Queue::default(),
+            tx: Queue::default(),
             waker: None,
             address: None,
             freed: None,
@@ -539,10 +540,8 @@ impl Reactor {
         slot.owned = false;
         slot.close_by = self.now.get().after(self.close_timeout);
         let waker = slot.waker.take();
-        let unread = std::mem::take(&mut slot.rx);
-        unread
-            .into_iter()
-            .for_each(|data| self.discard(TxData::Chunk(data)));
+        let unread = slot.rx.drain();
+        unread.for_each(|data| self.discard(TxData::Chunk(data)));
         if slot.address.is_some() {
             let entry = opcode::AsyncCancel::new(Op::Connect.tag(index)).build();
             self.ring.push(entry.user_data(Op::Ignore.tag(index)));
@@ -595,11 +594,9 @@ impl Reactor {
     pub(super) fn has_hung_up(&self, index: u32) -> bool {
         let mut state = self.state.borrow_mut();
         let slot = &mut state.slots[index as usize];
-        let unread = std::mem::take(&mut slot.rx);
+        let unread = slot.rx.drain();
         let (has_ended, receiving) = (slot.end.is_some(), slot.receiving);
-        unread
-            .into_iter()
-            .for_each(|data| self.discard(TxData::Chunk(data)));
+        unread.for_each(|data| self.discard(TxData::Chunk(data)));
         if !receiving {
             self.resume(&mut state, index);
         }
@@ -711,14 +708,14 @@ impl Reactor {
     pub(super) fn extract(&self, index: u32) -> OwnedFd {
         let mut state = self.state.borrow_mut();
         state.feed(index);
-        let slot = state.slots.remove(index as usize);
+        let mut slot = state.slots.remove(index as usize);
         assert!(
             !slot.receiving && !slot.sending,
             "a detached socket has no operation in flight"
         );
         drop(state);
         slot.rx
-            .into_iter()
+            .drain()
             .for_each(|data| self.discard(TxData::Chunk(data)));
         drop(slot.waker);
         // SAFETY: the slot owned this descriptor and is gone.

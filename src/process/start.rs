@@ -25,7 +25,7 @@ const EXECUTOR_MEMORY_BYTES: usize = 64 * 1024;
 /// Length of glommio's own rings.
 const EXECUTOR_RING: usize = 32;
 /// How often glommio looks at its own rings while tasks are running.
-const EXECUTOR_PREEMPT: Duration = Duration::from_millis(10);
+const EXECUTOR_PREEMPT: Duration = Duration::from_millis(100);
 /// How many ports the kernel may choose, until one is free on all addresses.
 const FREE_PORT_TRIES: usize = 16;
 

@@ -27,6 +27,10 @@ impl From<Farewell> for Denial {
 
 /// The pool that a client gets its servers from.
 pub trait Servers {
+    /// A place in line for [`Servers::request`].
+    fn waiter(&self) -> Rc<Waiter>;
+    /// Takes the place back, once it is not in line any more.
+    fn recycle(&self, waiter: &Rc<Waiter>);
     /// Puts a client in line; it may be served before this returns.
     fn request(&self, waiter: &Rc<Waiter>);
     /// Takes a client out of line. A server that it has been granted meanwhile goes back.
@@ -60,6 +64,12 @@ impl Waiter {
         if let Some(waker) = self.waker.take() {
             waker.wake();
         }
+    }
+
+    /// Makes it as new.
+    pub fn clear(&self) {
+        self.number.set(None);
+        drop((self.grant.take(), self.waker.take()));
     }
 
     /// What it has been served, if it has.

@@ -1,5 +1,6 @@
 //! What goes on from a received piece of stream: without a copy as long as everything does.
 
+use crate::net::Net;
 use std::ops::Range;
 
 /// What is to be sent instead of the bytes received.
@@ -17,17 +18,17 @@ pub(super) struct Outlet<'a> {
     /// As long as there is no copy: everything before this passes unchanged.
     kept: usize,
     copy: Option<Vec<u8>>,
-    /// An empty buffer to copy into.
-    spare: Vec<u8>,
+    /// Where an empty buffer to copy into comes from, should there be a copy.
+    spares: Option<Net>,
 }
 
 impl<'a> Outlet<'a> {
-    pub(super) fn new(data: &'a [u8], spare: Vec<u8>) -> Outlet<'a> {
+    pub(super) fn new(data: &'a [u8], spares: Option<Net>) -> Outlet<'a> {
         Outlet {
             data,
             kept: 0,
             copy: None,
-            spare,
+            spares,
         }
     }
 
@@ -47,7 +48,7 @@ impl<'a> Outlet<'a> {
     /// Where to append bytes of the pooler's own.
     pub(super) fn insert(&mut self) -> &mut Vec<u8> {
         self.copy.get_or_insert_with(|| {
-            let mut copy = std::mem::take(&mut self.spare);
+            let mut copy = self.spares.map(Net::spare).unwrap_or_default();
             copy.extend_from_slice(&self.data[..self.kept]);
             copy
         })
@@ -66,7 +67,7 @@ mod tests {
     use super::*;
 
     fn outlet() -> Outlet<'static> {
-        Outlet::new(b"abcdef", Vec::new())
+        Outlet::new(b"abcdef", None)
     }
 
     #[test]

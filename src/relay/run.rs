@@ -129,7 +129,7 @@ impl Relay {
     }
 
     /// Serves the client until it leaves; what it has to be told at the end has been queued then.
-    pub async fn run(mut self) -> Ending {
+    pub async fn run(&mut self) -> Ending {
         let ending = loop {
             if let Err(ending) = self.serve_once().await {
                 break ending;
@@ -200,7 +200,7 @@ impl Relay {
         self.entry.query_since.set(Some(asked));
         let place = Place {
             servers: &*self.servers,
-            waiter: Rc::default(),
+            waiter: self.servers.waiter(),
         };
         self.servers.request(&place.waiter);
         let granted = match place.waiter.take() {
@@ -455,7 +455,7 @@ impl Relay {
 
     fn forward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
         let mut counts = Counts::default();
-        let mut outlet = Outlet::new(&chunk, self.net.spare());
+        let mut outlet = Outlet::new(&chunk, Some(self.net));
         let fed = self.upstream.feed(
             &chunk,
             &mut outlet,
@@ -492,7 +492,7 @@ impl Relay {
         }
         // Replies that no message of the server will trigger.
         if !link.downstream.is_inside_message() {
-            let mut outlet = Outlet::new(&[], Vec::new());
+            let mut outlet = Outlet::new(&[], Some(self.net));
             downstream::make_up(&mut link.server.dialogue, &mut self.names, &mut outlet);
             if let Passed::Copy(bytes) = outlet.finish() {
                 self.socket.send(bytes);
@@ -503,7 +503,7 @@ impl Relay {
 
     fn backward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
         self.stats.bytes_sent.add(chunk.len() as u64);
-        let mut outlet = Outlet::new(&chunk, self.net.spare());
+        let mut outlet = Outlet::new(&chunk, Some(self.net));
         let fed = link.downstream.feed(
             &chunk,
             &mut outlet,
@@ -616,6 +616,7 @@ struct Place<'a> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         self.servers.withdraw(&self.waiter);
+        self.servers.recycle(&self.waiter);
     }
 }
 

@@ -51,8 +51,8 @@ impl Dialogue {
 pub struct Server {
     /// Its socket.
     pub socket: Socket,
-    /// The conversation.
-    pub dialogue: Dialogue,
+    /// The conversation. On the heap, as a server moves from hand to hand twice in a transaction.
+    pub dialogue: Box<Dialogue>,
     /// What others see of it.
     pub entry: Rc<ServerEntry>,
 }
@@ -132,12 +132,12 @@ impl Parcel {
         entry.prepared.set(self.statements.len());
         Server {
             socket: Socket::attach(net, self.socket),
-            dialogue: Dialogue {
+            dialogue: Box::new(Dialogue {
                 replies: Replies::default(),
                 is_settling: false,
                 statements: self.statements,
                 params: self.params,
-            },
+            }),
             entry,
         }
     }

@@ -87,7 +87,7 @@ pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server,
     };
     Ok(Server {
         socket,
-        dialogue: greeting.dialogue,
+        dialogue: Box::new(greeting.dialogue),
         entry: ServerEntry::new(identity, login.stats),
     })
 }

@@ -7,7 +7,7 @@ mod prepared;
 mod replies;
 
 pub use cancel_key::{CancelKey, SLOTS_MAX};
-pub use params::{ServerParams, Setting, Settings, TRACKED, is_setting_name};
+pub use params::{RecentSettings, ServerParams, Setting, Settings, TRACKED, is_setting_name};
 pub use prepared::{
     Change, ClientChange, ClientStatements, NameInUse, Preparation, ServerChange, ServerStatements,
     Statement, StatementId, Statements, server_name,

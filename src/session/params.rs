@@ -6,7 +6,7 @@
 //! round trip ahead of its first message, by `set_config` with bound parameters: nothing a client
 //! sends is ever pasted into SQL (CVE-2025-12819).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// Settings replayed because servers report them: PgBouncer's list, IntervalStyle included
@@ -19,6 +19,9 @@ pub const TRACKED: [&str; 6] = [
     "standard_conforming_strings",
     "TimeZone",
 ];
+
+/// How many different settings of clients are remembered.
+const RECENT_MAX: usize = 8;
 
 /// The value of a setting; bytes, as PostgreSQL does not insist on any encoding here.
 type Value = Box<[u8]>;
@@ -103,6 +106,10 @@ impl Settings {
 
     fn is(&self, other: &Settings) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    fn address(&self) -> *const Inner {
+        Arc::as_ptr(&self.0)
     }
 }
 
@@ -223,11 +230,32 @@ impl ServerParams {
                 Arc::make_mut(&mut client.0).tracked[index] = reported.cloned();
             }
         }
-        if self.applied == *client {
+        if self.applied != *client {
+            self.applied = client.clone();
+        } else if self.applied.address() < client.address() {
+            // Of two equal copies always the same one: so all servers and clients come to share it, where each
+            // taking the other's would go on for ever.
             *client = self.applied.clone();
         } else {
             self.applied = client.clone();
         }
+    }
+}
+
+/// The settings of clients that logged in lately: who wants the same as another shares its copy, which saves memory and, with
+/// every server that comes to have it, comparing.
+#[derive(Default)]
+pub struct RecentSettings(VecDeque<Settings>);
+
+impl RecentSettings {
+    /// The copy to use of these settings.
+    pub fn share(&mut self, settings: Settings) -> Settings {
+        if let Some(known) = self.0.iter().find(|known| **known == settings) {
+            return known.clone();
+        }
+        self.0.truncate(RECENT_MAX - 1);
+        self.0.push_front(settings.clone());
+        settings
     }
 }
 
@@ -354,6 +382,37 @@ mod tests {
         assert_eq!(server.differences(&mut a), []);
         assert_eq!(server.differences(&mut b), []);
         assert!(a.is(&b));
+    }
+
+    #[test]
+    fn servers_with_equal_settings_come_to_share_them() {
+        let (mut a, mut b) = (server(), server());
+        let (mut one, mut two) = (
+            client(&[("TimeZone", "UTC")]),
+            client(&[("TimeZone", "UTC")]),
+        );
+        for _ in 0..2 {
+            for server in [&mut a, &mut b] {
+                for client in [&mut one, &mut two] {
+                    client.fill(server);
+                    assert_eq!(server.differences(client), []);
+                }
+            }
+        }
+        assert!(one.is(&two) && a.applied.is(&one) && b.applied.is(&one));
+    }
+
+    #[test]
+    fn clients_that_want_the_same_share_it_from_the_start() {
+        let mut recent = RecentSettings::default();
+        let utc = recent.share(client(&[("TimeZone", "UTC")]));
+        for number in 1..RECENT_MAX {
+            recent.share(client(&[("application_name", &number.to_string())]));
+            assert!(recent.share(client(&[("TimeZone", "UTC")])).is(&utc));
+        }
+        recent.share(client(&[("application_name", "one more")]));
+        assert!(!recent.share(client(&[("TimeZone", "UTC")])).is(&utc));
+        assert_eq!(recent.0.len(), RECENT_MAX);
     }
 
     #[test]

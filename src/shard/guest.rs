@@ -33,7 +33,13 @@ const CONSOLE: [&str; 2] = ["ringbouncer", "pgbouncer"];
 const CONSOLE_POOL: &str = "pgbouncer";
 
 /// Serves one client, from accept to close.
-pub(super) async fn serve(shard: Rc<Shard>, _counted: Present, socket: Detached) {
+///
+/// Not an `async fn`, which would keep what it is called with beside what it makes of it; every byte here is one per client.
+pub(super) fn serve(
+    shard: Rc<Shard>,
+    counted: Present,
+    socket: Detached,
+) -> impl Future<Output = ()> {
     let id = shard.common.client_id();
     let entry = ClientEntry::new(
         id,
@@ -42,14 +48,21 @@ pub(super) async fn serve(shard: Rc<Shard>, _counted: Present, socket: Detached)
         Clock::unix_micros(),
         shard.net.now(),
     );
-    let guest = Guest::new(shard, entry);
+    let guest = Guest::new(shard, counted, entry);
     let intake = Intake::new(Socket::attach(guest.shard.net, socket));
-    let stay = Box::pin(guest.receive(intake)).await;
-    guest.conclude(stay);
+    async move {
+        // What the login needs is given back before the client settles down: it is many times what an idle client needs.
+        let stay = Box::pin(guest.receive(intake)).await;
+        guest.conclude(stay).await;
+    }
 }
 
 /// Serves a client that has said to another shard what it wants.
-pub(super) async fn go_on(shard: Rc<Shard>, _counted: Present, greeted: Box<Greeted>) {
+pub(super) fn go_on(
+    shard: Rc<Shard>,
+    counted: Present,
+    greeted: Box<Greeted>,
+) -> impl Future<Output = ()> {
     let entry = ClientEntry::new(
         greeted.id,
         greeted.socket.peer(),
@@ -57,11 +70,14 @@ pub(super) async fn go_on(shard: Rc<Shard>, _counted: Present, greeted: Box<Gree
         greeted.connected_unix_us,
         greeted.since,
     );
-    let guest = Guest::new(shard, entry);
+    let guest = Guest::new(shard, counted, entry);
     let socket = Socket::attach(guest.shard.net, greeted.socket);
     let intake = Intake::resume(socket, greeted.ahead);
-    let ending = Box::pin(guest.session(intake, greeted.packet)).await;
-    guest.conclude(Stay::Ended(ending));
+    let packet = Box::new(greeted.packet);
+    async move {
+        let stay = Box::pin(guest.session(intake, *packet)).await;
+        guest.conclude(stay).await;
+    }
 }
 
 /// One client on its way in.
@@ -69,14 +85,23 @@ struct Guest {
     shard: Rc<Shard>,
     entry: Rc<ClientEntry>,
     slot: usize,
+    _counted: Present,
 }
 
-/// How a client's time on this shard came to its end.
+/// What has become of a client that wanted in.
 enum Stay {
-    /// With its connection.
+    /// Its connection has ended.
     Ended(Ending),
     /// It goes on at another shard.
     Moved,
+    /// It is in.
+    Settled(Box<Settled>),
+}
+
+/// A client that has logged in, and its places under the limits.
+struct Settled {
+    relay: Relay,
+    _seats: [Seat; 3],
 }
 
 /// A client's place under a limit on clients, given back when dropped.
@@ -102,37 +127,46 @@ struct Admitted {
 }
 
 impl Guest {
-    fn new(shard: Rc<Shard>, entry: ClientEntry) -> Guest {
+    fn new(shard: Rc<Shard>, counted: Present, entry: ClientEntry) -> Guest {
         let entry = Rc::new(entry);
         let slot = shard.clients.borrow_mut().insert(entry.clone());
-        Guest { shard, entry, slot }
+        Guest {
+            shard,
+            entry,
+            slot,
+            _counted: counted,
+        }
     }
 
-    fn conclude(&self, stay: Stay) {
-        if let Stay::Ended(ending) = stay {
+    /// Serves a client that is in; takes leave of every one.
+    async fn conclude(&self, stay: Stay) {
+        let ending = match stay {
+            Stay::Moved => None,
+            Stay::Ended(ending) => Some(ending),
+            Stay::Settled(mut settled) => Some(settled.relay.run().await),
+        };
+        if let Some(ending) = ending {
             self.log_ending(&ending);
         }
         self.shard.clients.borrow_mut().remove(self.slot);
     }
 
     async fn receive(&self, mut intake: Intake) -> Stay {
-        Stay::Ended(
-            match self.unless_told_to_leave(first_packet(&mut intake)).await {
-                Err(ending) => self.part(intake, ending),
-                Ok(Err(error)) => match reject_protocol(&error) {
-                    Some(farewell) => self.part(intake, Ending::SentAway(farewell)),
-                    None => Ending::Vanished,
-                },
-                Ok(Ok(Greeting::Cancel(key))) => {
-                    self.shard.cancel_anywhere(&key).await;
-                    Ending::Terminated
-                }
-                Ok(Ok(Greeting::Session(packet))) => match self.send_home(intake, packet).await {
-                    None => return Stay::Moved,
-                    Some((intake, packet)) => self.session(intake, packet).await,
-                },
+        match self.unless_told_to_leave(first_packet(&mut intake)).await {
+            Err(ending) => self.part(intake, ending),
+            Ok(Err(error)) => match reject_protocol(&error) {
+                Some(farewell) => self.part(intake, Ending::SentAway(farewell)),
+                None => Stay::Ended(Ending::Vanished),
             },
-        )
+            Ok(Ok(Greeting::Cancel(key))) => {
+                self.shard.cancel_anywhere(&key).await;
+                Stay::Ended(Ending::Terminated)
+            }
+            Ok(Ok(Greeting::Session(packet))) => match self.send_home(intake, packet).await {
+                None => Stay::Moved,
+                Some((intake, packet)) => self.session(intake, packet).await,
+            },
+        }
     }
 
     /// Sends a client to a home shard of its pool, if that is another one; gives it back if it stays
@@ -185,9 +219,9 @@ impl Guest {
         Some(Homes::of(&config, &database, user, shards))
     }
 
-    async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Ending {
+    async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Stay {
         let is_console = CONSOLE.contains(&packet.database());
-        let _seat = if is_console {
+        let seat = if is_console {
             None
         } else if let Some(seat) = Seat::take(&self.shard.common.clients) {
             Some(seat)
@@ -211,10 +245,9 @@ impl Guest {
             packet,
             account,
         };
-        if is_console {
-            self.console(admitted, &snapshot).await
-        } else {
-            self.relay(admitted, &snapshot).await
+        match seat {
+            None => self.console(admitted, &snapshot).await,
+            Some(seat) => self.relay(admitted, &snapshot, seat).await,
         }
     }
 
@@ -250,7 +283,7 @@ impl Guest {
 
     // ---- the console ---------------------------------------------------------------------
 
-    async fn console(&self, admitted: Admitted, snapshot: &Snapshot) -> Ending {
+    async fn console(&self, admitted: Admitted, snapshot: &Snapshot) -> Stay {
         let Admitted { intake, packet, .. } = admitted;
         let general = &snapshot.config.general;
         let has = |users: &[String]| users.iter().any(|user| user == packet.user());
@@ -265,7 +298,7 @@ impl Guest {
             .registry
             .pool(self.shard.id, CONSOLE_POOL, CONSOLE_POOL);
         stats.client_login_count.inc();
-        let key = self.introduce(&packet, CONSOLE_POOL, stats.clone());
+        let key = self.introduce(&packet, &CONSOLE_POOL.into(), stats.clone());
         let session = admin::Session { access, key, stats };
         let (socket, ahead) = intake.into_parts();
         let desk = super::inbox::Desk::new(self.shard.clone());
@@ -279,17 +312,17 @@ impl Guest {
             Signal::Notice => None,
         });
         match serve.await {
-            Ok(()) => Ending::Terminated,
+            Ok(()) => Stay::Ended(Ending::Terminated),
             Err(ending) => {
                 say_farewell(&socket, &ending);
-                ending
+                Stay::Ended(ending)
             }
         }
     }
 
     // ---- to the relay --------------------------------------------------------------------
 
-    async fn relay(&self, admitted: Admitted, snapshot: &Snapshot) -> Ending {
+    async fn relay(&self, admitted: Admitted, snapshot: &Snapshot, seat: Seat) -> Stay {
         let Admitted {
             intake,
             packet,
@@ -300,7 +333,7 @@ impl Guest {
             Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
         };
         let (pool, mut settings) = prepared;
-        let _seats = match self.sit_down(&pool.common.key.database, packet.user()) {
+        let [of_database, of_user] = match self.sit_down(&pool.common.key.database, packet.user()) {
             Ok(seats) => seats,
             Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
         };
@@ -314,6 +347,7 @@ impl Guest {
             Err(ending) => return self.part(intake, ending),
         };
         settings.fill(&welcome);
+        let settings = self.shard.recent_settings.borrow_mut().share(settings);
         let key = self.introduce(&packet, &pool.common.key.database, pool.stats.clone());
         pool.stats.client_login_count.inc();
         if snapshot.config.general.log_connections {
@@ -331,8 +365,7 @@ impl Guest {
         let servers = Rc::new(Counter(pool.clone()));
         let (net, entry) = (self.shard.net, self.entry.clone());
         let statements = self.shard.statements.clone();
-        drop((packet, welcome));
-        Relay::new(
+        let relay = Relay::new(
             net,
             socket,
             ahead,
@@ -342,9 +375,11 @@ impl Guest {
             pool.stats.clone(),
             settings,
             &options,
-        )
-        .run()
-        .await
+        );
+        Stay::Settled(Box::new(Settled {
+            relay,
+            _seats: [seat, of_database, of_user],
+        }))
     }
 
     /// The client's places under the limits of its database and its user.
@@ -396,14 +431,14 @@ impl Guest {
     fn introduce(
         &self,
         packet: &StartupPacket,
-        database: &str,
+        database: &Arc<str>,
         stats: Arc<PoolStats>,
     ) -> CancelKey {
         let mut secret = [0; 32];
         fill_random(&mut secret);
         let cancel_key = CancelKey::new(self.shard.id, self.slot, packet.minor() >= 2, secret);
         let who = Who {
-            database: database.into(),
+            database: database.clone(),
             user: packet.user().into(),
             cancel_key: cancel_key.clone(),
             stats,
@@ -441,9 +476,9 @@ impl Guest {
     }
 
     /// Sends a client away that has not reached the relay.
-    fn part(&self, intake: Intake, ending: Ending) -> Ending {
+    fn part(&self, intake: Intake, ending: Ending) -> Stay {
         say_farewell(intake.socket(), &ending);
-        ending
+        Stay::Ended(ending)
     }
 
     fn log_ending(&self, ending: &Ending) {

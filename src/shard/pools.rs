@@ -22,6 +22,9 @@ use std::task::Context;
 
 type Actions = Vec<Action<Server, Rc<Waiter>>>;
 
+/// Places in line that a pool keeps for later clients.
+const SPARE_WAITERS_MAX: usize = 64;
+
 /// One shard's part of one pool.
 pub struct Pool {
     pub(super) shard: Rc<Shard>,
@@ -37,6 +40,10 @@ pub struct Pool {
     pub(super) standing: Cell<Standing>,
     /// Its database entry has been removed.
     pub(super) is_removed: Cell<bool>,
+    /// Places in line to be used again.
+    spare_waiters: RefCell<Vec<Rc<Waiter>>>,
+    /// Memory for actions to be used again.
+    spare_actions: Cell<Actions>,
 }
 
 impl Shard {
@@ -61,6 +68,8 @@ impl Shard {
             entries: RefCell::default(),
             standing: Cell::default(),
             is_removed: Cell::new(false),
+            spare_waiters: RefCell::default(),
+            spare_actions: Cell::default(),
             common,
         });
         pool.obey(&self.orders.borrow());
@@ -82,6 +91,19 @@ impl Shard {
 pub(super) struct Counter(pub(super) Rc<Pool>);
 
 impl Servers for Counter {
+    fn waiter(&self) -> Rc<Waiter> {
+        let spare = self.0.spare_waiters.borrow_mut().pop();
+        spare.unwrap_or_default()
+    }
+
+    fn recycle(&self, waiter: &Rc<Waiter>) {
+        let mut spare = self.0.spare_waiters.borrow_mut();
+        if Rc::strong_count(waiter) == 1 && spare.len() < SPARE_WAITERS_MAX {
+            waiter.clear();
+            spare.push(waiter.clone());
+        }
+    }
+
     fn request(&self, waiter: &Rc<Waiter>) {
         self.0.request(waiter, false);
     }
@@ -123,7 +145,7 @@ impl Pool {
             return waiter.serve(Err(farewell.into()));
         }
         let now = self.shard.net.now();
-        let mut actions = Vec::new();
+        let mut actions = self.spare_actions.take();
         loop {
             let acquired = self
                 .local
@@ -227,7 +249,7 @@ impl Pool {
         }
         server.entry.set_state(ServerState::Idle);
         self.watch(&server);
-        let mut actions = Vec::new();
+        let mut actions = self.spare_actions.take();
         let now = self.shard.net.now();
         self.local.borrow_mut().release(server, now, &mut actions);
         self.perform(actions);
@@ -364,8 +386,8 @@ impl Pool {
     // ---- what the scheduler wants done ---------------------------------------------------
 
     /// Performs actions.
-    pub(super) fn perform(self: &Rc<Self>, actions: Actions) {
-        for action in actions {
+    pub(super) fn perform(self: &Rc<Self>, mut actions: Actions) {
+        for action in actions.drain(..) {
             match action {
                 Action::Grant { waiter, server } => waiter.serve(Ok(server)),
                 Action::Open => opening::begin(self.clone()),
@@ -400,6 +422,7 @@ impl Pool {
                 }
             }
         }
+        self.spare_actions.set(actions);
         self.publish_wait();
     }
 
@@ -428,7 +451,7 @@ impl Pool {
         self: &Rc<Self>,
         event: impl FnOnce(&mut LocalPool<Server, Rc<Waiter>>, Moment, &mut Actions),
     ) {
-        let mut actions = Vec::new();
+        let mut actions = self.spare_actions.take();
         let now = self.shard.net.now();
         event(&mut self.local.borrow_mut(), now, &mut actions);
         self.perform(actions);

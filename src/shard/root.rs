@@ -11,7 +11,7 @@ use crate::base::ShardId;
 use crate::client::{ClientEntry, Greeted};
 use crate::config::General;
 use crate::net::{Detached, Driver, Listener, Net, NetOptions, TcpOptions, spawn};
-use crate::session::{SLOTS_MAX, Statements};
+use crate::session::{RecentSettings, SLOTS_MAX, Statements};
 use crate::stats::ShardStats;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -54,6 +54,8 @@ pub struct Shard {
     pub(super) pools: RefCell<HashMap<super::PoolKey, Rc<Pool>>>,
     /// Texts of its clients' prepared statements.
     pub(super) statements: Rc<RefCell<Statements>>,
+    /// Settings of its clients.
+    pub(super) recent_settings: RefCell<RecentSettings>,
     pub(super) kdf: RefCell<KdfCache>,
     pub(super) snapshot: RefCell<Arc<Snapshot>>,
     pub(super) phase: Cell<Phase>,
@@ -125,6 +127,7 @@ pub async fn run(
         clients: RefCell::default(),
         pools: RefCell::default(),
         statements: Rc::default(),
+        recent_settings: RefCell::default(),
         kdf: RefCell::new(KdfCache::new(common.process_secret, KDF_RESULTS_MAX)),
         snapshot: RefCell::new(snapshot),
         phase: Cell::new(Phase::Serving),

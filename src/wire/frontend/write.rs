@@ -49,10 +49,17 @@ pub fn bind_renamed_head(
     statement: &[u8],
     rest_bytes: usize,
 ) -> Result<(), WireError> {
-    let mut names = Vec::with_capacity(portal.len().saturating_add(statement.len()) + 2);
-    put_cstr(&mut names, portal);
-    put_cstr(&mut names, statement);
-    head(out, tag::BIND, &names, rest_bytes)
+    let names_bytes = portal
+        .len()
+        .saturating_add(statement.len())
+        .saturating_add(2);
+    let bytes = rest_bytes.saturating_add(names_bytes).saturating_add(4);
+    let word = length_word(bytes)?;
+    out.put_u8(tag::BIND);
+    out.put_slice(&word);
+    put_cstr(out, portal);
+    put_cstr(out, statement);
+    Ok(())
 }
 
 /// Appends tag, length word and `names` of a body that goes on for `rest_bytes` bytes.
