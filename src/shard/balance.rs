@@ -56,14 +56,20 @@ impl Homes {
     }
 }
 
-/// FNV-1a over the pool's name: cheap, and the same on every shard.
+/// FNV-1a over the pool's name, mixed: cheap, and the same on every shard.
 fn place(database: &str, user: &str, shards: usize) -> usize {
     let name = database.bytes().chain([0]).chain(user.bytes());
     let hash = name.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    // The upper half: the lower bits of this hash are the weaker ones.
-    ((hash >> 32) % shards as u64) as usize
+    (mixed(hash) % shards as u64) as usize
+}
+
+/// The finalizer of SplitMix64: every bit of the word has a say in every other.
+fn mixed(mut word: u64) -> u64 {
+    word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    word ^ (word >> 31)
 }
 
 /// What a shard's thread had used of its core by a moment.
@@ -181,10 +187,7 @@ impl Shard {
     pub(super) fn draw(&self, end: usize) -> usize {
         self.drawn
             .set(self.drawn.get().wrapping_add(0x9E37_79B9_7F4A_7C15));
-        let mut word = self.drawn.get();
-        word = (word ^ (word >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        word = (word ^ (word >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((word ^ (word >> 31)) % end.max(1) as u64) as usize
+        (mixed(self.drawn.get()) % end.max(1) as u64) as usize
     }
 }
 
