@@ -1,14 +1,15 @@
 //! The control thread: signals, reloads, period boundaries, the end.
 //!
 //! Signals (PgBouncer's meanings): HUP reloads, TERM waits for clients, INT waits for servers, QUIT
-//! exits at once; TERM or INT during a shutdown exits at once.
+//! exits at once, USR1 pauses, USR2 resumes; TERM or INT during a shutdown exits at once.
 
 use super::resolve::Resolver;
 use super::{log, sources};
+use crate::admin::Order;
 use crate::base::{Clock, ShardId};
 use crate::config::{Reload, diff};
 use crate::shard::{Common, Mail, Phase, Request, Snapshot};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::collections::VecDeque;
 use std::io;
@@ -29,11 +30,13 @@ const REPOST: Duration = Duration::from_millis(1);
 
 /// Turns signals into requests, on a thread of its own.
 pub(super) fn listen_to_signals(control: Sender<Request>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2])?;
     let run = move || {
         for signal in signals.forever() {
             let request = match signal {
                 SIGHUP => Request::Reload(Box::new(|_| {})),
+                SIGUSR1 => Request::Order(Order::Pause(None)),
+                SIGUSR2 => Request::Order(Order::Resume(None)),
                 SIGINT => Request::Shutdown(Some(Phase::WaitForServers)),
                 SIGTERM => Request::Shutdown(Some(Phase::WaitForClients)),
                 _ => Request::Shutdown(None),
@@ -80,6 +83,10 @@ pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, re
                 version += 1;
                 answer(set(common, &name, &value, version));
             }
+            Ok(Request::Order(order)) => match common.give(&order, phase) {
+                Ok(_) => tell_all(common, || Mail::Orders),
+                Err(refusal) => tracing::warn!(command = order.verb(), %refusal, "ignored"),
+            },
             Ok(Request::Shutdown(None)) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Request::Shutdown(Some(_))) if phase > Phase::Serving => return,
             Ok(Request::Shutdown(Some(wanted))) => {
@@ -262,7 +269,7 @@ mod tests {
             .into_iter()
             .map(|request| match request {
                 Request::Shutdown(phase) => phase,
-                Request::Reload(_) | Request::Set { .. } => None,
+                Request::Reload(_) | Request::Set { .. } | Request::Order(_) => None,
             })
             .collect();
         let expected = [Phase::WaitForClients, Phase::WaitForServers].map(Some);

@@ -1,9 +1,10 @@
 //! Giving orders and acting by them; see `orders` for how they spread.
 
 use super::message::{Answer, Ask, Mail};
-use super::orders::{Circumstances, Orders, Standing, check};
+use super::orders::{Circumstances, Orders, check};
 use super::pools::Pool;
 use super::root::Shard;
+use super::shared::{Common, Phase};
 use crate::admin::{Hold, Order, Refusal};
 use crate::base::ShardId;
 use crate::client::{ClientEntry, Farewell, Signal};
@@ -38,17 +39,36 @@ impl Looks {
     }
 }
 
-impl Shard {
-    /// Gives an order and waits until it has been carried out on every shard: for PAUSE and KILL, until
-    /// PostgreSQL has no connection of theirs left.
-    pub(super) async fn command(self: &Rc<Self>, order: &Order) -> Result<(), Refusal> {
-        let board = &self.common.board;
-        let version = self.with_circumstances(|now| board.give(order, now))?;
+impl Common {
+    /// Gives an order, in this phase of a shutdown; every shard has to be told of it.
+    ///
+    /// # Errors
+    /// Why it cannot be given now.
+    pub fn give(&self, order: &Order, phase: Phase) -> Result<u64, Refusal> {
+        let version = self.with_circumstances(phase, |now| self.board.give(order, now))?;
         tracing::info!(
             command = order.verb(),
             database = order.database(),
             "command issued"
         );
+        Ok(version)
+    }
+
+    fn with_circumstances<R>(&self, phase: Phase, look: impl FnOnce(&Circumstances<'_>) -> R) -> R {
+        let config = self.snapshot.load().config.clone();
+        look(&Circumstances {
+            phase,
+            exists: &|name| config.database(name).is_some(),
+            next_id: self.next_id(),
+        })
+    }
+}
+
+impl Shard {
+    /// Gives an order and waits until it has been carried out on every shard: for PAUSE and KILL, until
+    /// PostgreSQL has no connection of theirs left.
+    pub(super) async fn command(self: &Rc<Self>, order: &Order) -> Result<(), Refusal> {
+        let version = self.common.give(order, self.phase.get())?;
         self.spread(version).await;
         match order {
             Order::Pause(scope) => self.paused(scope.as_deref()).await,
@@ -58,15 +78,6 @@ impl Shard {
             }
             _ => Ok(()),
         }
-    }
-
-    fn with_circumstances<R>(&self, look: impl FnOnce(&Circumstances<'_>) -> R) -> R {
-        let config = self.common.snapshot.load().config.clone();
-        look(&Circumstances {
-            phase: self.phase.get(),
-            exists: &|name| config.database(name).is_some(),
-            next_id: self.common.next_id(),
-        })
     }
 
     /// Tells every shard that there are newer orders, and waits until all act by `version`.
@@ -123,7 +134,9 @@ impl Shard {
 
     /// Waits until no server of a database, or of any, is to be closed any more.
     pub(super) async fn closed(self: &Rc<Self>, scope: Option<&str>) -> Result<(), Refusal> {
-        self.with_circumstances(|now| check(scope, "wait in", now))?;
+        let phase = self.phase.get();
+        let check = |now: &Circumstances<'_>| check(scope, "wait in", now);
+        self.common.with_circumstances(phase, check)?;
         // Behind the newest orders in every mailbox: a server that was on its way has been received.
         self.spread(self.common.board.newest().version()).await;
         let ask = Ask::ToBeClosed(scope.map(Into::into));
@@ -236,15 +249,16 @@ impl Pool {
             self.common.welcome.store(None);
             self.retire_below(now.stale_below, "database configuration changed");
         }
-        self.set_paused(now);
+        self.set_paused();
     }
 
-    fn set_paused(self: &Rc<Self>, standing: Standing) {
-        let is_paused = self.local.borrow().is_paused();
-        if standing.is_paused == is_paused {
+    /// Pauses or resumes the scheduler as the standing of the pool says.
+    pub(super) fn set_paused(self: &Rc<Self>) {
+        let is_to_pause = self.standing.get().is_paused;
+        if is_to_pause == self.local.borrow().is_paused() {
             return;
         }
-        if standing.is_paused {
+        if is_to_pause {
             self.step(|local, _, actions| local.pause(actions));
         } else {
             self.step(|local, now, actions| local.resume(now, actions));

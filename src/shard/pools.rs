@@ -66,13 +66,13 @@ impl Shard {
             mode: Cell::new(snapshot.config.pool_mode(database, user)),
             local: RefCell::new(LocalPool::new(common.shared.clone(), self.id)),
             entries: RefCell::default(),
-            standing: Cell::default(),
+            standing: Cell::new(self.orders.borrow().of(database.name.as_str())),
             is_removed: Cell::new(false),
             spare_waiters: RefCell::default(),
             spare_actions: Cell::default(),
             common,
         });
-        pool.obey(&self.orders.borrow());
+        pool.set_paused();
         self.pools.borrow_mut().insert(key, pool.clone());
         pool
     }

@@ -2,6 +2,7 @@
 
 use super::message::{Mail, PoolKey};
 use super::orders::{Board, Notes};
+use crate::admin::Order;
 use crate::auth::{ServerCredentials, Users};
 use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
@@ -49,6 +50,8 @@ pub enum Request {
         /// To be called with what came of it.
         answer: Box<dyn FnOnce(bool) + Send>,
     },
+    /// Give an order for the whole process; nobody waits for it.
+    Order(Order),
     /// Shut down.
     Shutdown(Option<Phase>),
 }

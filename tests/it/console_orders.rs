@@ -1,5 +1,7 @@
 //! PAUSE, RESUME, KILL, RECONNECT, WAIT_CLOSE, DISABLE, ENABLE, KILL_CLIENT: on every shard when they answer.
 
+use rustix::process::Signal;
+
 use super::support::peer::cancel;
 use crate::support::wire::*;
 use crate::support::*;
@@ -495,4 +497,36 @@ both_shards!(opening_that_hangs_does_not_hold_a_pause_up, |shards| {
     assert!(began.elapsed().as_secs() < 10);
     assert_eq!(stage.pools("hangs", "sv_login"), 0);
     released.store(true, std::sync::atomic::Ordering::Relaxed);
+});
+
+both_shards!(signals_pause_and_resume, |shards| {
+    let stage = Stage::pooled(Topology::new(shards));
+    let mut client = stage.client();
+    client.value("select 1");
+    let state = || stage.console("SHOW STATE").table()[1]["value"].clone();
+    stage.signal(Signal::USR1);
+    wait_until("it is paused", || state() == "yes");
+    client.send(&query("select 2"));
+    wait_until("it waits", || stage.pools(&stage.entry, "cl_waiting") == 1);
+    stage.signal(Signal::USR2);
+    assert_eq!(client.reply().value(), "2");
+    assert_eq!(state(), "no");
+});
+
+both_shards!(login_to_a_paused_pool_succeeds_on_every_shard, |shards| {
+    let subject = Subject::ours(shards, &[]);
+    subject.console("RECONNECT");
+    subject.client().value("select 1");
+    assert_eq!(subject.console("PAUSE").complete, ["PAUSE"]);
+    let mut clients: Vec<Client> = (0..9).map(|_| subject.client()).collect();
+    clients
+        .iter_mut()
+        .for_each(|client| client.send(&query("select 2")));
+    wait_until("all wait", || {
+        subject.pools(subject.entry(0), "cl_waiting") == 9
+    });
+    assert_eq!(subject.console("RESUME").complete, ["RESUME"]);
+    clients
+        .iter_mut()
+        .for_each(|client| assert_eq!(client.reply().value(), "2"));
 });

@@ -69,8 +69,10 @@ pub(in crate::admin) async fn rows(
             all(internals::mem(&office.config().general, shards))
         }
         Show::DnsHosts => all(internals::dns_hosts(office.hosts())),
-        // There is no peering yet, and zones are not watched.
-        Show::DnsZones | Show::Peers | Show::PeerPools => all(Vec::new()),
+        // Zones are not watched.
+        Show::DnsZones => all(Vec::new()),
+        Show::Peers => all(internals::peers(&office.config())),
+        Show::PeerPools => all(internals::peer_pools(&office.config())),
         Show::Databases => {
             let clients = logged_in(&office.clients(Pick::all()).await, |client| {
                 &client.database
@@ -149,6 +151,7 @@ async fn lists(office: &dyn Office) -> Vec<Row> {
     let is_login = |client: &&ClientRow| client.state == ClientState::Login;
     let (config, open, no_clients) = (office.config(), office.pools(), HashMap::new());
     pools::lists(&pools::Counts {
+        peers: config.peers.len(),
         databases: pools::databases(&config, &open, &no_clients, |_| Default::default()).len(),
         users: pools::users(office.users(), &config, &open, &no_clients).len(),
         pools: pools::pools(&office.registry().pools(), &open, Moment::default()).len(),

@@ -4,7 +4,7 @@
 
 use crate::admin::office::{ClientRow, Hold, ServerRow};
 use crate::admin::table::{Column, Row, Value};
-use crate::config::General;
+use crate::config::{Config, General};
 use crate::net::Endpoint;
 use crate::stats::{ShardReading, ShardStats};
 use std::net::IpAddr;
@@ -109,6 +109,30 @@ pub(super) fn dns_hosts(hosts: Vec<(String, Vec<IpAddr>)>) -> Vec<Row> {
     rows.collect()
 }
 
+/// Rows of SHOW PEERS.
+pub(super) fn peers(config: &Config) -> Vec<Row> {
+    let rows = config.peers.values().map(|peer| {
+        let size = peer.pool_size.unwrap_or(config.general.default_pool_size);
+        vec![
+            Value::int4(peer.id),
+            peer.host.clone().map_or(Value::Null, Value::text),
+            Value::int4(peer.port),
+            Value::int4(size),
+        ]
+    });
+    rows.collect()
+}
+
+/// Rows of SHOW PEER_POOLS: one for each peer, with nothing under way.
+pub(super) fn peer_pools(config: &Config) -> Vec<Row> {
+    let rows = config.peers.keys().map(|id| {
+        let mut row = vec![Value::int4(*id)];
+        row.resize(PEER_POOLS.len(), Value::int4(0));
+        row
+    });
+    rows.collect()
+}
+
 /// Rows of SHOW FDS. Nobody takes connections over with it (that is what a rolling restart is for), so it
 /// has neither descriptors nor secrets: no cancel keys, no passwords, no SCRAM keys.
 pub(super) fn fds(clients: Vec<ClientRow>, servers: Vec<ServerRow>) -> Vec<Row> {
@@ -195,6 +219,16 @@ mod tests {
             printed(MEM, &rows[0]),
             "name=iobuf_cache size=8192 used=412 free=612 memtotal=8388608"
         );
+    }
+
+    #[test]
+    fn peers_are_those_of_the_configuration() {
+        let text = "ringbouncer.auth_type = \"trust\"\n[peers.2]\nhost = \"/run/two\"";
+        let config = Config::parse(text, std::path::Path::new("r.toml")).unwrap();
+        let [peers, pools] = [peers(&config), peer_pools(&config)];
+        let line = "peer_id=2 host=/run/two port=6432 pool_size=20";
+        assert_eq!((peers.len(), printed(PEERS, &peers[0])), (1, line.into()));
+        assert!(printed(PEER_POOLS, &pools[0]).starts_with("peer_id=2 cl_active_cancel_req=0 "));
     }
 
     #[test]

@@ -254,6 +254,7 @@ fn count(by_name: &ByName, name: &str) -> u32 {
 /// What SHOW LISTS counts.
 pub(super) struct Counts {
     pub(super) databases: usize,
+    pub(super) peers: usize,
     pub(super) users: usize,
     pub(super) pools: usize,
     pub(super) login_clients: usize,
@@ -267,9 +268,9 @@ pub(super) fn lists(counts: &Counts) -> Vec<Row> {
     let rows = [
         ("databases", counts.databases),
         ("users", counts.users),
-        ("peers", 0),
+        ("peers", counts.peers),
         ("pools", counts.pools),
-        ("peer_pools", 0),
+        ("peer_pools", counts.peers),
         ("free_clients", 0),
         ("used_clients", counts.used_clients),
         ("login_clients", counts.login_clients),
@@ -458,6 +459,7 @@ mod tests {
     fn lists_have_pgbouncers_rows() {
         let rows = lists(&Counts {
             databases: 1,
+            peers: 8,
             users: 2,
             pools: 3,
             login_clients: 4,
@@ -467,7 +469,7 @@ mod tests {
         });
         assert_fits(LISTS, &rows);
         let lines: Vec<_> = rows.iter().map(|row| printed(LISTS, row)).collect();
-        let expected = "databases=1 users=2 peers=0 pools=3 peer_pools=0 free_clients=0 used_clients=5 \
+        let expected = "databases=1 users=2 peers=8 pools=3 peer_pools=8 free_clients=0 used_clients=5 \
                         login_clients=4 free_servers=0 used_servers=6 dns_names=7 dns_zones=0 \
                         dns_queries=0 dns_pending=0";
         let expected = expected.split(' ').map(|pair| {
