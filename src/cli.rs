@@ -70,7 +70,8 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Run(cli.run)) {
         Command::Run(run) => start(run),
         Command::Check { file } => {
-            let checked = process::load(&file).map(|_| println!("{} is fine", file.display()));
+            let checked =
+                process::load(&file, None).map(|_| println!("{} is fine", file.display()));
             finish(checked)
         }
         Command::Convert { file } => finish(print_converted(&file)),

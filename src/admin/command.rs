@@ -135,6 +135,8 @@ shows! {
     Shards = "SHARDS", show::SHARDS;
     /// Percentiles by pool.
     Latency = "LATENCY", show::LATENCY;
+    /// The certificates in force.
+    Tls = "TLS", show::TLS;
 }
 
 /// A setting that drivers ask for or set as they would on a server; its value never changes.

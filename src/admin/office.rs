@@ -5,7 +5,7 @@ use super::filter::Pick;
 use crate::base::ShardId;
 use crate::client::ClientState;
 use crate::config::{Config, PoolMode};
-use crate::net::Endpoint;
+use crate::net::{CertificateFile, Endpoint, TlsLabel};
 use crate::server::ServerState;
 use crate::stats::{PeriodHistory, Registry};
 use std::future::Future;
@@ -126,6 +126,8 @@ pub struct ClientRow {
     pub link: Option<u64>,
     /// That server's process id.
     pub remote_pid: u32,
+    /// How it is encrypted, if it is.
+    pub tls: Option<TlsLabel>,
     /// What it calls itself.
     pub application_name: Arc<str>,
     /// Prepared statements it has.
@@ -159,6 +161,8 @@ pub struct ServerRow {
     pub link: Option<u64>,
     /// The server's process id.
     pub remote_pid: u32,
+    /// How it is encrypted, if it is.
+    pub tls: Option<TlsLabel>,
     /// Statements prepared on it.
     pub prepared_statements: usize,
 }
@@ -203,6 +207,8 @@ pub trait Office {
     fn users(&self) -> Vec<UserRow>;
     /// The settings in force.
     fn config(&self) -> Arc<Config>;
+    /// The certificates in force.
+    fn certificates(&self) -> Vec<CertificateFile>;
     /// All counters.
     fn registry(&self) -> &Registry;
     /// Readings of the counters at period boundaries.

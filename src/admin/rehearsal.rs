@@ -11,7 +11,7 @@ use super::{Session, serve};
 use crate::base::{Clock, ShardId};
 use crate::client::ClientState;
 use crate::config::Config;
-use crate::net::{Detached, Driver, Endpoint, Net, NetOptions, Socket, spawn};
+use crate::net::{CertificateFile, Detached, Driver, Endpoint, Net, NetOptions, Socket, spawn};
 use crate::session::CancelKey;
 use crate::stats::{PeriodHistory, Registry};
 use crate::wire::backend::{DataRow, Fields};
@@ -54,6 +54,7 @@ impl Office for Desk {
             wait_us: 0,
             link: None,
             remote_pid: 0,
+            tls: None,
             application_name: "".into(),
             prepared_statements: 0,
         };
@@ -75,6 +76,10 @@ impl Office for Desk {
 
     fn config(&self) -> Arc<Config> {
         Arc::default()
+    }
+
+    fn certificates(&self) -> Vec<CertificateFile> {
+        Vec::new()
     }
 
     fn registry(&self) -> &Registry {

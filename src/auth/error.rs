@@ -15,9 +15,14 @@ pub enum ScramError {
     /// The client picked a mechanism but sent no client-first message along.
     #[error("client sent no SASL initial response")]
     NoInitialResponse,
-    /// The client wants channel binding (`p=`), which is not offered.
+    /// The client wants channel binding (`p=`) that is not offered, or picked a mechanism that its first
+    /// message does not fit.
     #[error("client asks for channel binding, which was not offered")]
     ChannelBinding,
+    /// The client believes that no channel binding is offered, but it is: somebody in between has taken it
+    /// away (RFC 5802, section 6).
+    #[error("client was not told of channel binding, which was offered")]
+    ChannelBindingHidden,
     /// The `c=` attribute does not repeat the GS2 header of the first message.
     #[error("channel-binding attribute does not match the first message")]
     ChannelBindingMismatch,

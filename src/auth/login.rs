@@ -10,8 +10,9 @@
 //! challenge of a user who can, and fails after its answer with the same text.
 
 use std::mem;
+use std::sync::Arc;
 
-use super::scram::parse_initial_response;
+use super::scram::{InitialResponse, parse_initial_response};
 use super::{
     CleartextCheck, Found, KdfCache, LoginError, NONCE_RANDOM_BYTES, Refusal, ScramError,
     ScramVerifier, ServerCredentials, ServerExchange, Stretch, Verifier, made_up_salt,
@@ -52,6 +53,9 @@ pub struct LoginRequest<'a> {
     pub md5_salt: [u8; 4],
     /// Random bytes, used once.
     pub scram_nonce: [u8; NONCE_RANDOM_BYTES],
+    /// Channel-binding data of the client's connection, if it is encrypted: then SCRAM is offered with
+    /// channel binding as well.
+    pub channel: Option<&'a Arc<[u8]>>,
 }
 
 /// What the client is asked for.
@@ -64,8 +68,11 @@ pub enum Challenge {
         /// The salt to send.
         salt: [u8; 4],
     },
-    /// AuthenticationSASL with the one mechanism [`SCRAM_SHA_256`](super::SCRAM_SHA_256).
-    Scram,
+    /// AuthenticationSASL with the mechanism [`SCRAM_SHA_256`](super::SCRAM_SHA_256).
+    Scram {
+        /// And, before it, with [`SCRAM_SHA_256_PLUS`](super::SCRAM_SHA_256_PLUS).
+        plus: bool,
+    },
 }
 
 /// What to do next.
@@ -95,6 +102,8 @@ pub struct Login {
     user: String,
     /// Why this client cannot get in whatever it answers; `None` if it can.
     hopeless: Option<Refusal>,
+    /// Channel-binding data, if channel binding is offered.
+    channel: Option<Arc<[u8]>>,
     state: State,
 }
 
@@ -117,6 +126,7 @@ enum State {
     MakingUp {
         stretch: Stretch,
         proof: PlainProof,
+        is_plus: bool,
         client_first: Vec<u8>,
         nonce: String,
     },
@@ -194,6 +204,7 @@ impl Login {
             State::MakingUp {
                 mut stretch,
                 proof,
+                is_plus,
                 client_first,
                 nonce,
             } => {
@@ -201,6 +212,7 @@ impl Login {
                     let state = State::MakingUp {
                         stretch,
                         proof,
+                        is_plus,
                         client_first,
                         nonce,
                     };
@@ -212,7 +224,7 @@ impl Login {
                     verifier,
                     Yields::Password(proof.password),
                     &nonce,
-                    &client_first,
+                    (is_plus, &client_first),
                 )
             }
             _ => Err(LoginError::OutOfOrder),
@@ -275,21 +287,22 @@ impl Login {
         body: &[u8],
         kdf: &mut KdfCache,
     ) -> Step {
-        let client_first = parse_initial_response(body).map_err(LoginError::SaslBroken)?;
+        let initial = parse_initial_response(body).map_err(LoginError::SaslBroken)?;
         match proof {
             ScramProof::Stored(verifier) => {
-                self.send_server_first(verifier, Yields::Keys, &nonce, client_first)
+                self.send_server_first(verifier, Yields::Keys, &nonce, initial)
             }
             ScramProof::Mock(verifier) => {
-                self.send_server_first(verifier, Yields::Nothing, &nonce, client_first)
+                self.send_server_first(verifier, Yields::Nothing, &nonce, initial)
             }
             ScramProof::Plain(proof) => {
                 let stretch = kdf.begin(proof.password.expose(), &proof.salt, proof.iterations);
-                let client_first = client_first.to_vec();
+                let (is_plus, client_first) = initial;
                 self.state = State::MakingUp {
                     stretch,
                     proof,
-                    client_first,
+                    is_plus,
+                    client_first: client_first.to_vec(),
                     nonce,
                 };
                 self.stretch(kdf, 0)
@@ -302,11 +315,12 @@ impl Login {
         verifier: ScramVerifier,
         yields: Yields,
         nonce: &str,
-        client_first: &[u8],
+        (is_plus, client_first): InitialResponse<'_>,
     ) -> Step {
-        let mut exchange = ServerExchange::new(verifier, self.hopeless.is_none(), nonce);
+        let exchange = ServerExchange::new(verifier, self.hopeless.is_none(), nonce);
+        let mut exchange = exchange.offering(self.channel.clone());
         let message = exchange
-            .client_first(client_first)
+            .client_first(is_plus, client_first)
             .map_err(LoginError::SaslBroken)?;
         self.state = State::ScramFinal { exchange, yields };
         Ok(LoginStep::Continue(message))
@@ -385,13 +399,15 @@ fn start_scram(request: &LoginRequest<'_>) -> (Login, LoginStep) {
     };
     let nonce = nonce_text(&request.scram_nonce);
     let login = login(request, hopeless, State::ScramFirst { proof, nonce });
-    (login, LoginStep::Challenge(Challenge::Scram))
+    let plus = request.channel.is_some();
+    (login, LoginStep::Challenge(Challenge::Scram { plus }))
 }
 
 fn login(request: &LoginRequest<'_>, hopeless: Option<Refusal>, state: State) -> Login {
     Login {
         user: request.user.to_owned(),
         hopeless,
+        channel: request.channel.cloned(),
         state,
     }
 }
@@ -432,7 +448,9 @@ fn terminated(body: &[u8]) -> Result<&[u8], LoginError> {
 mod tests {
     use super::*;
     use crate::auth::scram::{initial_response, testing::kdf};
-    use crate::auth::{ClientExchange, ScramKeys, made_up_verifier, md5_response, md5_secret};
+    use crate::auth::{
+        ClientExchange, SCRAM_SHA_256, ScramKeys, made_up_verifier, md5_response, md5_secret,
+    };
 
     const SALT: [u8; 4] = [1, 2, 3, 4];
 
@@ -448,12 +466,15 @@ mod tests {
         Verifier::Scram(ScramVerifier::from_keys(&stored_keys(), b"salt", 3))
     }
 
+    const PLAIN_SCRAM: Challenge = Challenge::Scram { plus: false };
+
     fn stored_keys() -> ScramKeys {
         kdf().keys(b"pencil", b"salt", 3)
     }
 
     fn request(method: Method, found: Found<'_>) -> LoginRequest<'_> {
         LoginRequest {
+            channel: None,
             method,
             user: "user",
             found,
@@ -481,14 +502,14 @@ mod tests {
                 let response = md5_response(&*md5_secret(password.as_bytes(), "user"), salt);
                 answer(&mut login, format!("{response}\0").as_bytes(), cache)
             }
-            Challenge::Scram => run_scram(&mut login, password, cache),
+            Challenge::Scram { .. } => run_scram(&mut login, password, cache),
         };
         (Some(challenge), outcome)
     }
 
     fn run_scram(login: &mut Login, password: &str, cache: &mut KdfCache) -> Step {
         let mut client = ClientExchange::new("client").unwrap();
-        let first = initial_response(&client.client_first()).unwrap();
+        let first = initial_response(SCRAM_SHA_256, &client.client_first()).unwrap();
         let LoginStep::Continue(server_first) = answer(login, &first, cache)? else {
             panic!("no server-first");
         };
@@ -550,14 +571,9 @@ mod tests {
             ),
             (Method::Md5, plain(), Some(md5_challenge), password()),
             (Method::Md5, md5(), Some(md5_challenge), digits()),
-            (Method::Md5, scram(), Some(Challenge::Scram), keys()),
-            (
-                Method::ScramSha256,
-                plain(),
-                Some(Challenge::Scram),
-                password(),
-            ),
-            (Method::ScramSha256, scram(), Some(Challenge::Scram), keys()),
+            (Method::Md5, scram(), Some(PLAIN_SCRAM), keys()),
+            (Method::ScramSha256, plain(), Some(PLAIN_SCRAM), password()),
+            (Method::ScramSha256, scram(), Some(PLAIN_SCRAM), keys()),
         ];
         for (method, verifier, challenge, credentials) in cases {
             let (asked, outcome) = run(method, Found::Secret(&verifier), "pencil");
@@ -581,8 +597,8 @@ mod tests {
         let cases = [
             (Method::Plain, scram(), Challenge::Cleartext),
             (Method::Md5, md5(), Challenge::Md5 { salt: SALT }),
-            (Method::ScramSha256, scram(), Challenge::Scram),
-            (Method::ScramSha256, plain(), Challenge::Scram),
+            (Method::ScramSha256, scram(), PLAIN_SCRAM),
+            (Method::ScramSha256, plain(), PLAIN_SCRAM),
         ];
         for (method, verifier, challenge) in cases {
             let (asked, outcome) = run(method, Found::Secret(&verifier), "wrong");
@@ -599,7 +615,7 @@ mod tests {
     fn an_md5_secret_fails_scram_after_a_full_exchange() {
         let verifier = md5();
         let (asked, outcome) = run(Method::ScramSha256, Found::Secret(&verifier), "pencil");
-        assert_eq!(asked, Some(Challenge::Scram));
+        assert_eq!(asked, Some(PLAIN_SCRAM));
         assert_eq!(outcome, Err(LoginError::Sasl(Refusal::Md5Secret)));
     }
 
@@ -638,10 +654,9 @@ mod tests {
 
     #[test]
     fn md5_asks_unknown_users_for_what_it_asks_most_users_for() {
-        for (mostly_scram, expected) in [
-            (true, Challenge::Scram),
-            (false, Challenge::Md5 { salt: SALT }),
-        ] {
+        for (mostly_scram, expected) in
+            [(true, PLAIN_SCRAM), (false, Challenge::Md5 { salt: SALT })]
+        {
             for found in [Found::Nobody, Found::NoSecret] {
                 let request = LoginRequest {
                     mostly_scram,
@@ -665,7 +680,7 @@ mod tests {
     fn a_plain_secrets_verifier_is_made_up_once() {
         let cache = &mut kdf();
         let verifier = plain();
-        let first = initial_response(b"n,,n=,r=abc").unwrap();
+        let first = initial_response(SCRAM_SHA_256, b"n,,n=,r=abc").unwrap();
         for round in 0..2 {
             let request = request(Method::ScramSha256, Found::Secret(&verifier));
             let (mut login, _) = Login::start(&request).unwrap();
@@ -731,8 +746,11 @@ mod tests {
                     .map(|_| random().to_le_bytes()[0])
                     .collect();
                 if random() % 2 == 0 {
-                    body =
-                        initial_response(&[b"n,,n=,r=abc,x=", body.as_slice()].concat()).unwrap();
+                    body = initial_response(
+                        SCRAM_SHA_256,
+                        &[b"n,,n=,r=abc,x=", body.as_slice()].concat(),
+                    )
+                    .unwrap();
                 }
                 let step = answer(&mut login, &body, &mut kdf());
                 assert!(

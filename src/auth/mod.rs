@@ -25,8 +25,8 @@ pub use md5::{md5_response, md5_response_matches, md5_secret};
 pub use password::{CleartextCheck, check_cleartext};
 pub use scram::{
     ClientExchange, ITERATIONS_MAX, NONCE_BYTES_MAX, NONCE_RANDOM_BYTES, SALT_BYTES_MAX,
-    SCRAM_SHA_256, ScramKeys, ScramVerifier, ServerExchange, ServerFinal, StretchParameters,
-    made_up_salt, made_up_verifier, mock_verifier, nonce_text, prepare,
+    SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramKeys, ScramVerifier, ServerExchange, ServerFinal,
+    StretchParameters, made_up_salt, made_up_verifier, mock_verifier, nonce_text, prepare,
 };
 pub use server_login::{AuthRequest, ServerLogin, ServerLoginStep};
 pub use userlist::{BrokenLine, DuplicateUser, LineFault, UserList, UserListError, user_line};

@@ -10,11 +10,12 @@
 //! say Ok before it has proved that it knows the secret.
 
 use std::mem;
+use std::sync::Arc;
 
 use super::scram::initial_response;
 use super::{
-    ClientExchange, KdfCache, NONCE_RANDOM_BYTES, SCRAM_SHA_256, ScramKeys, ServerCredentials,
-    ServerLoginError, Stretch, md5_response, md5_secret, nonce_text,
+    ClientExchange, KdfCache, NONCE_RANDOM_BYTES, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramKeys,
+    ServerCredentials, ServerLoginError, Stretch, md5_response, md5_secret, nonce_text,
 };
 use crate::base::Secret;
 
@@ -71,6 +72,8 @@ pub struct ServerLogin {
     user: String,
     credentials: ServerCredentials,
     nonce: [u8; NONCE_RANDOM_BYTES],
+    /// Channel-binding data of the connection, if it is encrypted.
+    channel: Option<Arc<[u8]>>,
     state: State,
 }
 
@@ -110,8 +113,15 @@ impl ServerLogin {
             user: user.to_owned(),
             credentials,
             nonce,
+            channel: None,
             state: State::Start,
         }
+    }
+
+    /// The connection is encrypted, and this is its channel-binding data, if it has any: then SCRAM is
+    /// bound to it wherever the server offers that.
+    pub fn over(&mut self, channel: Option<Arc<[u8]>>) {
+        self.channel = channel;
     }
 
     /// Answers one request. After an error the login is over.
@@ -179,15 +189,28 @@ impl ServerLogin {
     }
 
     fn send_client_first(&mut self, mechanisms: &[u8]) -> Step {
-        let offered = |name: &[u8]| name == SCRAM_SHA_256.as_bytes();
-        if !mechanisms.split(|&b| b == 0).any(offered) {
+        let offers = |wanted: &str| {
+            let mut names = mechanisms.split(|&b| b == 0);
+            names.any(|name| name == wanted.as_bytes())
+        };
+        let is_bound = self.channel.is_some() && offers(SCRAM_SHA_256_PLUS);
+        let mechanism = if is_bound {
+            SCRAM_SHA_256_PLUS
+        } else {
+            SCRAM_SHA_256
+        };
+        if !offers(mechanism) {
             return Err(ServerLoginError::Mechanism);
         }
         if !matches!(self.credentials, ServerCredentials::Keys(_)) {
             self.password(SCRAM_SHA_256)?;
         }
-        let exchange = ClientExchange::new(&nonce_text(&self.nonce))?;
-        let body = initial_response(&exchange.client_first()).ok_or(ServerLoginError::Malformed)?;
+        let mut exchange = ClientExchange::new(&nonce_text(&self.nonce))?;
+        if let Some(channel) = &self.channel {
+            exchange = exchange.over(channel.clone(), is_bound);
+        }
+        let body = initial_response(mechanism, &exchange.client_first());
+        let body = body.ok_or(ServerLoginError::Malformed)?;
         self.state = State::ScramFirst(exchange);
         Ok(ServerLoginStep::Send(Secret::new(body)))
     }
@@ -278,9 +301,8 @@ mod tests {
         let verifier = ScramVerifier::from_keys(&keys(), b"salt", 3);
         let mut server = ServerExchange::new(verifier, true, "server");
         let body = sent(login.answer(SASL, cache));
-        let first = server
-            .client_first(parse_initial_response(body.expose()).unwrap())
-            .unwrap();
+        let (is_plus, first) = parse_initial_response(body.expose()).unwrap();
+        let first = server.client_first(is_plus, first).unwrap();
         let mut step = login.answer(AuthRequest::SaslContinue(&first), cache);
         while let Ok(ServerLoginStep::Stretch) = step {
             step = login.stretch(cache, 1);

@@ -2,7 +2,7 @@
 
 use super::farewell::Farewell;
 use crate::base::{ClientId, Moment, ServerId};
-use crate::net::Endpoint;
+use crate::net::{Endpoint, TlsLabel};
 use crate::session::CancelKey;
 use crate::stats::{Gauge, PoolStats};
 use std::cell::{Cell, OnceCell, RefCell};
@@ -86,6 +86,8 @@ pub struct ClientEntry {
     pub transaction_since: Cell<Option<Moment>>,
     /// Whether it has been told, while it waits, where it stands.
     pub is_noticed: Cell<bool>,
+    /// How it is encrypted, if it is.
+    pub tls: Cell<Option<TlsLabel>>,
     /// The server it is linked to.
     pub link: Cell<Option<Link>>,
     /// Its `application_name`.
@@ -117,6 +119,7 @@ impl ClientEntry {
             query_since: Cell::new(None),
             transaction_since: Cell::new(None),
             is_noticed: Cell::new(false),
+            tls: Cell::new(None),
             link: Cell::new(None),
             application_name: RefCell::new("".into()),
             prepared: Cell::new(0),

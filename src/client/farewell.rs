@@ -101,6 +101,10 @@ farewells! {
     EXPECTED_PASSWORD = "expected password response";
     /// More data than a login needs.
     OVERSIZED_LOGIN = "login message is too large";
+    /// A client that does not encrypt, where it must.
+    SSL_REQUIRED = "SSL required";
+    /// TLS without SSLRequest and without ALPN, which PostgreSQL refuses as well.
+    DIRECT_TLS_WITHOUT_ALPN = "direct SSL connection without ALPN protocol negotiation";
     /// Bytes behind an SSLRequest that would be read as if they were encrypted (CVE-2021-3935).
     DATA_AFTER_SSL_REQUEST = "received unencrypted data after SSL request";
 }

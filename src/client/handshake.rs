@@ -3,7 +3,8 @@
 use super::farewell::Farewell;
 use super::intake::{Intake, IntakeError};
 use crate::base::{ClientId, Moment};
-use crate::net::Detached;
+use crate::config::SslMode;
+use crate::net::{Acceptor, Detached};
 use crate::session::{CancelKey, ServerParams, Settings, TRACKED};
 use crate::wire::backend::{self, TransactionStatus};
 use crate::wire::{FirstPacket, StartupPacket, WireError, parse_first_packet};
@@ -36,24 +37,70 @@ pub struct Greeted {
     pub connected_unix_us: u64,
 }
 
-/// Reads until a client has said what it wants; encryption is declined.
+/// Whether a client can, or must, encrypt.
+pub struct Encryption<'a> {
+    /// How; none over Unix sockets, or if it is turned off.
+    pub acceptor: Option<&'a Acceptor>,
+    /// Whether it must.
+    pub is_required: bool,
+}
+
+impl<'a> Encryption<'a> {
+    /// What `mode` means to a client, with `acceptor`. A Unix socket is never encrypted, and exempt.
+    pub fn new(mode: SslMode, acceptor: Option<&'a Acceptor>, is_unix: bool) -> Encryption<'a> {
+        Encryption {
+            acceptor: acceptor.filter(|_| !is_unix),
+            is_required: mode >= SslMode::Require && !is_unix,
+        }
+    }
+}
+
+/// First byte of a TLS connection: the type of a handshake record (RFC 8446, section 5.1).
+const TLS_HANDSHAKE: u8 = 0x16;
+
+/// Reads until a client has said what it wants. It may encrypt after an SSLRequest, or at once (as
+/// libpq with `sslnegotiation=direct` does).
 ///
 /// # Errors
 /// [`IntakeError`].
-pub async fn first_packet(intake: &mut Intake) -> Result<Greeting, IntakeError> {
+pub async fn first_packet(
+    intake: &mut Intake,
+    encryption: &Encryption<'_>,
+) -> Result<Greeting, IntakeError> {
+    if let Some(acceptor) = encryption.acceptor
+        && intake.peek().await? == TLS_HANDSHAKE
+    {
+        intake.encrypt(acceptor).await?;
+        // Without ALPN it may be a request to another server that somebody has led here (ALPACA).
+        if !intake.socket().tls_peer().is_some_and(|peer| peer.has_alpn) {
+            return Err(IntakeError::Refused(Farewell::DIRECT_TLS_WITHOUT_ALPN));
+        }
+    }
     for _ in 0..=ENCRYPTION_REQUESTS_MAX {
         let packet = intake.packet().await?;
         match parse_first_packet(&packet).map_err(IntakeError::Packet)? {
-            FirstPacket::SslRequest | FirstPacket::GssEncRequest => {
-                if intake.has_surplus() {
-                    return Err(IntakeError::Refused(Farewell::DATA_AFTER_SSL_REQUEST));
+            FirstPacket::SslRequest if intake.is_encrypted() => return Err(IntakeError::Closed),
+            FirstPacket::SslRequest => {
+                refuse_surplus(intake)?;
+                match encryption.acceptor {
+                    None => intake.socket().send(&b"N"[..]),
+                    Some(acceptor) => {
+                        intake.socket().send(&b"S"[..]);
+                        intake.encrypt(acceptor).await?;
+                    }
                 }
+            }
+            FirstPacket::GssEncRequest => {
+                refuse_surplus(intake)?;
                 intake.socket().send(&b"N"[..]);
             }
             FirstPacket::Cancel(request) => {
                 return Ok(Greeting::Cancel(request.key.expose().to_vec()));
             }
             FirstPacket::Startup(packet) => {
+                if encryption.is_required && !intake.is_encrypted() {
+                    return Err(IntakeError::Refused(Farewell::SSL_REQUIRED));
+                }
                 negotiate(intake, &packet);
                 return Ok(Greeting::Session(packet));
             }
@@ -64,10 +111,18 @@ pub async fn first_packet(intake: &mut Intake) -> Result<Greeting, IntakeError> 
     )))
 }
 
+/// Nothing may follow a request for encryption: it could pass for something that came encrypted.
+fn refuse_surplus(intake: &Intake) -> Result<(), IntakeError> {
+    if intake.has_surplus() {
+        return Err(IntakeError::Refused(Farewell::DATA_AFTER_SSL_REQUEST));
+    }
+    Ok(())
+}
+
 /// What a client is told whose first packet is none, if anything.
 pub fn reject_protocol(error: &IntakeError) -> Option<Farewell> {
     match error {
-        IntakeError::Closed | IntakeError::Broken(_) => None,
+        IntakeError::Closed | IntakeError::Broken(_) | IntakeError::Handshake(_) => None,
         // A cancel request never gets an answer, whatever is wrong with it.
         IntakeError::Packet(WireError::CancelKeyLength { .. }) => None,
         IntakeError::Packet(error) => Some(Farewell::because(error.to_string())),

@@ -2,7 +2,7 @@
 
 use super::farewell::Farewell;
 use crate::base::limit::AUTH_MESSAGE_BYTES_MAX;
-use crate::net::Socket;
+use crate::net::{Acceptor, HandshakeError, Socket};
 use crate::wire::{HEADER_BYTES, Header, WireError, first_packet_length};
 use std::io;
 
@@ -18,6 +18,9 @@ pub enum IntakeError {
     /// Its first packet is none.
     #[error("client sent no valid start-up packet")]
     Packet(#[source] WireError),
+    /// Encryption was not agreed on.
+    #[error(transparent)]
+    Handshake(HandshakeError),
     /// A message is not what is due.
     #[error("client broke the login protocol: {}", .0.text)]
     Refused(Farewell),
@@ -51,6 +54,35 @@ impl Intake {
     /// Whether bytes have come that nobody has read yet.
     pub fn has_surplus(&self) -> bool {
         !self.bytes.is_empty() || !self.socket.is_quiet()
+    }
+
+    /// Whether the stream is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.socket.tls_peer().is_some()
+    }
+
+    /// Performs a TLS handshake, for which what has been read ahead counts; everything read from then on
+    /// has come encrypted.
+    ///
+    /// # Errors
+    /// [`IntakeError::Handshake`].
+    pub async fn encrypt(&mut self, acceptor: &Acceptor) -> Result<(), IntakeError> {
+        let ahead = std::mem::take(&mut self.bytes);
+        let shaken = self.socket.accept_tls(acceptor, ahead).await;
+        shaken.map_err(IntakeError::Handshake)
+    }
+
+    /// The next byte, which stays unread.
+    ///
+    /// # Errors
+    /// [`IntakeError`].
+    pub async fn peek(&mut self) -> Result<u8, IntakeError> {
+        loop {
+            if let Some(byte) = self.bytes.first() {
+                return Ok(*byte);
+            }
+            self.fill().await?;
+        }
     }
 
     /// The socket and what was read ahead.

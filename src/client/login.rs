@@ -4,7 +4,7 @@ use super::farewell::Farewell;
 use super::intake::{Intake, IntakeError};
 use crate::auth::{
     Accepted, Challenge, KdfCache, Login, LoginError, LoginRequest, LoginStep, SCRAM_SHA_256,
-    STRETCH_SLICE_ITERATIONS, ServerCredentials,
+    SCRAM_SHA_256_PLUS, STRETCH_SLICE_ITERATIONS, ServerCredentials,
 };
 use crate::wire::backend;
 use std::cell::RefCell;
@@ -82,7 +82,12 @@ fn challenge_message(challenge: Challenge) -> Vec<u8> {
     match challenge {
         Challenge::Cleartext => backend::authentication_cleartext(&mut out),
         Challenge::Md5 { salt } => backend::authentication_md5(&mut out, salt),
-        Challenge::Scram => backend::authentication_sasl(&mut out, &[SCRAM_SHA_256]),
+        Challenge::Scram { plus: false } => {
+            backend::authentication_sasl(&mut out, &[SCRAM_SHA_256]);
+        }
+        Challenge::Scram { plus: true } => {
+            backend::authentication_sasl(&mut out, &[SCRAM_SHA_256_PLUS, SCRAM_SHA_256]);
+        }
     }
     out
 }

@@ -8,6 +8,6 @@ mod login;
 
 pub use entry::{ClientEntry, ClientState, Link, Signal, Who};
 pub use farewell::Farewell;
-pub use handshake::{Greeted, Greeting, first_packet, greet, reject_protocol};
+pub use handshake::{Encryption, Greeted, Greeting, first_packet, greet, reject_protocol};
 pub use intake::{Intake, IntakeError};
 pub use login::{Account, AuthenticateError, authenticate};

@@ -2,7 +2,7 @@
 
 use super::document::dotted;
 use super::keys::{Database, General, Peer};
-use super::model::{AuthType, Config};
+use super::model::{AuthType, Config, SslMode};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -32,7 +32,15 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         .databases
         .values()
         .filter_map(|database| password_without_user(database));
-    let found = whole.into_iter().chain(cores).chain(keepalive).flatten();
+    let tls = client_tls_faults(general)
+        .into_iter()
+        .chain(server_tls_faults(general));
+    let found = whole
+        .into_iter()
+        .chain(cores)
+        .chain(keepalive)
+        .chain(tls)
+        .flatten();
     let peers = config
         .peers
         .values()
@@ -100,6 +108,67 @@ fn not_whole_seconds(name: &str, span: Duration) -> Option<Fault> {
         return None;
     }
     of_general(name, &[], "must be whole seconds")
+}
+
+fn client_tls_faults(general: &General) -> [Option<Fault>; 3] {
+    let mode = general.client_tls_sslmode;
+    let has_ca = general.client_tls_ca_file.is_some();
+    let has_pair = general.client_tls_key_file.is_some() && general.client_tls_cert_file.is_some();
+    let lacks_pair = mode > SslMode::Disable && !has_pair;
+    let blame_mode = || {
+        let text = format!(
+            "{:?} needs client_tls_key_file and client_tls_cert_file",
+            mode.as_str()
+        );
+        let others = [
+            "ringbouncer.client_tls_key_file",
+            "ringbouncer.client_tls_cert_file",
+        ];
+        of_general("client_tls_sslmode", &others, text)
+    };
+    [
+        lacks_pair.then(blame_mode).flatten(),
+        verifies_without_ca(mode, "client", has_ca),
+        revokes_without_ca("client", general.client_tls_crl_file.is_some(), has_ca),
+    ]
+}
+
+fn server_tls_faults(general: &General) -> [Option<Fault>; 3] {
+    let (key, certificate) = (&general.server_tls_key_file, &general.server_tls_cert_file);
+    let blame_half = || {
+        let (blamed, other) = match key {
+            Some(_) => ("server_tls_key_file", "server_tls_cert_file"),
+            None => ("server_tls_cert_file", "server_tls_key_file"),
+        };
+        let text = format!("has no effect without {other}");
+        of_general(blamed, &[&format!("ringbouncer.{other}")], text)
+    };
+    let has_ca = general.server_tls_ca_file.is_some();
+    [
+        (key.is_some() != certificate.is_some())
+            .then(blame_half)
+            .flatten(),
+        verifies_without_ca(general.server_tls_sslmode, "server", has_ca),
+        revokes_without_ca("server", general.server_tls_crl_file.is_some(), has_ca),
+    ]
+}
+
+fn verifies_without_ca(mode: SslMode, side: &str, has_ca: bool) -> Option<Fault> {
+    if mode < SslMode::VerifyCa || has_ca {
+        return None;
+    }
+    let text = format!("{:?} needs {side}_tls_ca_file", mode.as_str());
+    let other = format!("ringbouncer.{side}_tls_ca_file");
+    of_general(&format!("{side}_tls_sslmode"), &[&other], text)
+}
+
+fn revokes_without_ca(side: &str, has_crl: bool, has_ca: bool) -> Option<Fault> {
+    if !has_crl || has_ca {
+        return None;
+    }
+    let other = format!("ringbouncer.{side}_tls_ca_file");
+    let text = format!("has no effect without {side}_tls_ca_file");
+    of_general(&format!("{side}_tls_crl_file"), &[&other], text)
 }
 
 fn password_without_user(database: &Database) -> Option<Fault> {

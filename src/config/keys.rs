@@ -5,7 +5,8 @@
 //! [`Preset::Unset`] stands for keys that have none.
 
 use super::kind::{Bare, Kind};
-use super::model::{AuthType, LogLevel, PoolMode};
+use super::model::{AuthType, LogLevel, PoolMode, SslMode};
+use super::tls::{parse_ciphers, parse_curves, parse_protocols, parse_tls13_ciphers};
 use super::value::{Field, Value};
 use crate::base::{Secret, limit};
 use std::collections::BTreeMap;
@@ -219,6 +220,27 @@ const USER_NAME: Kind = Kind::Name {
 /// Longest statement that the file can ask for, in bytes.
 const STATEMENT_BYTES_MAX: usize = 8192;
 
+const TLS_PROTOCOLS: Kind = Kind::Parsed {
+    allowed: "secure, default or all (each is TLS 1.2 and 1.3), or a list of tlsv1.2 and tlsv1.3; ! takes one away",
+    fault: |text| parse_protocols(text).err(),
+    example: "tlsv1.3",
+};
+const TLS_CIPHERS: Kind = Kind::Parsed {
+    allowed: "default, secure, fast, normal or all, or a list of OpenSSL names in the order of preference",
+    fault: |text| parse_ciphers(text).err(),
+    example: "ECDHE-RSA-AES128-GCM-SHA256",
+};
+const TLS13_CIPHERS: Kind = Kind::Parsed {
+    allowed: "list of names in the order of preference, \"\" for all",
+    fault: |text| parse_tls13_ciphers(text).err(),
+    example: "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384",
+};
+const CURVES: Kind = Kind::Parsed {
+    allowed: "auto, or a list of X25519, prime256v1, secp384r1, X25519MLKEM768",
+    fault: |text| parse_curves(text).err(),
+    example: "prime256v1",
+};
+
 /// Of one pool.
 const POOL_SIZE: Kind = int(0, 100_000);
 const CONNECTIONS: Kind = int(0, 1_000_000);
@@ -296,6 +318,46 @@ settings! {
             "Statement that cleans a server connection before the next client gets it, in session mode; \"\" is none.";
         max_prepared_statements: usize = int(0, 100_000), default("200"), NewConnections,
             "Prepared statements that are kept on each server connection, so that clients can use theirs in transaction mode; 0 turns the tracking off.";
+    }
+    "TLS of clients" {
+        client_tls_sslmode: SslMode = Kind::Word(SslMode::WORDS), default(r#""disable""#), NewConnections,
+            "Whether clients may (allow, prefer) or must (require and up) encrypt; verify-ca and verify-full (here the same) also ask for a certificate of client_tls_ca_file. Unix sockets are never encrypted, and exempt.";
+        client_tls_key_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Private key of our certificate, in PEM. It and every other file of this group takes effect when it changes, without a RELOAD.";
+        client_tls_cert_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Our certificate, with those between it and the root behind it, in PEM.";
+        client_tls_ca_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Certificates that those of clients must come from, in PEM; with it a certificate that a client presents is always verified.";
+        client_tls_crl_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Lists of revoked client certificates, in PEM.";
+        client_tls_protocols: String = TLS_PROTOCOLS, default(r#""secure""#), NewConnections,
+            "Versions of TLS.";
+        client_tls_ciphers: String = TLS_CIPHERS, default(r#""default""#), NewConnections,
+            "Ciphers of TLS 1.2.";
+        client_tls13_ciphers: String = TLS13_CIPHERS, default(r#""""#), NewConnections,
+            "Ciphers of TLS 1.3.";
+        client_tls_ecdhcurve: String = CURVES, default(r#""auto""#), NewConnections,
+            "Curves for the exchange of keys.";
+        client_tls_dheparams: String = Kind::Word(&["auto", "none"]), default(r#""auto""#), NewConnections,
+            "There for PgBouncer's sake: key exchange over finite fields is not offered.";
+    }
+    "TLS of servers" {
+        server_tls_sslmode: SslMode = Kind::Word(SslMode::WORDS), default(r#""prefer""#), NewConnections,
+            "Whether connections to servers are encrypted: allow if the server insists, prefer if it can, require always; verify-ca also checks its certificate against server_tls_ca_file, verify-full its host name as well. Unix sockets are never encrypted.";
+        server_tls_ca_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Certificates that those of servers must come from, in PEM.";
+        server_tls_crl_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Lists of revoked server certificates, in PEM.";
+        server_tls_key_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Private key of the certificate that we present to servers, in PEM.";
+        server_tls_cert_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "The certificate that we present to servers that ask for one, in PEM.";
+        server_tls_protocols: String = TLS_PROTOCOLS, default(r#""secure""#), NewConnections,
+            "Versions of TLS.";
+        server_tls_ciphers: String = TLS_CIPHERS, default(r#""default""#), NewConnections,
+            "Ciphers of TLS 1.2.";
+        server_tls13_ciphers: String = TLS13_CIPHERS, default(r#""""#), NewConnections,
+            "Ciphers of TLS 1.3.";
     }
     "Timeouts" {
         query_wait_timeout: Duration = SPAN, default(r#""2 min""#), Live,
@@ -470,6 +532,7 @@ mod tests {
             Kind::Name { bytes_max } | Kind::Text { bytes_max } => {
                 vec![r#""x""#.into(), format!("{:?}", "x".repeat(bytes_max))]
             }
+            Kind::Parsed { example, .. } => vec![format!("{example:?}")],
             Kind::List => vec!["[]".into(), r#"["a", "b"]"#.into()],
             Kind::Host => vec![r#""::1""#.into()],
             Kind::Path | Kind::SocketDir => vec![r#""""#.into(), r#""/run""#.into()],

@@ -77,6 +77,15 @@ pub enum Kind {
         /// Longest string, in bytes.
         bytes_max: usize,
     },
+    /// A string with a grammar of its own.
+    Parsed {
+        /// What it allows, in words.
+        allowed: &'static str,
+        /// What is wrong with a value.
+        fault: fn(&str) -> Option<String>,
+        /// A value to show, for tests over every key.
+        example: &'static str,
+    },
     /// Where a PostgreSQL server listens: IP address, host name, or directory of a Unix socket.
     Host,
     /// A list of strings; one string stands for a list of one.
@@ -149,6 +158,7 @@ impl Kind {
             Kind::Word(words) => words_allowed(words),
             Kind::Name { bytes_max } => format!("string of 1 to {bytes_max} bytes"),
             Kind::Text { bytes_max } => format!("string of at most {bytes_max} bytes"),
+            Kind::Parsed { allowed, .. } => (*allowed).to_owned(),
             Kind::Host => "IP address, host name, or directory of a Unix socket".to_owned(),
             Kind::List => r#"list of strings such as ["a", "b"], or one string"#.to_owned(),
             Kind::Path => r#"path, "" for none"#.to_owned(),
@@ -176,12 +186,24 @@ impl Kind {
             Kind::Word(words) => word(value, words),
             Kind::Name { bytes_max } => name(value, bytes_max).map(Value::Text),
             Kind::Text { bytes_max } => text(value, bytes_max).map(Value::Text),
+            Kind::Parsed { fault, .. } => parsed(value, fault),
             Kind::Host => host(value),
             Kind::List => list(value),
             Kind::Path => path(value, dir, PATH_BYTES_MAX),
             Kind::SocketDir => path(value, dir, SOCKET_DIR_BYTES_MAX),
             Kind::Secret => secret(value),
         }
+    }
+}
+
+/// Longest string with a grammar of its own, in bytes.
+const PARSED_BYTES_MAX: usize = 4096;
+
+fn parsed(value: &DeValue<'_>, fault: fn(&str) -> Option<String>) -> Checked {
+    let written = text(value, PARSED_BYTES_MAX)?;
+    match fault(&written) {
+        None => Ok(Value::Text(written)),
+        Some(why) => Err(why.into()),
     }
 }
 

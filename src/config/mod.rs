@@ -19,6 +19,7 @@ mod model;
 mod reference;
 mod set;
 mod show;
+mod tls;
 mod units;
 mod value;
 
@@ -28,7 +29,11 @@ pub use diff::{Change, DatabaseChanges, database_changes, diff};
 pub use error::{ConfigError, Problem};
 pub use keys::{Database, General, Key, Peer, Preset, Reload, Section, User, keys};
 pub use kind::{Bare, Kind};
-pub use model::{AuthType, Config, LogLevel, PoolMode};
+pub use model::{AuthType, Config, LogLevel, PoolMode, SslMode};
 pub use reference::reference_toml;
 pub use show::config_rows;
+pub use tls::{
+    Curve, Protocols, Suite, parse_ciphers, parse_curves, parse_protocols, parse_tls13_ciphers,
+    suite_named,
+};
 pub use units::{format_duration, format_size, parse_duration, parse_size, seconds_as_g};

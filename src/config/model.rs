@@ -139,7 +139,7 @@ impl Database {
 macro_rules! words {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $word:literal),+ $(,)? }) => {
         $(#[$about])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum $name { $($(#[$doc])* $variant),+ }
 
         impl $name {
@@ -196,6 +196,25 @@ words! {
         Md5 = "md5",
         /// With SCRAM (RFC 5802, RFC 7677).
         ScramSha256 = "scram-sha-256",
+    }
+}
+
+words! {
+    /// Whether a connection is encrypted, and what the other side has to prove; in the order of
+    /// strictness.
+    SslMode {
+        /// Never encrypted.
+        Disable = "disable",
+        /// Encrypted if the other side insists.
+        Allow = "allow",
+        /// Encrypted if the other side can.
+        Prefer = "prefer",
+        /// Always encrypted.
+        Require = "require",
+        /// And the other side has a certificate of the CA.
+        VerifyCa = "verify-ca",
+        /// And, of a server, one with the host's name.
+        VerifyFull = "verify-full",
     }
 }
 

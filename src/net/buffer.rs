@@ -98,6 +98,19 @@ impl BufferRing {
     }
 }
 
+impl BufferRing {
+    /// The same, to be written to.
+    #[allow(clippy::mut_from_ref)]
+    pub(super) fn bytes_mut(&self, id: u16, start: u32, end: u32) -> &mut [u8] {
+        debug_assert!(start <= end && end <= self.buffer_bytes);
+        // SAFETY: as in `bytes`; and the caller owns the buffer alone: it has the `Data` that stands for
+        // it by `&mut`, for as long as this slice lives.
+        unsafe {
+            std::slice::from_raw_parts_mut(self.at(id).add(start as usize), (end - start) as usize)
+        }
+    }
+}
+
 fn map(bytes: usize) -> io::Result<*mut u8> {
     let (prot, flags) = (
         libc::PROT_READ | libc::PROT_WRITE,

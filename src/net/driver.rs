@@ -35,7 +35,11 @@ impl Driver {
             let is_quiet = std::mem::replace(&mut seen, reactor.polls.get()) == reactor.polls.get();
             busy_passes += 1;
             if is_quiet || busy_passes > BUSY_PASSES_MAX {
-                reactor.turn(is_quiet);
+                let may_wait = is_quiet && reactor.turnstile.is_empty();
+                let completions = reactor.turn(may_wait);
+                reactor
+                    .turnstile
+                    .admit(is_quiet && completions == 0, reactor.now.get());
                 busy_passes = 0;
             }
         }

@@ -1,15 +1,19 @@
 //! Listening and dialling: addresses, socket options, accepting.
 
-use super::reactor::{Net, set_waker};
+use super::reactor::{Net, Reactor, State, set_waker};
+use super::ring::Op;
 use super::socket::Detached;
+use io_uring::types::Fd;
+use io_uring::{cqueue, opcode};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as Raw, TcpKeepalive, Type};
+use std::collections::VecDeque;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
-use std::task::Poll;
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 /// One end of a connection.
@@ -225,5 +229,83 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.net.0.close_listener(self.index);
+    }
+}
+
+/// What the reactor has of a listener.
+pub(super) struct Accepting {
+    pub(super) fd: RawFd,
+    pub(super) accepted: VecDeque<io::Result<OwnedFd>>,
+    pub(super) waker: Option<Waker>,
+    pub(super) armed: bool,
+    pub(super) closed: bool,
+}
+
+impl Reactor {
+    pub(super) fn add_listener(&self, fd: RawFd) -> u32 {
+        let mut state = self.state.borrow_mut();
+        let index = state.listeners.insert(Accepting {
+            fd,
+            accepted: VecDeque::new(),
+            waker: None,
+            armed: false,
+            closed: false,
+        }) as u32;
+        self.arm_accept(&mut state.listeners[index as usize], index);
+        index
+    }
+
+    fn arm_accept(&self, listener: &mut Accepting, index: u32) {
+        if !listener.closed && !listener.armed {
+            listener.armed = true;
+            let entry = opcode::AcceptMulti::new(Fd(listener.fd)).flags(libc::SOCK_CLOEXEC);
+            self.ring
+                .push(entry.build().user_data(Op::Accept.tag(index)));
+        }
+    }
+
+    pub(super) fn accepted(&self, state: &mut State, index: u32, completion: &cqueue::Entry) {
+        let listener = &mut state.listeners[index as usize];
+        let accepted = match completion.result() {
+            // SAFETY: a non-negative result is a fresh descriptor that nobody else owns.
+            fd @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+            errno => Err(io::Error::from_raw_os_error(-errno)),
+        };
+        if listener.closed {
+            // It came while the accept was being cancelled: nobody will serve it, so it hangs up.
+            return;
+        }
+        let failed = accepted.is_err();
+        listener.accepted.push_back(accepted);
+        if !cqueue::more(completion.flags()) {
+            listener.armed = false;
+            // After an error (no descriptors left) the reader arms it again when it has waited.
+            if !failed {
+                self.arm_accept(listener, index);
+            }
+        }
+        if let Some(waker) = &listener.waker {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Runs `step` on a listener's queue; arms it again if it had stopped and is empty.
+    pub(super) fn with_listener<T>(&self, index: u32, step: impl FnOnce(&mut Accepting) -> T) -> T {
+        let mut state = self.state.borrow_mut();
+        let listener = &mut state.listeners[index as usize];
+        let result = step(listener);
+        if listener.accepted.is_empty() {
+            self.arm_accept(listener, index);
+        }
+        result
+    }
+
+    pub(super) fn close_listener(&self, index: u32) {
+        let mut state = self.state.borrow_mut();
+        let listener = &mut state.listeners[index as usize];
+        listener.closed = true;
+        listener.accepted.clear();
+        let entry = opcode::AsyncCancel::new(Op::Accept.tag(index)).build();
+        self.ring.push(entry.user_data(Op::Ignore.tag(index)));
     }
 }

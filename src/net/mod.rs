@@ -1,5 +1,5 @@
-//! The shard's own io_uring for sockets: receive buffers, sockets, listeners, timers, and the
-//! driver that is the one place where a shard sleeps.
+//! The shard's own io_uring for sockets: receive buffers, sockets with or without TLS, listeners, timers,
+//! and the driver that is the one place where a shard sleeps.
 //!
 //! Ownership rules, which make it safe to drop any future at any time:
 //! * The kernel writes only into the provided-buffer ring and reads only from payloads owned by a
@@ -16,8 +16,11 @@ mod listen;
 mod queue;
 mod reactor;
 mod ring;
+mod secure;
 mod socket;
 mod timer;
+mod tls;
+mod turnstile;
 
 pub use buffer::Chunk;
 pub use driver::{Driver, spawn};
@@ -26,3 +29,7 @@ pub use reactor::{Net, NetOptions};
 pub use ring::probe;
 pub use socket::{Detached, Payload, Socket};
 pub use timer::{Elapsed, Sleep};
+pub use tls::{
+    Acceptor, Certificate, CertificateFile, Connector, FileStamp, HandshakeError, Peer, SetupError,
+    TlsLabel, TlsSetup, end_point_binding,
+};

@@ -35,6 +35,12 @@ impl<T> Queue<T> {
         }
     }
 
+    pub(super) fn push_front(&mut self, element: T) {
+        if let Some(second) = self.first.replace(element) {
+            self.rest.push_front(second);
+        }
+    }
+
     pub(super) fn pop_front(&mut self) -> Option<T> {
         let element = self.first.take()?;
         if self.rest.capacity() > 0 {

@@ -8,9 +8,12 @@
 //! ```
 
 use super::buffer::{BufferRing, Data, GROUP};
+use super::listen::Accepting;
 use super::queue::Queue;
 use super::ring::{Op, Ring};
+use super::secure::{BROKEN, Secure, TRUNCATED};
 use super::timer::Timers;
+use super::turnstile::Turnstile;
 use crate::base::{Clock, Moment};
 use crate::stats::ShardStats;
 use io_uring::types::Fd;
@@ -18,7 +21,6 @@ use io_uring::{cqueue, opcode};
 use slab::Slab;
 use socket2::SockAddr;
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::rc::Rc;
@@ -54,9 +56,9 @@ pub(super) enum TxData {
     Static(&'static [u8]),
 }
 
-struct Tx {
-    data: TxData,
-    sent: usize,
+pub(super) struct Tx {
+    pub(super) data: TxData,
+    pub(super) sent: usize,
 }
 
 pub(super) struct Slot {
@@ -64,7 +66,7 @@ pub(super) struct Slot {
     /// The handle is alive.
     owned: bool,
     /// A multishot receive is armed: its final completion has not been seen.
-    receiving: bool,
+    pub(super) receiving: bool,
     /// ... and has been asked to stop.
     stopping: bool,
     /// The handle wants no more data for now ([`Reactor::pause`]).
@@ -72,15 +74,17 @@ pub(super) struct Slot {
     /// It is listed among those whose receive found no buffer.
     is_starved: bool,
     /// The front of `tx` is in flight, or a connect is.
-    sending: bool,
+    pub(super) sending: bool,
     /// Somebody waits for `tx` to shrink.
     writable_wanted: bool,
     /// errno of a failed send or connect; 0 for none.
-    error: i32,
+    pub(super) error: i32,
     /// How receiving ended: 0 for end of file, else an errno.
-    end: Option<i32>,
-    rx: Queue<Data>,
-    tx: Queue<Tx>,
+    pub(super) end: Option<i32>,
+    pub(super) rx: Queue<Data>,
+    pub(super) tx: Queue<Tx>,
+    /// Its TLS, once a handshake has begun.
+    pub(super) tls: Option<Box<Secure>>,
     waker: Option<Waker>,
     /// The address of a connect in flight, which the kernel may read.
     address: Option<Box<SockAddr>>,
@@ -92,22 +96,16 @@ pub(super) struct Slot {
     closing_at: usize,
 }
 
-pub(super) struct Accepting {
-    pub(super) fd: RawFd,
-    pub(super) accepted: VecDeque<io::Result<OwnedFd>>,
-    pub(super) waker: Option<Waker>,
-    pub(super) armed: bool,
-    pub(super) closed: bool,
-}
-
 #[derive(Default)]
-struct State {
-    slots: Slab<Slot>,
-    listeners: Slab<Accepting>,
+pub(super) struct State {
+    pub(super) slots: Slab<Slot>,
+    pub(super) listeners: Slab<Accepting>,
     /// Slots whose receive found no buffer.
     starved: Vec<u32>,
     /// Slots without a handle that still wait for completions.
     closing: Vec<u32>,
+    /// Slots with plaintext to encrypt at the end of the turn.
+    pub(super) unsealed: Vec<u32>,
 }
 
 impl State {
@@ -120,16 +118,19 @@ impl State {
 }
 
 pub(super) struct Reactor {
-    ring: Ring,
-    buffers: BufferRing,
-    state: RefCell<State>,
+    pub(super) ring: Ring,
+    pub(super) buffers: BufferRing,
+    pub(super) state: RefCell<State>,
     pub(super) timers: Timers,
     spares: RefCell<Vec<Vec<u8>>>,
+    /// Where payloads are put together that are encrypted together.
+    pub(super) scratch: RefCell<Vec<u8>>,
+    pub(super) turnstile: Turnstile,
     mail: Cell<bool>,
     mail_waker: RefCell<Option<Waker>>,
     bell: Cell<Option<RawFd>>,
     bell_value: Box<Cell<u64>>,
-    now: Cell<Moment>,
+    pub(super) now: Cell<Moment>,
     close_timeout: Duration,
     pub(super) stats: Arc<ShardStats>,
     /// Polls of tasks, so that the driver can tell whether anything ran.
@@ -156,6 +157,8 @@ impl Net {
             state: RefCell::default(),
             timers: Timers::default(),
             spares: RefCell::default(),
+            scratch: RefCell::default(),
+            turnstile: Turnstile::new(Clock::now()),
             mail: Cell::new(false),
             mail_waker: RefCell::default(),
             bell: Cell::new(None),
@@ -211,7 +214,7 @@ impl Net {
 
     /// An empty heap buffer for a payload, reused from sent ones.
     pub fn spare(self) -> Vec<u8> {
-        self.0.spares.borrow_mut().pop().unwrap_or_default()
+        self.0.spare()
     }
 
     pub(super) fn buffers(&self) -> &BufferRing {
@@ -226,8 +229,10 @@ impl Net {
 impl Reactor {
     // ---- one turn ------------------------------------------------------------------------
 
-    /// Submits everything queued and, if it may, waits for a completion; then handles what is there.
-    pub(super) fn turn(&self, may_wait: bool) {
+    /// Submits everything queued and, if it may, waits for a completion; then handles what is there: the
+    /// number of completions.
+    pub(super) fn turn(&self, may_wait: bool) -> u64 {
+        self.seal_pending();
         self.rearm_starved();
         self.arm_timer();
         let before = Clock::now();
@@ -240,11 +245,12 @@ impl Reactor {
         self.stats.beat.works(self.now.get());
         self.stats.ring_enters.inc();
         self.stats.buffers_free.set(self.buffers.free().into());
-        self.reap();
+        let count = self.reap();
         self.fire_timers();
+        count
     }
 
-    fn reap(&self) {
+    fn reap(&self) -> u64 {
         let mut count = 0;
         let mut state = self.state.borrow_mut();
         for completion in self.ring.completions() {
@@ -267,6 +273,7 @@ impl Reactor {
         }
         drop(state);
         self.stats.completions.add(count);
+        count
     }
 
     fn got_mail(&self) {
@@ -394,6 +401,9 @@ impl Reactor {
         if slot.error != 0 || self.len(&data) == 0 {
             return self.discard(data);
         }
+        if slot.tls.is_some() {
+            return self.queue_plain(&mut state, index, data);
+        }
         self.stats.sends_queued.add(1);
         slot.tx.push_back(Tx { data, sent: 0 });
         if !slot.sending {
@@ -404,7 +414,7 @@ impl Reactor {
     /// Puts the front of the queue in flight. One send per socket at a time, since io_uring does
     /// not order two of them once the first had to wait; MSG_WAITALL makes the kernel finish
     /// short sends.
-    fn start_send(&self, state: &mut State, index: u32) {
+    pub(super) fn start_send(&self, state: &mut State, index: u32) {
         let slot = &mut state.slots[index as usize];
         let Some(front) = slot.tx.front() else { return };
         let rest = &self.bytes(&front.data)[front.sent..];
@@ -436,16 +446,22 @@ impl Reactor {
             Err(_) => self.send_failed(slot, -result),
         }
         let slot = &mut state.slots[index as usize];
-        if slot.writable_wanted && (slot.tx.len() <= QUEUED_SENDS_MAX / 2 || slot.error != 0) {
+        self.wake_writer(slot);
+        if slot.tx.is_empty() {
+            self.list(state, index);
+            self.try_free(state, index);
+        } else {
+            self.start_send(state, index);
+        }
+    }
+
+    /// Wakes who waits for the send queue to shrink, if it has.
+    pub(super) fn wake_writer(&self, slot: &mut Slot) {
+        if slot.writable_wanted && (slot.queued() <= QUEUED_SENDS_MAX / 2 || slot.error != 0) {
             slot.writable_wanted = false;
             if let Some(waker) = &slot.waker {
                 waker.wake_by_ref();
             }
-        }
-        if slot.tx.is_empty() {
-            self.try_free(state, index);
-        } else {
-            self.start_send(state, index);
         }
     }
 
@@ -453,12 +469,16 @@ impl Reactor {
         slot.error = errno;
         self.stats.sends_queued.sub(slot.tx.len() as u64);
         slot.tx.drain().for_each(|tx| self.discard(tx.data));
+        if let Some(tls) = &mut slot.tls {
+            let count = tls.pending.len();
+            self.drop_pending(tls, count);
+        }
         if let Some(waker) = &slot.waker {
             waker.wake_by_ref();
         }
     }
 
-    fn bytes<'a>(&'a self, data: &'a TxData) -> &'a [u8] {
+    pub(super) fn bytes<'a>(&'a self, data: &'a TxData) -> &'a [u8] {
         match data {
             TxData::Chunk(Data::Buffer { id, start, end }) => self.buffers.bytes(*id, *start, *end),
             TxData::Chunk(Data::Heap { bytes, start }) => &bytes[*start..],
@@ -467,11 +487,15 @@ impl Reactor {
         }
     }
 
-    fn len(&self, data: &TxData) -> usize {
+    pub(super) fn len(&self, data: &TxData) -> usize {
         self.bytes(data).len()
     }
 
-    fn discard(&self, data: TxData) {
+    pub(super) fn spare(&self) -> Vec<u8> {
+        self.spares.borrow_mut().pop().unwrap_or_default()
+    }
+
+    pub(super) fn discard(&self, data: TxData) {
         match data {
             TxData::Chunk(Data::Buffer { id, .. }) => self.buffers.give(id),
             TxData::Chunk(Data::Heap { .. }) | TxData::Static(_) => {}
@@ -487,7 +511,7 @@ impl Reactor {
 
     // ---- a slot's life -------------------------------------------------------------------
 
-    pub(super) fn insert(&self, fd: OwnedFd, receive: bool) -> u32 {
+    pub(super) fn insert(&self, fd: OwnedFd, tls: Option<Box<Secure>>, receive: bool) -> u32 {
         let mut state = self.state.borrow_mut();
         let index = state.slots.insert(Slot {
             fd: fd.into_raw_fd(),
@@ -502,6 +526,7 @@ impl Reactor {
             end: None,
             rx: Queue::default(),
             tx: Queue::default(),
+            tls,
             waker: None,
             address: None,
             freed: None,
@@ -536,6 +561,7 @@ impl Reactor {
     /// The handle has gone: stop receiving, let queued sends finish, then close.
     pub(super) fn release(&self, index: u32) {
         let mut state = self.state.borrow_mut();
+        self.close_tls(&mut state, index);
         let slot = &mut state.slots[index as usize];
         slot.owned = false;
         slot.close_by = self.now.get().after(self.close_timeout);
@@ -633,10 +659,17 @@ impl Reactor {
     /// The next received bytes; `None` if there are none yet; how it ended otherwise.
     pub(super) fn take_received(&self, index: u32) -> Option<Result<Data, i32>> {
         let mut state = self.state.borrow_mut();
+        if state.slots[index as usize].tls.is_some() {
+            return self.take_plain(&mut state, index);
+        }
+        self.take_raw(&mut state, index)
+    }
+
+    pub(super) fn take_raw(&self, state: &mut State, index: u32) -> Option<Result<Data, i32>> {
         let slot = &mut state.slots[index as usize];
         if let Some(data) = slot.rx.pop_front() {
             if slot.rx.is_empty() && !slot.receiving {
-                self.resume(&mut state, index);
+                self.resume(state, index);
             }
             return Some(Ok(data));
         }
@@ -647,12 +680,12 @@ impl Reactor {
             return Some(Err(slot.error));
         }
         if !slot.receiving {
-            self.resume(&mut state, index);
+            self.resume(state, index);
         }
         None
     }
 
-    fn resume(&self, state: &mut State, index: u32) {
+    pub(super) fn resume(&self, state: &mut State, index: u32) {
         if !state.slots[index as usize].is_starved {
             self.arm_receive(state, index);
         }
@@ -675,7 +708,7 @@ impl Reactor {
         if slot.error != 0 {
             return Err(slot.error);
         }
-        slot.writable_wanted = slot.tx.len() > queued;
+        slot.writable_wanted = slot.queued() > queued;
         Ok(!slot.writable_wanted)
     }
 
@@ -692,20 +725,19 @@ impl Reactor {
 
     /// Whether nothing has arrived, ended or failed.
     pub(super) fn is_quiet(&self, index: u32) -> bool {
-        let state = self.state.borrow();
-        let slot = &state.slots[index as usize];
-        slot.rx.is_empty() && slot.end.is_none() && slot.error == 0
+        let mut state = self.state.borrow_mut();
+        self.is_quiet_inside(&mut state, index)
     }
 
     /// Whether no operation refers to the socket.
     pub(super) fn is_detachable(&self, index: u32) -> bool {
         let state = self.state.borrow();
         let slot = &state.slots[index as usize];
-        !slot.receiving && !slot.sending && slot.tx.is_empty()
+        !slot.receiving && !slot.sending && slot.queued() == 0
     }
 
     /// Takes a detachable socket off the ring.
-    pub(super) fn extract(&self, index: u32) -> OwnedFd {
+    pub(super) fn extract(&self, index: u32) -> (OwnedFd, Option<Box<Secure>>) {
         let mut state = self.state.borrow_mut();
         state.feed(index);
         let mut slot = state.slots.remove(index as usize);
@@ -719,12 +751,15 @@ impl Reactor {
             .for_each(|data| self.discard(TxData::Chunk(data)));
         drop(slot.waker);
         // SAFETY: the slot owned this descriptor and is gone.
-        unsafe { OwnedFd::from_raw_fd(slot.fd) }
+        (unsafe { OwnedFd::from_raw_fd(slot.fd) }, slot.tls)
     }
 
     /// Whether receiving or sending has ended and nothing is left to read.
     pub(super) fn has_ended(&self, index: u32) -> bool {
-        let state = self.state.borrow();
+        let mut state = self.state.borrow_mut();
+        if state.slots[index as usize].tls.is_some() {
+            return self.has_ended_inside(&mut state, index);
+        }
         let slot = &state.slots[index as usize];
         slot.rx.is_empty() && (slot.end.is_some() || slot.error != 0)
     }
@@ -733,82 +768,13 @@ impl Reactor {
     pub(super) fn is_ending(&self, index: u32) -> bool {
         let state = self.state.borrow();
         let slot = &state.slots[index as usize];
-        slot.end.is_some() || slot.error != 0
+        slot.end.is_some() || slot.error != 0 || Reactor::is_ending_inside(slot)
     }
 
     pub(super) fn slot_fd(&self, index: u32) -> BorrowedFd<'_> {
         let fd = self.state.borrow().slots[index as usize].fd;
         // SAFETY: the slot owns the descriptor for as long as the caller's handle lives.
         unsafe { BorrowedFd::borrow_raw(fd) }
-    }
-
-    // ---- accepting -----------------------------------------------------------------------
-
-    pub(super) fn add_listener(&self, fd: RawFd) -> u32 {
-        let mut state = self.state.borrow_mut();
-        let index = state.listeners.insert(Accepting {
-            fd,
-            accepted: VecDeque::new(),
-            waker: None,
-            armed: false,
-            closed: false,
-        }) as u32;
-        self.arm_accept(&mut state.listeners[index as usize], index);
-        index
-    }
-
-    fn arm_accept(&self, listener: &mut Accepting, index: u32) {
-        if !listener.closed && !listener.armed {
-            listener.armed = true;
-            let entry = opcode::AcceptMulti::new(Fd(listener.fd)).flags(libc::SOCK_CLOEXEC);
-            self.ring
-                .push(entry.build().user_data(Op::Accept.tag(index)));
-        }
-    }
-
-    fn accepted(&self, state: &mut State, index: u32, completion: &cqueue::Entry) {
-        let listener = &mut state.listeners[index as usize];
-        let accepted = match completion.result() {
-            // SAFETY: a non-negative result is a fresh descriptor that nobody else owns.
-            fd @ 0.. => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
-            errno => Err(io::Error::from_raw_os_error(-errno)),
-        };
-        if listener.closed {
-            // It came while the accept was being cancelled: nobody will serve it, so it hangs up.
-            return;
-        }
-        let failed = accepted.is_err();
-        listener.accepted.push_back(accepted);
-        if !cqueue::more(completion.flags()) {
-            listener.armed = false;
-            // After an error (no descriptors left) the reader arms it again when it has waited.
-            if !failed {
-                self.arm_accept(listener, index);
-            }
-        }
-        if let Some(waker) = &listener.waker {
-            waker.wake_by_ref();
-        }
-    }
-
-    /// Runs `step` on a listener's queue; arms it again if it had stopped and is empty.
-    pub(super) fn with_listener<T>(&self, index: u32, step: impl FnOnce(&mut Accepting) -> T) -> T {
-        let mut state = self.state.borrow_mut();
-        let listener = &mut state.listeners[index as usize];
-        let result = step(listener);
-        if listener.accepted.is_empty() {
-            self.arm_accept(listener, index);
-        }
-        result
-    }
-
-    pub(super) fn close_listener(&self, index: u32) {
-        let mut state = self.state.borrow_mut();
-        let listener = &mut state.listeners[index as usize];
-        listener.closed = true;
-        listener.accepted.clear();
-        let entry = opcode::AsyncCancel::new(Op::Accept.tag(index)).build();
-        self.ring.push(entry.user_data(Op::Ignore.tag(index)));
     }
 
     // ---- timers --------------------------------------------------------------------------
@@ -851,7 +817,14 @@ impl Freed {
 }
 
 pub(super) fn error_of(errno: i32) -> io::Error {
-    io::Error::from_raw_os_error(errno)
+    match errno {
+        TRUNCATED => io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "connection closed without the end of TLS",
+        ),
+        BROKEN => io::Error::new(io::ErrorKind::InvalidData, "TLS connection broken"),
+        errno => io::Error::from_raw_os_error(errno),
+    }
 }
 
 /// Stores the context's waker; returns the one that it replaces.

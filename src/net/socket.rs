@@ -3,6 +3,9 @@
 use super::buffer::{Chunk, Data};
 use super::listen::Endpoint;
 use super::reactor::{Freed, Net, QUEUED_SENDS_MAX, TxData, error_of};
+use super::secure::Secure;
+use super::tls::{Acceptor, Connector, HandshakeError, Peer, Session};
+use rustls::pki_types::ServerName;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,24 +47,27 @@ pub struct Socket {
     index: u32,
 }
 
-/// A socket off the ring: it may go to another shard.
+/// A socket off the ring: it may go to another shard, and its TLS with it.
 #[derive(Debug)]
-pub struct Detached(OwnedFd);
+pub struct Detached {
+    fd: OwnedFd,
+    tls: Option<Box<Secure>>,
+}
 
 impl Detached {
     /// A socket that no ring knows yet.
     pub fn new(fd: OwnedFd) -> Detached {
-        Detached(fd)
+        Detached { fd, tls: None }
     }
 
     /// Where the peer is.
     pub fn peer(&self) -> Endpoint {
-        Endpoint::peer_of(self.0.as_fd())
+        Endpoint::peer_of(self.fd.as_fd())
     }
 
     /// Our end.
     pub fn local(&self) -> Endpoint {
-        Endpoint::local_of(self.0.as_fd())
+        Endpoint::local_of(self.fd.as_fd())
     }
 }
 
@@ -70,7 +76,7 @@ impl Socket {
     pub fn attach(net: Net, socket: Detached) -> Socket {
         Socket {
             net,
-            index: net.0.insert(socket.0, true),
+            index: net.0.insert(socket.fd, socket.tls, true),
         }
     }
 
@@ -86,7 +92,7 @@ impl Socket {
         let (fd, address) = super::listen::dialing(endpoint, options)?;
         let socket = Socket {
             net,
-            index: net.0.insert(fd, false),
+            index: net.0.insert(fd, None, false),
         };
         net.0.start_connect(socket.index, address);
         poll_fn(|cx| {
@@ -99,6 +105,59 @@ impl Socket {
         .await?;
         socket.pause(false);
         Ok(socket)
+    }
+
+    /// Performs the server's side of a TLS handshake; `ahead` has been received already. From then on
+    /// everything read and sent is plaintext.
+    ///
+    /// # Errors
+    /// [`HandshakeError`]; the other side has been told by an alert, and the socket is of no more use.
+    pub async fn accept_tls(
+        &self,
+        acceptor: &Acceptor,
+        ahead: Vec<u8>,
+    ) -> Result<(), HandshakeError> {
+        let session = Session::accept(acceptor).map_err(HandshakeError::Refused)?;
+        self.net.0.begin_tls(self.index, session, ahead);
+        self.shake_hands().await
+    }
+
+    /// Performs the client's side of a TLS handshake with the server that was dialled as `host`.
+    ///
+    /// # Errors
+    /// As [`Socket::accept_tls`].
+    pub async fn start_tls(&self, connector: &Connector, host: &str) -> Result<(), HandshakeError> {
+        let name = ServerName::try_from(host.to_owned());
+        let name = name.map_err(|_| HandshakeError::Name(host.to_owned()))?;
+        let session = Session::dial(connector, name).map_err(HandshakeError::Refused)?;
+        self.net.0.begin_tls(self.index, session, Vec::new());
+        let reactor = self.net.0;
+        let begin = || reactor.open_handshake(self.index);
+        self.net.in_turn(begin).await?;
+        self.shake_hands().await
+    }
+
+    async fn shake_hands(&self) -> Result<(), HandshakeError> {
+        let reactor = self.net.0;
+        loop {
+            poll_fn(|cx| {
+                if reactor.has_news(self.index) {
+                    return Poll::Ready(());
+                }
+                self.watch(cx);
+                Poll::Pending
+            })
+            .await;
+            let step = || reactor.continue_handshake(self.index);
+            if self.net.in_turn(step).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// What is known about the other side; none without TLS.
+    pub fn tls_peer(&self) -> Option<Peer> {
+        self.net.0.tls_peer(self.index)
     }
 
     /// Makes `cx`'s task the one that this socket's events wake. The polls below do it too; a
@@ -203,14 +262,17 @@ impl Socket {
             self.pause(false);
             return Err(self);
         }
-        let fd = self.net.0.extract(self.index);
+        let (fd, tls) = self.net.0.extract(self.index);
         std::mem::forget(self);
-        Ok(Detached(fd))
+        Ok(Detached { fd, tls })
     }
 
     /// Says no more than what is queued, with `abort` not even that, and waits until the peer has
     /// hung up, too. What it still says is dropped. The caller sets the deadline.
     pub async fn hang_up(&self, abort: bool) {
+        if !abort {
+            self.net.0.finish_tls(self.index);
+        }
         if abort || self.flush().await.is_ok() {
             self.net.0.say_no_more(self.index);
         }

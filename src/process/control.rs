@@ -4,6 +4,7 @@
 //! exits at once, USR1 pauses, USR2 resumes; TERM or INT during a shutdown exits at once.
 
 use super::resolve::Resolver;
+use super::watch::CertificateWatch;
 use super::{log, sources};
 use crate::admin::Order;
 use crate::base::{Clock, ShardId};
@@ -58,6 +59,7 @@ pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, re
     let mut phase = Phase::Serving;
     let mut backlog = VecDeque::new();
     let mut version = 0;
+    let mut certificates = CertificateWatch::default();
     loop {
         let look = if phase == Phase::Serving {
             LOOK
@@ -99,6 +101,10 @@ pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, re
         if is_drained(common, phase) {
             return flush(common);
         }
+        if let Some(snapshot) = certificates.look(common) {
+            version += 1;
+            publish(common, snapshot, version);
+        }
         let mut history = common
             .history
             .lock()
@@ -124,7 +130,8 @@ fn take_reloads(requests: &Receiver<Request>, backlog: &mut VecDeque<Request>) -
 
 /// Reads the configuration again and, if nothing is wrong with it, puts it in force on every shard.
 fn reload(common: &Common, path: &Path, resolver: &Resolver, version: u64) -> Result<(), String> {
-    match sources::load(path) {
+    let old = common.snapshot.load_full();
+    match sources::load(path, Some(&old)) {
         Ok(snapshot) => {
             apply(common, snapshot, version);
             resolver.poke();
@@ -143,9 +150,18 @@ fn set(common: &Common, name: &str, value: &str, version: u64) -> bool {
     let Some(config) = old.config.with_setting(name, value) else {
         return false;
     };
+    let tls = match sources::load_tls(&config, Some(&old)) {
+        Ok(tls) => Arc::new(tls),
+        // As in PgBouncer: a key and its certificate can only be set one after the other.
+        Err(error) => {
+            tracing::warn!(%error, "TLS settings could not be applied, still using old configuration");
+            old.tls.clone()
+        }
+    };
     let snapshot = Snapshot {
         config: Arc::new(config),
-        users: old.users.clone(),
+        tls,
+        ..Snapshot::clone(&old)
     };
     apply(common, snapshot, version);
     true
@@ -171,6 +187,13 @@ fn apply(common: &Common, snapshot: Snapshot, version: u64) {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .set_period(general.stats_period);
+    publish(common, snapshot, version);
+    tracing::info!("configuration reloaded");
+}
+
+/// Puts a configuration in force, on every shard.
+fn publish(common: &Common, snapshot: Snapshot, version: u64) {
+    sources::warn_of_expiry(&snapshot.tls);
     let snapshot = Arc::new(snapshot);
     common.snapshot.store(snapshot.clone());
     common.set_limits();
@@ -185,7 +208,6 @@ fn apply(common: &Common, snapshot: Snapshot, version: u64) {
     while !common.reloaded.are_all_at(version) && Clock::now() < deadline {
         thread::sleep(REPOST);
     }
-    tracing::info!("configuration reloaded");
 }
 
 fn tell_all(common: &Common, mail: impl Fn() -> Mail) {

@@ -2,6 +2,7 @@
 
 use crate::auth::UserListError;
 use crate::config::ConfigError;
+use crate::net::SetupError;
 use std::io;
 use std::path::PathBuf;
 
@@ -27,6 +28,9 @@ pub enum StartError {
         /// What is wrong with it.
         source: UserListError,
     },
+    /// Certificates or keys cannot be used.
+    #[error(transparent)]
+    Tls(#[from] SetupError),
     /// The kernel has no usable io_uring.
     #[error("{0}")]
     IoUring(String),

@@ -10,6 +10,7 @@ mod resolve;
 mod sources;
 mod start;
 mod verifier;
+mod watch;
 
 pub use error::StartError;
 pub use sources::{load, working_directory};

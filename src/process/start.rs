@@ -43,8 +43,9 @@ pub struct Options {
 /// # Errors
 /// Why it did not start.
 pub fn run(options: &Options) -> Result<(), StartError> {
-    let snapshot = sources::load(&options.path)?;
+    let snapshot = sources::load(&options.path, None)?;
     log::set_level(snapshot.config.general.log_level);
+    sources::warn_of_expiry(&snapshot.tls);
     let general = &snapshot.config.general;
     let wanted = options.shards.unwrap_or(general.shards).min(SHARDS_MAX);
     let cores = placement::place(wanted, &general.cpus)?;

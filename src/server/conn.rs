@@ -101,6 +101,8 @@ impl Server {
                     dialled: entry.dialled.clone(),
                     remote: entry.remote.clone(),
                     local: entry.local.clone(),
+                    tls: entry.tls,
+                    connector: entry.connector.clone(),
                     cancel_key: entry.cancel_key.clone(),
                     connected_unix_us: entry.connected_unix_us,
                     opened: entry.opened,

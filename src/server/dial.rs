@@ -1,6 +1,7 @@
 //! Opens a server connection: connect, start-up packet, login, until the first ReadyForQuery.
 
 use super::conn::{Dialogue, Server};
+use super::connect::{Target, connect};
 use super::entry::{Identity, ServerEntry};
 use super::error::DialError;
 use super::messages::Messages;
@@ -10,7 +11,7 @@ use crate::auth::{
 };
 use crate::base::{Clock, ServerId};
 use crate::config::Database;
-use crate::net::{Endpoint, Net, Socket, TcpOptions};
+use crate::net::{Net, Socket};
 use crate::stats::PoolStats;
 use crate::wire::backend::{BackendKeyData, Fields, ParameterStatus};
 use crate::wire::tag::{backend as tag, frontend};
@@ -20,15 +21,6 @@ use std::sync::Arc;
 
 /// Largest message of a login.
 const LOGIN_MESSAGE_BYTES_MAX: usize = 64 * 1024;
-
-/// Where to connect.
-#[derive(Clone, Debug)]
-pub struct Target {
-    /// The server.
-    pub endpoint: Endpoint,
-    /// Options of the socket.
-    pub tcp: TcpOptions,
-}
 
 /// As whom to log in, and which pool the connection belongs to.
 pub struct Login<'a> {
@@ -55,24 +47,20 @@ pub struct Login<'a> {
 /// # Errors
 /// [`DialError`].
 pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server, DialError> {
-    let socket = Socket::connect(net, &target.endpoint, &target.tcp)
-        .await
-        .map_err(DialError::Connect)?;
-    let mut packet = Vec::new();
-    let params: [(&str, &[u8]); 2] = [
-        ("user", login.user.as_bytes()),
-        ("database", login.dialled.server_dbname().as_bytes()),
-    ];
-    startup_packet(&mut packet, 0, &params);
-    socket.send(packet);
-    let mut greeting = Greeting {
-        login: ServerLogin::new(&login.user, login.credentials, login.nonce),
-        kdf: login.kdf,
-        dialogue: Dialogue::default(),
-        cancel_key: Box::default(),
-        ready: false,
-    };
-    greeting.run(&socket).await?;
+    let mut greeting = Greeting::new(&login);
+    let mut socket = connect(net, target, target.begins_encrypted()).await?;
+    let mut greeted = greeting.run(&socket, &login).await;
+    // `allow`: the server's rules may ask for encryption, which it says before anything else.
+    if let Err(error) = &greeted
+        && error.is_refused_by_rules()
+        && !greeting.was_challenged
+        && target.may_encrypt_instead()
+    {
+        greeting = Greeting::new(&login);
+        socket = connect(net, target, true).await?;
+        greeted = greeting.run(&socket, &login).await;
+    }
+    greeted?;
     let local = socket.local();
     let identity = Identity {
         id: login.id,
@@ -81,6 +69,8 @@ pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server,
         dialled: login.dialled,
         remote: target.endpoint.clone(),
         local,
+        tls: socket.tls_peer().map(|peer| peer.label),
+        connector: target.tls.connector.clone(),
         cancel_key: greeting.cancel_key,
         connected_unix_us: Clock::unix_micros(),
         opened: net.now(),
@@ -97,11 +87,33 @@ struct Greeting<'a> {
     kdf: &'a RefCell<KdfCache>,
     dialogue: Dialogue,
     cancel_key: Box<[u8]>,
+    /// The server has asked who we are: what is used once has been used.
+    was_challenged: bool,
     ready: bool,
 }
 
-impl Greeting<'_> {
-    async fn run(&mut self, socket: &Socket) -> Result<(), DialError> {
+impl<'a> Greeting<'a> {
+    fn new(login: &Login<'a>) -> Greeting<'a> {
+        Greeting {
+            login: ServerLogin::new(&login.user, login.credentials.clone(), login.nonce),
+            kdf: login.kdf,
+            dialogue: Dialogue::default(),
+            cancel_key: Box::default(),
+            was_challenged: false,
+            ready: false,
+        }
+    }
+
+    async fn run(&mut self, socket: &Socket, login: &Login<'_>) -> Result<(), DialError> {
+        let mut packet = Vec::new();
+        let params: [(&str, &[u8]); 2] = [
+            ("user", login.user.as_bytes()),
+            ("database", login.dialled.server_dbname().as_bytes()),
+        ];
+        startup_packet(&mut packet, 0, &params);
+        socket.send(packet);
+        self.login
+            .over(socket.tls_peer().and_then(|peer| peer.channel_binding));
         let mut messages = Messages::new(socket, LOGIN_MESSAGE_BYTES_MAX);
         while !self.ready {
             let (tag, body) = messages.next().await?;
@@ -130,6 +142,7 @@ impl Greeting<'_> {
     }
 
     async fn authenticate(&mut self, body: &[u8], socket: &Socket) -> Result<(), DialError> {
+        self.was_challenged = true;
         let mut step = self
             .login
             .answer(AuthRequest::parse(body)?, &mut self.kdf.borrow_mut())?;

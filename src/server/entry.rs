@@ -2,7 +2,7 @@
 
 use crate::base::{ClientId, Moment, ServerId};
 use crate::config::Database;
-use crate::net::Endpoint;
+use crate::net::{Connector, Endpoint, TlsLabel};
 use crate::stats::PoolStats;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -50,6 +50,10 @@ pub struct ServerEntry {
     pub remote: Endpoint,
     /// Our end.
     pub local: Endpoint,
+    /// How it is encrypted, if it is.
+    pub tls: Option<TlsLabel>,
+    /// The settings by which it was encrypted, or could have been.
+    pub connector: Option<Arc<Connector>>,
     /// Key for cancel requests: process id and secret.
     pub cancel_key: Box<[u8]>,
     /// When it was opened, in microseconds since the Unix epoch.
@@ -87,6 +91,10 @@ pub struct Identity {
     /// See [`ServerEntry`].
     pub local: Endpoint,
     /// See [`ServerEntry`].
+    pub tls: Option<TlsLabel>,
+    /// See [`ServerEntry`].
+    pub connector: Option<Arc<Connector>>,
+    /// See [`ServerEntry`].
     pub cancel_key: Box<[u8]>,
     /// See [`ServerEntry`].
     pub connected_unix_us: u64,
@@ -105,6 +113,8 @@ impl ServerEntry {
             dialled,
             remote,
             local,
+            tls,
+            connector,
             cancel_key,
             connected_unix_us,
             opened,
@@ -116,6 +126,8 @@ impl ServerEntry {
             dialled,
             remote,
             local,
+            tls,
+            connector,
             cancel_key,
             connected_unix_us,
             opened,

@@ -1,6 +1,7 @@
 //! Why a server connection could not be opened or used.
 
 use crate::auth::ServerLoginError;
+use crate::net::HandshakeError;
 use crate::wire::{BadHeader, WireError};
 use std::io;
 
@@ -16,6 +17,15 @@ pub enum DialError {
     /// Connecting and logging in took longer than `server_connect_timeout`.
     #[error("connect timeout")]
     Timeout,
+    /// The server does not encrypt, and has to.
+    #[error("server refused SSL")]
+    TlsRefused,
+    /// The server sent something in clear text behind its consent to encrypt.
+    #[error("received unencrypted data after SSL response")]
+    DataBeforeTls,
+    /// Encryption was not agreed on.
+    #[error(transparent)]
+    Encrypt(HandshakeError),
     /// The connection broke during the login.
     #[error("server connection broke during login")]
     Broken(#[source] io::Error),
@@ -50,6 +60,12 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// Whether the server's rules (pg_hba.conf) refused the connection as it was made.
+    pub(super) fn is_refused_by_rules(&self) -> bool {
+        const INVALID_AUTHORIZATION: &[u8] = b"28000";
+        matches!(self, DialError::Refused { sqlstate: Some(state), .. } if state.as_str().as_bytes() == INVALID_AUTHORIZATION)
+    }
+
     /// Whether the server is starting up (57P03): clients go on waiting for it.
     pub fn is_starting_up(&self) -> bool {
         matches!(self, DialError::Refused { sqlstate: Some(state), .. } if *state == crate::wire::SqlState::CANNOT_CONNECT_NOW)

@@ -3,6 +3,7 @@
 
 mod cancel;
 mod conn;
+mod connect;
 mod dial;
 mod entry;
 mod error;
@@ -11,7 +12,8 @@ mod reset;
 
 pub use cancel::send_cancel;
 pub use conn::{Dialogue, Parcel, Server};
-pub use dial::{Login, Target, dial};
+pub use connect::{ServerTls, Target};
+pub use dial::{Login, dial};
 pub use entry::{ServerEntry, ServerState};
 pub use error::DialError;
 pub use reset::{request_settings, run_query};

@@ -5,8 +5,8 @@ use super::message::Ask;
 use super::root::Shard;
 use crate::base::{Moment, ServerId};
 use crate::client::{ClientState, Signal};
-use crate::net::{Elapsed, Endpoint};
-use crate::server::{ServerEntry, Target, send_cancel};
+use crate::net::Elapsed;
+use crate::server::{DialError, ServerEntry, Target, send_cancel};
 use crate::session::CancelKey;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -107,7 +107,7 @@ impl Shard {
             .registry
             .pool(self.id, &server.database, &server.user);
         stats.sv_active_cancel.add(1);
-        let sent = self.request_cancel(server.remote.clone(), &server.cancel_key);
+        let sent = self.request_cancel(self.way_to(server), &server.cancel_key);
         let sent = sent.await;
         stats.sv_active_cancel.sub(1);
         match sent {
@@ -123,27 +123,33 @@ impl Shard {
             .set(Some("outcome of a cancel request unknown"));
     }
 
+    /// How a cancel request gets to a server: where, and whether it is encrypted, as its connection is.
+    pub(super) fn way_to(&self, server: &ServerEntry) -> (Target, bool) {
+        let target = Target {
+            endpoint: server.remote.clone(),
+            tcp: self.tcp_options(),
+            tls: self.server_tls(&server.dialled),
+        };
+        (target, server.tls.is_some())
+    }
+
     /// Cancels what a server still does whose connection is being closed. Nobody depends on it.
-    pub(super) async fn cancel_abandoned(&self, server: Endpoint, key: &[u8]) {
-        let _ = self.request_cancel(server, key).await;
+    pub(super) async fn cancel_abandoned(&self, way: (Target, bool), key: &[u8]) {
+        let _ = self.request_cancel(way, key).await;
     }
 
     async fn request_cancel(
         &self,
-        server: Endpoint,
+        (target, is_encrypted): (Target, bool),
         key: &[u8],
-    ) -> Result<std::io::Result<()>, Elapsed> {
-        let target = Target {
-            endpoint: server,
-            tcp: self.tcp_options(),
-        };
+    ) -> Result<Result<(), DialError>, Elapsed> {
         let timeout = self.snapshot().config.general.cancel_wait_timeout;
         let deadline = if timeout.is_zero() {
             Moment::NEVER
         } else {
             self.net.now().after(timeout)
         };
-        let sending = send_cancel(self.net, &target, key);
+        let sending = send_cancel(self.net, &target, is_encrypted, key);
         self.net.until(deadline, sending).await
     }
 }

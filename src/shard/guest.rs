@@ -12,8 +12,8 @@ use crate::admin::{self, Access};
 use crate::auth::{LoginRequest, Method, ServerCredentials};
 use crate::base::{Clock, limit};
 use crate::client::{
-    Account, ClientEntry, ClientState, Farewell, Greeted, Greeting, Intake, Signal, Who,
-    authenticate, first_packet, greet, reject_protocol,
+    Account, ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake,
+    IntakeError, Signal, Who, authenticate, first_packet, greet, reject_protocol,
 };
 use crate::config::{AuthType, Database};
 use crate::net::{Detached, Socket};
@@ -61,7 +61,7 @@ pub(super) fn serve(
 pub(super) fn go_on(
     shard: Rc<Shard>,
     counted: Present,
-    greeted: Box<Greeted>,
+    greeted: Greeted,
 ) -> impl Future<Output = ()> {
     let entry = ClientEntry::new(
         greeted.id,
@@ -73,6 +73,7 @@ pub(super) fn go_on(
     let guest = Guest::new(shard, counted, entry);
     let socket = Socket::attach(guest.shard.net, greeted.socket);
     let intake = Intake::resume(socket, greeted.ahead);
+    guest.note_encryption(&intake);
     let packet = Box::new(greeted.packet);
     async move {
         let stay = Box::pin(guest.session(intake, *packet)).await;
@@ -152,9 +153,11 @@ impl Guest {
     }
 
     async fn receive(&self, mut intake: Intake) -> Stay {
-        match self.unless_told_to_leave(first_packet(&mut intake)).await {
+        let greeting = self.unless_told_to_leave(self.greeting(&mut intake)).await;
+        self.note_encryption(&intake);
+        match greeting {
             Err(ending) => self.part(intake, ending),
-            Ok(Err(error)) => match reject_protocol(&error) {
+            Ok(Err(error)) => match self.rejection(&error) {
                 Some(farewell) => self.part(intake, Ending::SentAway(farewell)),
                 None => Stay::Ended(Ending::Vanished),
             },
@@ -167,6 +170,21 @@ impl Guest {
                 Some((intake, packet)) => self.session(intake, packet).await,
             },
         }
+    }
+
+    async fn greeting(&self, intake: &mut Intake) -> Result<Greeting, IntakeError> {
+        let snapshot = self.shard.snapshot();
+        let encryption = Encryption::new(
+            snapshot.config.general.client_tls_sslmode,
+            snapshot.tls.clients.as_deref(),
+            self.entry.remote.is_unix(),
+        );
+        first_packet(intake, &encryption).await
+    }
+
+    fn note_encryption(&self, intake: &Intake) {
+        let label = intake.socket().tls_peer().map(|peer| peer.label);
+        self.entry.tls.set(label);
     }
 
     /// Sends a client to a home shard of its pool, if that is another one; gives it back if it stays
@@ -219,6 +237,14 @@ impl Guest {
         Some(Homes::of(&config, &database, user, shards))
     }
 
+    /// What a client is told whose first packet is none, if anything.
+    fn rejection(&self, error: &IntakeError) -> Option<Farewell> {
+        if let IntakeError::Handshake(error) = error {
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, %error, "cannot encrypt");
+        }
+        reject_protocol(error)
+    }
+
     async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Stay {
         let is_console = CONSOLE.contains(&packet.database());
         let seat = if is_console {
@@ -264,6 +290,7 @@ impl Guest {
         }
         let (mut md5_salt, scram_nonce) = ([0; 4], super::opening::random());
         fill_random(&mut md5_salt);
+        let peer = intake.socket().tls_peer();
         let request = LoginRequest {
             method: method(snapshot.config.general.auth_type),
             user: packet.user(),
@@ -273,6 +300,7 @@ impl Guest {
             scram_iterations: limit::SCRAM_ITERATIONS,
             md5_salt,
             scram_nonce,
+            channel: peer.as_ref().and_then(|peer| peer.channel_binding.as_ref()),
         };
         let login = authenticate(intake, &request, &self.shard.kdf).await;
         login.map_err(|error| {

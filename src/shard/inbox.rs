@@ -9,6 +9,7 @@ use crate::admin::{
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, ClientState};
 use crate::config::Config;
+use crate::net::CertificateFile;
 use crate::stats::{PeriodHistory, Registry};
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -275,6 +276,7 @@ impl Shard {
                 connected_unix_us: entry.connected_unix_us,
                 requested_unix_us: entry.requested_unix_us.get(),
                 close_needed: entry.close_needed.get().is_some(),
+                tls: entry.tls,
                 link: entry.link.get().map(|client| client.0),
                 remote_pid: entry.process_id(),
                 prepared_statements: entry.prepared.get(),
@@ -318,6 +320,7 @@ fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
         remote_pid: link.map_or(0, |server| server.process_id),
         application_name: entry.application_name.borrow().clone(),
         prepared_statements: entry.prepared.get(),
+        tls: entry.tls.get(),
     }
 }
 
@@ -420,6 +423,10 @@ impl Office for Desk {
 
     fn config(&self) -> Arc<Config> {
         self.shard.snapshot.borrow().config.clone()
+    }
+
+    fn certificates(&self) -> Vec<CertificateFile> {
+        self.shard.snapshot().tls.certificates().cloned().collect()
     }
 
     fn registry(&self) -> &Registry {

@@ -9,7 +9,7 @@ use crate::base::{Moment, ShardId};
 use crate::client::Farewell;
 use crate::config::Database;
 use crate::net::{Endpoint, spawn};
-use crate::server::{DialError, Login, Server, Target, dial};
+use crate::server::{DialError, Login, Server, ServerTls, Target, dial};
 use crate::wire::SqlState;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -65,6 +65,7 @@ async fn open(pool: &Pool) -> Result<Server, DialError> {
     let target = Target {
         endpoint,
         tcp: tcp_options(&snapshot.config.general),
+        tls: shard.server_tls(&database),
     };
     let login = Login {
         id: shard.common.server_id(),
@@ -213,6 +214,16 @@ impl super::root::Shard {
         };
         while !is_known() && self.net.now() < deadline {
             self.net.sleep(LOOKUP_LOOK).await;
+        }
+    }
+
+    /// How a connection to a database's server is encrypted.
+    pub(super) fn server_tls(&self, database: &Database) -> ServerTls {
+        let snapshot = self.snapshot();
+        ServerTls {
+            mode: snapshot.config.general.server_tls_sslmode,
+            connector: snapshot.tls.servers.clone(),
+            host: database.host.clone(),
         }
     }
 

@@ -263,8 +263,20 @@ impl Pool {
         if server.entry.id.0 < self.standing.get().stale_below {
             return Some("database configuration changed");
         }
-        let is_moved = !server.entry.dialled.same_server(&self.database.borrow());
-        is_moved.then_some("database configuration changed")
+        if !server.entry.dialled.same_server(&self.database.borrow()) {
+            return Some("database configuration changed");
+        }
+        let in_force = self
+            .shard
+            .snapshot
+            .borrow()
+            .tls
+            .servers
+            .as_ref()
+            .map(Arc::as_ptr);
+        let is_stale = !server.entry.remote.is_unix()
+            && server.entry.connector.as_ref().map(Arc::as_ptr) != in_force;
+        is_stale.then_some("server TLS settings changed")
     }
 
     pub(super) fn reason_to_close(&self, server: &Server) -> Option<&'static str> {
@@ -344,11 +356,8 @@ impl Pool {
             let Server { socket, entry, .. } = server;
             let (net, shard) = (pool.shard.net, pool.shard.clone());
             if is_busy && !socket.is_ending() {
-                let (remote, key) = (entry.remote.clone(), entry.cancel_key.clone());
-                spawn(
-                    net,
-                    async move { shard.cancel_abandoned(remote, &key).await },
-                );
+                let (way, key) = (shard.way_to(&entry), entry.cancel_key.clone());
+                spawn(net, async move { shard.cancel_abandoned(way, &key).await });
             }
             drop(entry);
             let timeout = pool.shard.snapshot.borrow().config.general.close_timeout;

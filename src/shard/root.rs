@@ -192,9 +192,11 @@ impl Shard {
     }
 
     /// Takes a client in that has said on another shard what it wants.
+    // As it came out of the mailbox.
+    #[allow(clippy::boxed_local)]
     pub(super) fn admit_greeted(self: &Rc<Self>, greeted: Box<Greeted>) {
         if let Some(place) = self.seat_client() {
-            spawn(self.net, guest::go_on(self.clone(), place, greeted));
+            spawn(self.net, guest::go_on(self.clone(), place, *greeted));
         }
     }
 

@@ -8,6 +8,7 @@ use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
 use crate::config::{Config, Database};
 use crate::mesh::Mesh;
+use crate::net::TlsSetup;
 use crate::pool::{PERMITS_MAX, Permits, SharedPool};
 use crate::session::ServerParams;
 use crate::stats::{PeriodHistory, Registry};
@@ -19,11 +20,14 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What was read from files: replaced as a whole by a reload.
+#[derive(Clone)]
 pub struct Snapshot {
     /// The settings.
     pub config: Arc<Config>,
     /// Who may log in.
     pub users: Arc<Users>,
+    /// Certificates and keys.
+    pub tls: Arc<TlsSetup>,
 }
 
 /// What clients may still do.

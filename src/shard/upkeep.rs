@@ -307,6 +307,9 @@ impl Pool {
         if !old.same_server(&new) {
             self.common.welcome.store(None);
             self.retire("database configuration changed");
+        } else if new.socket_path().is_none() && before.tls.servers_differ(&snapshot.tls) {
+            self.common.welcome.store(None);
+            self.retire("server TLS settings changed");
         }
         // The control thread has changed the limit already.
         self.step(|local, now, actions| local.poke(now, actions));

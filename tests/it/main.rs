@@ -25,4 +25,7 @@ mod shutdown;
 mod soak;
 mod startup;
 mod support;
+mod tls_clients;
+mod tls_reload;
+mod tls_servers;
 mod torture;

@@ -1,6 +1,6 @@
 //! Which rows belong to which SHOW.
 
-use super::{connections, counters, internals, pools, settings, shards};
+use super::{certificates, connections, counters, internals, pools, settings, shards};
 use crate::admin::command::Show;
 use crate::admin::filter::{Filter, Pick};
 use crate::admin::office::{ClientRow, Office};
@@ -95,6 +95,12 @@ pub(in crate::admin) async fn rows(
             let depth = |shard| office.mailbox_depth(shard);
             all(shards::shards(office.registry().shards(), depth))
         }
+        Show::Tls => Box::new(
+            office
+                .certificates()
+                .into_iter()
+                .map(certificates::certificate),
+        ),
         Show::Latency => counters::latency(office.registry().pools()),
         Show::Variable(variable) => one(vec![Value::text(variable.value)]),
     }
@@ -203,6 +209,6 @@ mod tests {
     fn help_names_every_table() {
         let text = help();
         assert!(text.starts_with("\n\tSHOW HELP|VERSION|STATS|"), "{text}");
-        assert!(text.contains("|SHARDS|LATENCY\n"), "{text}");
+        assert!(text.contains("|SHARDS|LATENCY|TLS\n"), "{text}");
     }
 }

@@ -3,7 +3,7 @@
 use super::date::timestamp;
 use crate::admin::office::{ClientRow, ServerRow};
 use crate::admin::table::{Column, Row, Value};
-use crate::net::Endpoint;
+use crate::net::{Endpoint, TlsLabel};
 use std::sync::Arc;
 
 pub(in crate::admin) const CONNECTIONS: &[Column] = &[
@@ -72,6 +72,7 @@ struct Connection {
     id: u64,
     link: Option<u64>,
     remote_pid: u32,
+    tls: Option<TlsLabel>,
     application_name: Arc<str>,
     prepared_statements: usize,
 }
@@ -93,6 +94,7 @@ pub(super) fn client(row: ClientRow) -> Row {
         id: row.id,
         link: row.link,
         remote_pid: 0,
+        tls: row.tls,
         application_name: row.application_name,
         prepared_statements: row.prepared_statements,
     }
@@ -116,6 +118,7 @@ pub(super) fn server(row: ServerRow) -> Row {
         id: row.id,
         link: row.link,
         remote_pid: row.remote_pid,
+        tls: row.tls,
         application_name: "".into(),
         prepared_statements: row.prepared_statements,
     }
@@ -164,7 +167,7 @@ impl Connection {
             Value::text(pointer(self.id)),
             Value::text(self.link.map_or_else(String::new, pointer)),
             Value::int4(self.remote_pid),
-            Value::text(""),
+            Value::text(self.tls.map_or_else(String::new, |tls| tls.to_string())),
             Value::Shared(self.application_name),
             Value::int4(self.prepared_statements),
             // Stays an int4, and nearly unique, after 2^31 connections; `ptr` has all of it.
@@ -258,6 +261,7 @@ mod tests {
             close_needed: true,
             link: Some(7),
             remote_pid: 4321,
+            tls: None,
             prepared_statements: 2,
         };
         assert_eq!(

@@ -2,6 +2,7 @@
 //! values are PgBouncer's; a value that we do not have is its neutral one (0, null, empty).
 
 mod answer;
+mod certificates;
 mod connections;
 mod counters;
 mod date;
@@ -13,6 +14,7 @@ mod shards;
 mod testing;
 
 pub(super) use answer::{help, rows};
+pub(super) use certificates::TLS;
 pub(super) use connections::{CONNECTIONS, SOCKETS};
 pub(super) use counters::{LATENCY, STATS, STATS_AVERAGES, STATS_TOTALS, TOTALS};
 pub(super) use internals::{DNS_HOSTS, DNS_ZONES, FDS, MEM, PEER_POOLS, PEERS, STATE};

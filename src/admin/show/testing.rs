@@ -73,6 +73,7 @@ pub fn client_row() -> ClientRow {
         wait_us: 0,
         link: Some(26),
         remote_pid: 4321,
+        tls: None,
         application_name: "psql".into(),
         prepared_statements: 3,
     }

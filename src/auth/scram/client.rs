@@ -7,12 +7,15 @@
 //! that the expensive step stays with the caller (and falls away with pass-through keys).
 
 use std::mem;
+use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 
 use super::ScramKeys;
 use super::keys::xor;
-use super::message::{ServerFirst, auth_message, encode, is_nonce, parse_server_final};
+use super::message::{
+    GS2_BOUND, Gs2Flag, ServerFirst, auth_message, encode, is_nonce, parse_server_final,
+};
 use crate::auth::ScramError;
 use crate::auth::kdf::hmac;
 
@@ -21,6 +24,9 @@ use crate::auth::kdf::hmac;
 pub struct ClientExchange {
     client_nonce: String,
     client_first_bare: Vec<u8>,
+    flag: Gs2Flag,
+    /// Channel-binding data, for [`Gs2Flag::Bound`].
+    channel: Arc<[u8]>,
     state: State,
 }
 
@@ -62,13 +68,35 @@ impl ClientExchange {
         Ok(ClientExchange {
             client_nonce: nonce.to_owned(),
             client_first_bare: format!("n={name},r={nonce}").into_bytes(),
+            flag: Gs2Flag::Unsupported,
+            channel: Arc::default(),
             state: State::ServerFirst,
         })
     }
 
-    /// The client-first message, with the flag "no channel binding".
+    /// The same over TLS whose end has this channel-binding data: bound to it if the server offers that,
+    /// else telling the server so, which notices if somebody has taken its offer away.
+    pub fn over(self, channel: Arc<[u8]>, is_offered: bool) -> ClientExchange {
+        let flag = if is_offered {
+            Gs2Flag::Bound
+        } else {
+            Gs2Flag::Unoffered
+        };
+        ClientExchange {
+            flag,
+            channel,
+            ..self
+        }
+    }
+
+    /// The client-first message.
     pub fn client_first(&self) -> Vec<u8> {
-        [b"n,,", self.client_first_bare.as_slice()].concat()
+        let header: &[u8] = match self.flag {
+            Gs2Flag::Unsupported => b"n,,",
+            Gs2Flag::Unoffered => b"y,,",
+            Gs2Flag::Bound => GS2_BOUND,
+        };
+        [header, self.client_first_bare.as_slice()].concat()
     }
 
     /// Takes server-first; tells what the keys are to be made with.
@@ -84,7 +112,13 @@ impl ClientExchange {
         }
         self.state = State::ClientFinal {
             server_first: data.to_vec(),
-            without_proof: [b"c=biws,r=".as_slice(), first.nonce].concat(),
+            without_proof: [
+                b"c=",
+                self.flag.binding(&self.channel).as_bytes(),
+                b",r=",
+                first.nonce,
+            ]
+            .concat(),
         };
         Ok(StretchParameters {
             salt: first.salt,
@@ -148,7 +182,7 @@ mod tests {
         let verifier = ScramVerifier::from_keys(&keys, b"salt", 2);
         let mut server = ServerExchange::new(verifier, true, "server");
         let mut client = ClientExchange::new("client")?;
-        let mut server_first = server.client_first(&client.client_first())?;
+        let mut server_first = server.client_first(false, &client.client_first())?;
         spoil_first(&mut server_first);
         client.server_first(&server_first)?;
         let mut server_final = server.client_final(&client.client_final(&keys)?)?.message;
@@ -180,7 +214,7 @@ mod tests {
         let mut pooler = ServerExchange::new(verifier.clone(), true, "pooler");
         let mut client = ClientExchange::new("client").unwrap();
         client
-            .server_first(&pooler.client_first(&client.client_first()).unwrap())
+            .server_first(&pooler.client_first(false, &client.client_first()).unwrap())
             .unwrap();
         let recovered = pooler
             .client_final(&client.client_final(&keys).unwrap())
@@ -190,7 +224,7 @@ mod tests {
         let mut server = ServerExchange::new(verifier, true, "server");
         let mut onward = ClientExchange::new("pooler").unwrap();
         onward
-            .server_first(&server.client_first(&onward.client_first()).unwrap())
+            .server_first(&server.client_first(false, &onward.client_first()).unwrap())
             .unwrap();
         let done = server
             .client_final(&onward.client_final(&recovered).unwrap())

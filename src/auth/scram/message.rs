@@ -6,8 +6,15 @@ use base64::engine::general_purpose::STANDARD;
 
 use crate::auth::ScramError;
 
-/// The one mechanism offered and used.
+/// The mechanism without channel binding.
 pub const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
+
+/// The mechanism with channel binding, over TLS alone.
+pub const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
+
+/// The GS2 header of a client that binds to the channel, by the one type of binding there is
+/// (RFC 5929, section 4).
+pub(super) const GS2_BOUND: &[u8] = b"p=tls-server-end-point,,";
 
 /// Longest nonce taken from a peer, in bytes; PostgreSQL's has 24, a combined one 48.
 pub const NONCE_BYTES_MAX: usize = 1024;
@@ -31,16 +38,20 @@ pub fn nonce_text(random: &[u8; NONCE_RANDOM_BYTES]) -> String {
 pub(super) enum Gs2Flag {
     /// `n`: the client does not support it.
     Unsupported,
-    /// `y`: the client does, but believes that the server does not (true of us).
+    /// `y`: the client does, but believes that the server does not.
     Unoffered,
+    /// `p=tls-server-end-point`: the client does it.
+    Bound,
 }
 
 impl Gs2Flag {
-    /// What `c=` must repeat: base64 of `n,,` or `y,,`.
-    pub(super) const fn binding(self) -> &'static [u8] {
+    /// What `c=` must repeat: base64 of the header (`n,,` or `y,,`), with the `channel`'s data behind it
+    /// if the client binds to it.
+    pub(super) fn binding(self, channel: &[u8]) -> String {
         match self {
-            Gs2Flag::Unsupported => b"biws",
-            Gs2Flag::Unoffered => b"eSws",
+            Gs2Flag::Unsupported => encode(b"n,,"),
+            Gs2Flag::Unoffered => encode(b"y,,"),
+            Gs2Flag::Bound => encode(&[GS2_BOUND, channel].concat()),
         }
     }
 }
@@ -63,6 +74,7 @@ impl<'a> ClientFirst<'a> {
         let flag = match flag {
             b"n" => Gs2Flag::Unsupported,
             b"y" => Gs2Flag::Unoffered,
+            b"p=tls-server-end-point" => Gs2Flag::Bound,
             [b'p', b'=', ..] => return Err(ScramError::ChannelBinding),
             _ => return Err(malformed),
         };
@@ -146,29 +158,35 @@ pub(super) fn parse_server_final(data: &[u8]) -> Result<[u8; 32], ScramError> {
     Ok(signature)
 }
 
+/// Whether a client picked the mechanism with channel binding, and its first message.
+pub(in crate::auth) type InitialResponse<'a> = (bool, &'a [u8]);
+
 /// The client-first message inside a SASLInitialResponse body: mechanism, zero byte, length,
 /// that many bytes and nothing after them.
-pub(in crate::auth) fn parse_initial_response(body: &[u8]) -> Result<&[u8], ScramError> {
+pub(in crate::auth) fn parse_initial_response(
+    body: &[u8],
+) -> Result<InitialResponse<'_>, ScramError> {
     let malformed = ScramError::Malformed("initial-response");
     let mut halves = body.splitn(2, |&b| b == 0);
     let (mechanism, rest) = halves.next().zip(halves.next()).ok_or(malformed)?;
-    if mechanism != SCRAM_SHA_256.as_bytes() {
+    let is_plus = mechanism == SCRAM_SHA_256_PLUS.as_bytes();
+    if !is_plus && mechanism != SCRAM_SHA_256.as_bytes() {
         return Err(ScramError::Mechanism);
     }
     let (length, data) = rest.split_first_chunk::<4>().ok_or(malformed)?;
     match i32::from_be_bytes(*length) {
         -1 => Err(ScramError::NoInitialResponse),
-        length if usize::try_from(length) == Ok(data.len()) => Ok(data),
+        length if usize::try_from(length) == Ok(data.len()) => Ok((is_plus, data)),
         _ => Err(malformed),
     }
 }
 
-/// The body of a SASLInitialResponse that picks SCRAM-SHA-256. `None` if `data` is too long for
-/// the protocol.
-pub(in crate::auth) fn initial_response(data: &[u8]) -> Option<Vec<u8>> {
+/// The body of a SASLInitialResponse that picks `mechanism`. `None` if `data` is too long for the
+/// protocol.
+pub(in crate::auth) fn initial_response(mechanism: &str, data: &[u8]) -> Option<Vec<u8>> {
     let length = i32::try_from(data.len()).ok()?;
-    let mut body = Vec::with_capacity(SCRAM_SHA_256.len().saturating_add(5 + data.len()));
-    body.extend_from_slice(SCRAM_SHA_256.as_bytes());
+    let mut body = Vec::with_capacity(mechanism.len().saturating_add(5 + data.len()));
+    body.extend_from_slice(mechanism.as_bytes());
     body.push(0);
     body.extend_from_slice(&length.to_be_bytes());
     body.extend_from_slice(data);
@@ -333,15 +351,13 @@ mod tests {
     #[test]
     fn client_first_follows_the_grammar() {
         let malformed = Some(ScramError::Malformed("client-first"));
-        let cases: [(&[u8], Option<ScramError>); 24] = [
+        let cases: [(&[u8], Option<ScramError>); 25] = [
             (b"n,,n=,r=abc", None),
+            (b"p=tls-unique,,n=,r=abc", Some(ScramError::ChannelBinding)),
             (b"y,,n=user,r=abc", None),
             (b"n,,n=\xff\xfe,r=abc", None),
             (b"n,,n=user,r=abc,x=1,Y=,z==", None),
-            (
-                b"p=tls-server-end-point,,n=,r=abc",
-                Some(ScramError::ChannelBinding),
-            ),
+            (b"p=tls-server-end-point,,n=,r=abc", None),
             (b"n,a=admin,n=,r=abc", Some(ScramError::AuthorizationId)),
             (b"n,,m=x,n=,r=abc", Some(ScramError::MandatoryExtension)),
             (b"n,,n=,r=abc,m=x", Some(ScramError::MandatoryExtension)),
@@ -438,8 +454,9 @@ mod tests {
 
     #[test]
     fn initial_response_survives_a_round_trip_and_no_truncation() {
-        let body = initial_response(b"n,,n=,r=abc").unwrap();
-        assert_eq!(parse_initial_response(&body), Ok(b"n,,n=,r=abc".as_slice()));
+        let body = initial_response(SCRAM_SHA_256, b"n,,n=,r=abc").unwrap();
+        let plain = (false, b"n,,n=,r=abc".as_slice());
+        assert_eq!(parse_initial_response(&body), Ok(plain));
         for end in 0..body.len() {
             assert!(parse_initial_response(&body[..end]).is_err(), "{end}");
         }
@@ -467,6 +484,8 @@ mod tests {
             Err(ScramError::NoInitialResponse)
         );
         let plus = b"SCRAM-SHA-256-PLUS\0\0\0\0\x03abc";
-        assert_eq!(parse_initial_response(plus), Err(ScramError::Mechanism));
+        assert_eq!(parse_initial_response(plus), Ok((true, b"abc".as_slice())));
+        let other = b"SCRAM-SHA-1\0\0\0\0\x03abc";
+        assert_eq!(parse_initial_response(other), Err(ScramError::Mechanism));
     }
 }

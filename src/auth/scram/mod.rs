@@ -1,5 +1,5 @@
 //! SCRAM-SHA-256 (RFC 5802, RFC 7677) as PostgreSQL speaks it: both sides as steps without I/O.
-//! Without channel binding: only the mechanism SCRAM-SHA-256 is offered and used.
+//! Over TLS with channel binding as well: SCRAM-SHA-256-PLUS, of type `tls-server-end-point`.
 
 mod client;
 mod keys;
@@ -13,9 +13,10 @@ pub use client::{ClientExchange, StretchParameters};
 pub use keys::ScramKeys;
 pub use made_up::{made_up_salt, made_up_verifier, mock_verifier};
 pub use message::{
-    ITERATIONS_MAX, NONCE_BYTES_MAX, NONCE_RANDOM_BYTES, SALT_BYTES_MAX, SCRAM_SHA_256, nonce_text,
+    ITERATIONS_MAX, NONCE_BYTES_MAX, NONCE_RANDOM_BYTES, SALT_BYTES_MAX, SCRAM_SHA_256,
+    SCRAM_SHA_256_PLUS, nonce_text,
 };
-pub(super) use message::{initial_response, parse_initial_response};
+pub(super) use message::{InitialResponse, initial_response, parse_initial_response};
 pub use prepare::prepare;
 pub use server::{ServerExchange, ServerFinal};
 pub use verifier::ScramVerifier;

@@ -6,6 +6,7 @@
 //! Any error leads to Over.
 
 use std::mem;
+use std::sync::Arc;
 
 use subtle::{Choice, ConstantTimeEq};
 
@@ -21,6 +22,8 @@ pub struct ServerExchange {
     verifier: ScramVerifier,
     genuine: bool,
     server_nonce: String,
+    /// Channel-binding data, if channel binding was offered.
+    channel: Option<Arc<[u8]>>,
     state: State,
 }
 
@@ -56,16 +59,30 @@ impl ServerExchange {
             verifier,
             genuine,
             server_nonce: server_nonce.to_owned(),
+            channel: None,
             state: State::ClientFirst,
         }
     }
 
-    /// Takes client-first, gives server-first.
-    pub fn client_first(&mut self, data: &[u8]) -> Result<Vec<u8>, ScramError> {
+    /// The same with channel binding offered: to the end of a TLS channel with this data
+    /// (`tls-server-end-point`, RFC 5929).
+    pub fn offering(self, channel: Option<Arc<[u8]>>) -> ServerExchange {
+        ServerExchange { channel, ..self }
+    }
+
+    /// Takes client-first, gives server-first. `is_plus`: whether the client picked the mechanism with
+    /// channel binding.
+    pub fn client_first(&mut self, is_plus: bool, data: &[u8]) -> Result<Vec<u8>, ScramError> {
         let State::ClientFirst = mem::replace(&mut self.state, State::Over) else {
             return Err(ScramError::OutOfOrder);
         };
         let first = ClientFirst::parse(data)?;
+        match (first.flag, is_plus, self.channel.is_some()) {
+            (Gs2Flag::Bound, true, true) | (Gs2Flag::Unsupported, false, _) => {}
+            (Gs2Flag::Unoffered, false, false) => {}
+            (Gs2Flag::Unoffered, false, true) => return Err(ScramError::ChannelBindingHidden),
+            _ => return Err(ScramError::ChannelBinding),
+        }
         let nonce = [first.nonce, self.server_nonce.as_bytes()].concat();
         let tail = format!(
             ",s={},i={}",
@@ -96,7 +113,8 @@ impl ServerExchange {
             return Err(ScramError::OutOfOrder);
         };
         let last = ClientFinal::parse(data)?;
-        if last.binding != flag.binding() {
+        let channel = self.channel.as_deref().unwrap_or_default();
+        if last.binding != flag.binding(channel).as_bytes() {
             return Err(ScramError::ChannelBindingMismatch);
         }
         if last.nonce != nonce {
@@ -135,7 +153,7 @@ mod tests {
 
     fn final_error(first: &str, last: &[u8]) -> ScramError {
         let mut exchange = rfc_exchange(true);
-        exchange.client_first(first.as_bytes()).unwrap();
+        exchange.client_first(false, first.as_bytes()).unwrap();
         exchange.client_final(last).unwrap_err()
     }
 
@@ -155,7 +173,7 @@ mod tests {
         let mut client = ClientExchange::new("client").unwrap();
         let mut first = client.client_first();
         spoil_first(&mut first);
-        let server_first = server.client_first(&first)?;
+        let server_first = server.client_first(false, &first)?;
         client.server_first(&server_first)?;
         let mut last = client.client_final(&keys)?;
         spoil_final(&mut last);
@@ -165,7 +183,9 @@ mod tests {
     #[test]
     fn rfc_7677_example_is_answered_byte_by_byte() {
         let mut exchange = rfc_exchange(true);
-        let server_first = exchange.client_first(RFC_CLIENT_FIRST.as_bytes()).unwrap();
+        let server_first = exchange
+            .client_first(false, RFC_CLIENT_FIRST.as_bytes())
+            .unwrap();
         assert_eq!(server_first, RFC_SERVER_FIRST.as_bytes());
         let done = exchange.client_final(RFC_CLIENT_FINAL.as_bytes()).unwrap();
         assert_eq!(done.message, RFC_SERVER_FINAL.as_bytes());
@@ -176,7 +196,9 @@ mod tests {
     #[test]
     fn a_mock_exchange_differs_in_nothing_but_the_secret() {
         let mut mock = rfc_exchange(false);
-        let server_first = mock.client_first(RFC_CLIENT_FIRST.as_bytes()).unwrap();
+        let server_first = mock
+            .client_first(false, RFC_CLIENT_FIRST.as_bytes())
+            .unwrap();
         assert_eq!(server_first, RFC_SERVER_FIRST.as_bytes());
         let error = mock.client_final(RFC_CLIENT_FINAL.as_bytes()).unwrap_err();
         let wrong = RFC_CLIENT_FINAL.replace("p=dHz", "p=dHy");
@@ -187,7 +209,9 @@ mod tests {
             false,
             RFC_SERVER_NONCE,
         );
-        let server_first = unknown.client_first(RFC_CLIENT_FIRST.as_bytes()).unwrap();
+        let server_first = unknown
+            .client_first(false, RFC_CLIENT_FIRST.as_bytes())
+            .unwrap();
         assert_eq!(server_first.len(), RFC_SERVER_FIRST.len());
         assert_eq!(
             unknown
@@ -204,12 +228,57 @@ mod tests {
         assert_eq!(plain, ScramError::ChannelBindingMismatch);
         let (verifier, keys) = small();
         let mut server = ServerExchange::new(verifier, true, "server");
-        let server_first = server.client_first(b"y,,n=,r=abc").unwrap();
+        let server_first = server.client_first(false, b"y,,n=,r=abc").unwrap();
         let without_proof = b"c=eSws,r=abcserver";
         let signed = auth_message(b"n=,r=abc", &server_first, without_proof);
         let proof = xor(keys.client_key(), &hmac(&keys.stored_key(), &signed));
         let last = [without_proof, b",p=".as_slice(), encode(&proof).as_bytes()].concat();
         assert!(server.client_final(&last).is_ok());
+    }
+
+    /// A login over TLS: the client over a channel with `theirs`, the server over one with `ours`.
+    fn bound(theirs: &[u8], ours: &[u8], is_offered: bool) -> Result<ServerFinal, ScramError> {
+        let (verifier, keys) = small();
+        let server = ServerExchange::new(verifier, true, "server");
+        let mut server = server.offering(Some(ours.into()));
+        let client = ClientExchange::new("client").unwrap();
+        let mut client = client.over(theirs.into(), is_offered);
+        let server_first = server.client_first(is_offered, &client.client_first())?;
+        client.server_first(&server_first)?;
+        server.client_final(&client.client_final(&keys)?)
+    }
+
+    #[test]
+    fn channel_binding_notices_whoever_stands_in_between() {
+        assert!(bound(b"certificate", b"certificate", true).is_ok());
+        let other = bound(b"certificate", b"another", true).unwrap_err();
+        assert_eq!(other, ScramError::ChannelBindingMismatch);
+        // Somebody has hidden the offer from the client.
+        let hidden = bound(b"certificate", b"certificate", false).unwrap_err();
+        assert_eq!(hidden, ScramError::ChannelBindingHidden);
+    }
+
+    #[test]
+    fn mechanism_and_first_message_have_to_agree() {
+        let first = |channel: Option<&[u8]>, is_plus, message: &str| {
+            let exchange = ServerExchange::new(small().0, true, "server");
+            let mut exchange = exchange.offering(channel.map(Into::into));
+            exchange.client_first(is_plus, message.as_bytes()).map(drop)
+        };
+        let (end, unique) = ("p=tls-server-end-point,,n=,r=abc", "p=tls-unique,,n=,r=abc");
+        assert_eq!(first(Some(b"x"), true, end), Ok(()));
+        assert_eq!(first(Some(b"x"), false, "n,,n=,r=abc"), Ok(()));
+        for (channel, is_plus, message) in [
+            (None, true, end),
+            (None, false, end),
+            (Some(&b"x"[..]), false, end),
+            (Some(b"x"), true, "n,,n=,r=abc"),
+            (Some(b"x"), true, "y,,n=,r=abc"),
+            (Some(b"x"), true, unique),
+        ] {
+            let refused = first(channel, is_plus, message);
+            assert_eq!(refused, Err(ScramError::ChannelBinding), "{message}");
+        }
     }
 
     #[test]
@@ -235,9 +304,11 @@ mod tests {
             .unwrap_err();
         assert_eq!(late, ScramError::OutOfOrder);
         let mut exchange = rfc_exchange(true);
-        exchange.client_first(RFC_CLIENT_FIRST.as_bytes()).unwrap();
+        exchange
+            .client_first(false, RFC_CLIENT_FIRST.as_bytes())
+            .unwrap();
         let again = exchange
-            .client_first(RFC_CLIENT_FIRST.as_bytes())
+            .client_first(false, RFC_CLIENT_FIRST.as_bytes())
             .unwrap_err();
         assert_eq!(again, ScramError::OutOfOrder);
         assert!(exchange.client_final(RFC_CLIENT_FINAL.as_bytes()).is_err());

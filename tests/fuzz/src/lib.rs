@@ -15,7 +15,7 @@ mod parsers;
 mod wire;
 
 pub use mutate::{Rng, mutated};
-pub use parsers::{command, config, frame, login, replies, userlist};
+pub use parsers::{certificate, command, config, frame, login, replies, userlist};
 pub use wire::{backend, frontend, options, startup};
 
 use std::path::PathBuf;
@@ -71,6 +71,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "login",
         run: login,
+    },
+    Target {
+        name: "certificate",
+        run: certificate,
     },
 ];
 

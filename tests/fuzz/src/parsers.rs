@@ -8,10 +8,12 @@ use ringbouncer::auth::{
 };
 use ringbouncer::base::Secret;
 use ringbouncer::config::Config;
+use ringbouncer::net::{Certificate, end_point_binding};
 use ringbouncer::session::{Fate, Kind, Replies};
 use ringbouncer::wire::{Scanner, Step};
 use std::num::NonZeroUsize;
 use std::path::Path;
+use std::sync::Arc;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
 
@@ -117,8 +119,10 @@ pub fn userlist(data: &[u8]) {
 pub fn login(data: &[u8]) {
     let mut kdf = KdfCache::new([7; 32], NonZeroUsize::MIN);
     let verifier = Verifier::Plain(Secret::new("correct horse"));
+    let channel: Arc<[u8]> = Arc::from([1; 32]);
     for method in [Method::Plain, Method::Md5, Method::ScramSha256] {
         let request = LoginRequest {
+            channel: Some(&channel),
             method,
             user: "user",
             found: Found::Secret(&verifier),
@@ -155,6 +159,18 @@ pub fn login(data: &[u8]) {
         if answered.is_err() {
             break;
         }
+    }
+}
+
+/// What a peer shows as its certificate: read or refused, and the hash of what is read is a hash.
+pub fn certificate(data: &[u8]) {
+    let certificate = Certificate::parse(data);
+    let binding = end_point_binding(data);
+    if let Some(certificate) = certificate {
+        assert_eq!(certificate.der, data);
+        let name = certificate.common_name.unwrap_or_default();
+        assert!(!name.contains('\0'));
+        assert!(binding.is_none_or(|hash| [32, 48, 64].contains(&hash.len())));
     }
 }
 

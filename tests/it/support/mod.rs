@@ -1,11 +1,13 @@
 //! What the tests stand on: a throw-away PostgreSQL, the real pooler, a client and a server that speak the
 //! protocol byte by byte, and waiting with a deadline.
 
+pub mod certs;
 pub mod driver;
 pub mod peer;
 pub mod pgbouncer;
 pub mod pooler;
 pub mod postgres;
+pub mod psql;
 pub mod random;
 pub mod stage;
 pub mod wait;
@@ -15,6 +17,7 @@ pub use peer::{Client, FakeServer};
 pub use pgbouncer::Subject;
 pub use pooler::{Pooler, Topology};
 pub use postgres::{CLIENT_BACKENDS, Database, Postgres};
+pub use psql::psql;
 pub use stage::Stage;
 pub use wait::wait_until;
 

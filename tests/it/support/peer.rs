@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 use socket2::Socket;
 
 use super::wait::PATIENCE;
@@ -67,12 +69,12 @@ impl Client {
 
     #[track_caller]
     pub fn send(&mut self, bytes: &[u8]) {
-        self.link.socket.write_all(bytes).expect("send");
+        self.link.write_all(bytes).expect("send");
     }
 
     /// Sends, and does not mind if the other side has closed.
     pub fn send_anyway(&mut self, bytes: &[u8]) {
-        let _ = self.link.socket.write_all(bytes);
+        let _ = self.link.write_all(bytes);
     }
 
     /// Sends every byte in a write, and with TCP_NODELAY a segment, of its own.
@@ -137,6 +139,45 @@ impl Client {
         self.link.bytes(1).expect("read").expect("a byte")[0]
     }
 
+    /// Performs a TLS handshake with `host`; everything from then on is encrypted.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub fn encrypt(&mut self, config: Arc<ClientConfig>, host: &'static str) -> io::Result<()> {
+        let name = ServerName::try_from(host).unwrap();
+        let connection = ClientConnection::new(config, name).unwrap();
+        self.link.encrypt(connection.into())
+    }
+
+    /// An SSLRequest and, if the other side is willing, the handshake.
+    ///
+    /// # Errors
+    /// Why it failed.
+    pub fn request_tls(&mut self, config: Arc<ClientConfig>) -> io::Result<()> {
+        self.send(&wire::ssl_request());
+        assert_eq!(self.read_byte(), b'S');
+        self.encrypt(config, "localhost")
+    }
+
+    /// The TLS of an encrypted connection.
+    pub fn tls(&mut self) -> &mut Connection {
+        self.link.tls.as_mut().expect("an encrypted connection")
+    }
+
+    /// Sends what TLS itself has to say.
+    pub fn flush_tls(&mut self) {
+        let Link { socket, tls, .. } = &mut self.link;
+        let tls = tls.as_mut().expect("an encrypted connection");
+        while tls.wants_write() {
+            tls.write_tls(&mut Wire(socket, false)).expect("send");
+        }
+    }
+
+    /// From now on every byte of ciphertext leaves in a segment of its own.
+    pub fn chop(&mut self) {
+        self.link.is_chopped = true;
+    }
+
     /// Everything up to the end of the stream, as raw bytes.
     #[track_caller]
     pub fn read_to_end(&mut self) -> Vec<u8> {
@@ -146,7 +187,7 @@ impl Client {
     /// Up to `bytes_max` raw bytes; empty at the end of the stream.
     pub fn read_some(&mut self, bytes_max: usize) -> Vec<u8> {
         let mut chunk = vec![0; bytes_max];
-        let count = self.link.socket.read(&mut chunk).expect("read");
+        let count = self.link.read_raw(&mut chunk).expect("read");
         chunk.truncate(count);
         chunk
     }
@@ -406,12 +447,32 @@ impl Conversation {
     }
 
     pub fn send(&mut self, bytes: &[u8]) {
-        let _ = self.link.socket.write_all(bytes);
+        let _ = self.link.write_all(bytes);
     }
 
     /// Sends every byte in a segment of its own.
     pub fn send_bytewise(&mut self, bytes: &[u8]) {
         bytes.iter().for_each(|byte| self.send(&[*byte]));
+    }
+
+    /// Reads a packet without a tag: its body.
+    pub fn read_untagged(&mut self) -> Option<Vec<u8>> {
+        self.link.untagged()
+    }
+
+    /// Consents to an SSLRequest and performs the handshake; false if that fails.
+    pub fn encrypt(&mut self, config: Arc<ServerConfig>) -> bool {
+        if self.link.untagged().as_deref() != Some(&[4, 210, 22, 47]) {
+            return false;
+        }
+        self.send(b"S");
+        let connection = ServerConnection::new(config).unwrap();
+        self.link.encrypt(connection.into()).is_ok()
+    }
+
+    /// From now on every byte of ciphertext leaves in a segment of its own.
+    pub fn chop(&mut self) {
+        self.link.is_chopped = true;
     }
 
     pub fn read(&mut self) -> Option<Message> {
@@ -461,9 +522,11 @@ impl Conversation {
     }
 }
 
-/// A socket with a read buffer and a deadline.
+/// A socket with a read buffer and a deadline, and TLS after a handshake.
 struct Link {
     socket: Socket,
+    tls: Option<Connection>,
+    is_chopped: bool,
     buffer: Vec<u8>,
     used: usize,
 }
@@ -474,8 +537,50 @@ impl Link {
         socket.set_write_timeout(Some(PATIENCE)).unwrap();
         Link {
             socket,
+            tls: None,
+            is_chopped: false,
             buffer: Vec::new(),
             used: 0,
+        }
+    }
+
+    fn encrypt(&mut self, mut connection: Connection) -> io::Result<()> {
+        while connection.is_handshaking() {
+            connection.complete_io(&mut Wire(&self.socket, self.is_chopped))?;
+        }
+        self.tls = Some(connection);
+        Ok(())
+    }
+
+    fn write_all(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let mut wire = Wire(&self.socket, self.is_chopped);
+        match &mut self.tls {
+            None => (&self.socket).write_all(bytes),
+            Some(tls) => {
+                // What the connection takes at a time.
+                for part in bytes.chunks(16 * 1024) {
+                    tls.writer().write_all(part)?;
+                    while tls.wants_write() {
+                        tls.write_tls(&mut wire)?;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn read_raw(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        let mut wire = Wire(&self.socket, self.is_chopped);
+        match &mut self.tls {
+            None => (&self.socket).read(chunk),
+            Some(tls) => loop {
+                match tls.reader().read(chunk) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    read => return read,
+                }
+                tls.read_tls(&mut wire)?;
+                tls.process_new_packets().map_err(io::Error::other)?;
+            },
         }
     }
 
@@ -521,7 +626,7 @@ impl Link {
     /// Reads once; false at the end of the stream.
     fn fill(&mut self) -> io::Result<bool> {
         let mut chunk = [0; 65_536];
-        match self.socket.read(&mut chunk) {
+        match self.read_raw(&mut chunk) {
             Ok(0) => Ok(false),
             Ok(count) => {
                 self.buffer.extend_from_slice(&chunk[..count]);
@@ -548,5 +653,29 @@ impl Link {
         let peeked = self.socket.peek(&mut byte);
         self.socket.set_nonblocking(false).unwrap();
         self.used == self.buffer.len() && peeked.is_err()
+    }
+}
+
+/// A socket that sends byte by byte if the flag is set.
+struct Wire<'a>(&'a Socket, bool);
+
+impl Read for Wire<'_> {
+    fn read(&mut self, chunk: &mut [u8]) -> io::Result<usize> {
+        self.0.read(chunk)
+    }
+}
+
+impl Write for Wire<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = if self.1 {
+            1.min(bytes.len())
+        } else {
+            bytes.len()
+        };
+        self.0.write(&bytes[..length])
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -11,6 +11,7 @@ use std::thread;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
+use super::certs::{Authority, Signed};
 use super::peer::{Client, Reply};
 use super::wait::{PATIENCE, holds_within, wait_until};
 
@@ -26,6 +27,11 @@ pub const MUST_SCRAM: &str = "must_scram";
 pub const MUST_MD5: &str = "must_md5";
 pub const MUST_PASSWORD: &str = "must_password";
 
+/// Only in a cluster that encrypts.
+pub const MUST_ENCRYPT: &str = "must_encrypt";
+pub const MUST_NOT_ENCRYPT: &str = "must_not_encrypt";
+pub const MUST_CERTIFY: &str = "must_certify";
+
 impl Postgres {
     /// The cluster that most tests share, each with a database of its own.
     pub fn shared() -> &'static Arc<Postgres> {
@@ -33,13 +39,57 @@ impl Postgres {
         SHARED.get_or_init(Postgres::own)
     }
 
+    /// A cluster that encrypts, with a certificate of [`Postgres::authority`]. Beside the rules of the others:
+    /// a role of [`MUST_ENCRYPT`] must, of [`MUST_NOT_ENCRYPT`] must not, and one of [`MUST_CERTIFY`] must show
+    /// a certificate of the same authority with its own name.
+    pub fn encrypted() -> &'static Arc<Postgres> {
+        static ENCRYPTED: OnceLock<Arc<Postgres>> = OnceLock::new();
+        ENCRYPTED.get_or_init(|| Postgres::with(|data| {
+            let own = Postgres::authority().sign();
+            Postgres::present(data, &own);
+            let root = data.join("root.crt");
+            fs::copy(&Postgres::authority().root.certificate, &root).unwrap();
+            own_file(&root);
+            let settings = "ssl = on\nssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\nssl_ca_file = 'root.crt'\n";
+            append(&data.join("postgresql.conf"), settings);
+            let rules = format!(
+                "hostssl all +{MUST_ENCRYPT} 127.0.0.1/32 trust\nhost all +{MUST_ENCRYPT} 127.0.0.1/32 reject\n\
+                 hostnossl all +{MUST_NOT_ENCRYPT} 127.0.0.1/32 trust\nhost all +{MUST_NOT_ENCRYPT} 127.0.0.1/32 reject\n\
+                 hostssl all +{MUST_CERTIFY} 127.0.0.1/32 cert\nhost all +{MUST_CERTIFY} 127.0.0.1/32 reject\n"
+            );
+            let hba = data.join("pg_hba.conf");
+            fs::write(&hba, rules + &fs::read_to_string(&hba).unwrap()).unwrap();
+        }))
+    }
+
+    /// Who has signed the certificate of [`Postgres::encrypted`].
+    pub fn authority() -> &'static Authority {
+        static AUTHORITY: OnceLock<Authority> = OnceLock::new();
+        AUTHORITY.get_or_init(|| Authority::new("authority of the test cluster"))
+    }
+
+    fn present(data: &Path, own: &Signed) {
+        for (from, name) in [(&own.certificate, "server.crt"), (&own.key, "server.key")] {
+            let to = data.join(name);
+            fs::copy(from, &to).unwrap();
+            super::certs::private(&to);
+            own_file(&to);
+        }
+    }
+
     /// A cluster of one's own, for tests that stop it.
     pub fn own() -> Arc<Postgres> {
+        Postgres::with(|_| {})
+    }
+
+    /// A cluster of one's own, its data directory prepared before it starts.
+    pub fn with(prepare: impl FnOnce(&Path)) -> Arc<Postgres> {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
         let data = Home::get()
             .path
             .join(format!("data{}", COUNT.fetch_add(1, Ordering::Relaxed)));
         run_to_end(Command::new("cp").arg("-a").arg(template()).arg(&data));
+        prepare(&data);
         let postgres = Postgres {
             data,
             running: Mutex::new(None),
@@ -47,7 +97,14 @@ impl Postgres {
         };
         postgres.start();
         let mut client = Client::login(postgres.address(), "postgres");
-        for role in [MUST_SCRAM, MUST_MD5, MUST_PASSWORD] {
+        for role in [
+            MUST_SCRAM,
+            MUST_MD5,
+            MUST_PASSWORD,
+            MUST_ENCRYPT,
+            MUST_NOT_ENCRYPT,
+            MUST_CERTIFY,
+        ] {
             client.value(&format!("create role {role}"));
         }
         Arc::new(postgres)
@@ -296,6 +353,17 @@ fn template() -> &'static Path {
         fs::write(data.join("pg_hba.conf"), hba).unwrap();
         data
     })
+}
+
+fn append(path: &Path, text: &str) {
+    fs::write(path, fs::read_to_string(path).unwrap() + text).unwrap();
+}
+
+/// Gives a file to the user that PostgreSQL runs as.
+fn own_file(path: &Path) {
+    if let Some((uid, gid)) = unprivileged_user() {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).unwrap();
+    }
 }
 
 fn run_to_end(command: &mut Command) {

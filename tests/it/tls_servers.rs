@@ -1,0 +1,472 @@
+//! TLS towards servers: what each mode asks of them, and what becomes of connections that change hands.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::certs::{Authority, Signed, Wish};
+use crate::support::peer::Conversation;
+use crate::support::postgres::{MUST_CERTIFY, MUST_ENCRYPT, MUST_NOT_ENCRYPT, MUST_SCRAM};
+use crate::support::wire::*;
+use crate::support::*;
+
+/// Whether the server connection that runs this is encrypted, and by which version.
+const VERSION: &str =
+    "select coalesce(version, 'plain') from pg_stat_ssl where pid = pg_backend_pid()";
+
+fn topology(shards: usize, mode: &str) -> Topology {
+    Topology::new(shards)
+        .set("server_tls_sslmode", mode)
+        .set("server_login_retry", "50 ms")
+}
+
+fn trusting(topology: Topology, authority: &Authority) -> Topology {
+    topology.set("server_tls_ca_file", authority.root.certificate_path())
+}
+
+/// A pooler to a fresh database of the cluster that encrypts.
+fn stage(topology: Topology, keys: &[(&str, &str)]) -> Stage {
+    Stage::on(Postgres::encrypted().database(), topology, keys)
+}
+
+/// A client of `entry` that has logged in, or `None` once the log says `complaint`: while a server cannot be
+/// reached, clients wait.
+fn login_unless(pooler: &Pooler, entry: &str, complaint: &str) -> Option<Client> {
+    let mut client = Client::connect(pooler.address);
+    client.send(&startup(
+        PROTOCOL_3_0,
+        &[("user", "postgres"), ("database", entry)],
+    ));
+    let mut is_in = false;
+    wait_until("a login or a complaint", || {
+        is_in = !client.has_nothing_to_read();
+        is_in || pooler.log().contains(complaint)
+    });
+    is_in.then(|| {
+        let reply = client.reply();
+        assert_eq!(reply.status, b'I', "{reply:?}");
+        client
+    })
+}
+
+fn role(group: &str) -> String {
+    Postgres::encrypted().role(group, "scram-sha-256", "sesame")
+}
+
+both_shards!(
+    every_mode_meets_servers_that_must_may_and_must_not_encrypt,
+    |shards| {
+        let (must, must_not) = (role(MUST_ENCRYPT), role(MUST_NOT_ENCRYPT));
+        // Mode; then what a server says that must, may and must not encrypt; "" is a refusal.
+        let table = [
+            ("disable", ["", "plain", "plain"]),
+            ("allow", ["TLSv1.3", "plain", "plain"]),
+            ("prefer", ["TLSv1.3", "TLSv1.3", ""]),
+            ("require", ["TLSv1.3", "TLSv1.3", ""]),
+            ("verify-ca", ["TLSv1.3", "TLSv1.3", ""]),
+            ("verify-full", ["TLSv1.3", "TLSv1.3", ""]),
+        ];
+        for (mode, outcomes) in table {
+            let topology = trusting(topology(shards, mode), Postgres::authority());
+            for (user, outcome) in [must.as_str(), "postgres", must_not.as_str()]
+                .iter()
+                .zip(outcomes)
+            {
+                let topology = topology.clone().user_secret(user, "");
+                let stage = stage(topology, &[("user", user)]);
+                let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+                let mut client = Client::connect(stage.address());
+                let reply = client.start(PROTOCOL_3_0, &params);
+                assert_eq!(
+                    reply.status == b'I',
+                    !outcome.is_empty(),
+                    "{mode} {user}: {reply:?}"
+                );
+                if reply.status == b'I' {
+                    assert_eq!(client.value(VERSION), outcome, "{mode} {user}");
+                    let shown = &stage.console("SHOW SERVERS").table()[0]["tls"];
+                    assert_eq!(
+                        shown.starts_with("TLSv1.3/TLS_AES_256_GCM_SHA384/ECDH="),
+                        outcome != "plain"
+                    );
+                }
+            }
+        }
+    }
+);
+
+both_shards!(
+    server_that_does_not_encrypt_is_refused_where_it_must,
+    |shards| {
+        for mode in ["require", "verify-ca", "verify-full"] {
+            let stage = Stage::pooled(trusting(topology(shards, mode), Postgres::authority()));
+            assert!(login_unless(&stage, &stage.entry, "server refused SSL").is_none());
+        }
+        let stage = Stage::pooled(topology(shards, "prefer"));
+        assert_eq!(stage.client().value(VERSION), "plain");
+    }
+);
+
+both_shards!(unix_sockets_are_never_encrypted, |shards| {
+    let postgres = Postgres::encrypted();
+    let topology = trusting(topology(shards, "verify-full"), Postgres::authority());
+    let stage = stage(
+        topology,
+        &[("host", postgres.socket_dir().to_str().unwrap())],
+    );
+    assert_eq!(stage.client().value(VERSION), "plain");
+});
+
+/// A server that shows a certificate and then serves.
+fn showing(shown: &Signed) -> FakeServer {
+    let config = shown.server_config();
+    FakeServer::start(move |mut conversation| {
+        if conversation.encrypt(config.clone()) && conversation.login() {
+            conversation.serve("served");
+        }
+    })
+}
+
+/// Whether a client is served by a server that shows this certificate.
+fn is_served(topology: Topology, shown: &Signed, host: &str) -> bool {
+    let server = showing(shown);
+    let topology = topology.database_at("db", server.address, &[("host", host)]);
+    let pooler = Pooler::start(&topology);
+    let complaint = "TLS handshake failed: invalid peer certificate";
+    let Some(mut client) = login_unless(&pooler, "db", complaint) else {
+        return false;
+    };
+    assert_eq!(client.value("select 1"), "served");
+    true
+}
+
+both_shards!(certificates_are_judged_as_the_mode_says, |shards| {
+    let authority = Authority::new("ours");
+    let wish = |common_name, names| Wish {
+        common_name,
+        names,
+        ..Wish::default()
+    };
+    let good = authority.sign();
+    let by_common_name = authority.sign_as(&wish("localhost", &[]));
+    let elsewhere = authority.sign_as(&wish("elsewhere", &["elsewhere.example"]));
+    // The common name does not count where there are others.
+    let misnamed = authority.sign_as(&wish("localhost", &["elsewhere.example"]));
+    let stranger = Authority::new("theirs").sign();
+    let expired = authority.sign_as(&Wish {
+        is_expired: true,
+        ..Wish::default()
+    });
+    let of_rsa = authority.sign_as(&Wish {
+        is_rsa: true,
+        ..Wish::default()
+    });
+    let revoked = authority.sign();
+    let directory = tempfile::tempdir().unwrap();
+    let list = directory.path().join("revoked.pem");
+    fs::write(&list, authority.revoke(&[&revoked])).unwrap();
+    // Certificate, and which of require, verify-ca and verify-full take it.
+    let table: [(&str, &Signed, [bool; 3]); 8] = [
+        ("good", &good, [true; 3]),
+        ("rsa", &of_rsa, [true; 3]),
+        ("common name", &by_common_name, [true; 3]),
+        ("elsewhere", &elsewhere, [true, true, false]),
+        ("misnamed", &misnamed, [true, true, false]),
+        ("stranger", &stranger, [true, false, false]),
+        ("expired", &expired, [true, false, false]),
+        ("revoked", &revoked, [true, false, false]),
+    ];
+    for (name, shown, taken) in table {
+        for (mode, is_taken) in ["require", "verify-ca", "verify-full"].iter().zip(taken) {
+            let topology = trusting(topology(shards, mode), &authority)
+                .set("server_tls_crl_file", list.to_str().unwrap());
+            assert_eq!(
+                is_served(topology, shown, "localhost"),
+                is_taken,
+                "{name}, {mode}"
+            );
+        }
+    }
+    // The address that is dialled is what has to match, not what it may also be called.
+    let named = authority.sign_as(&wish("x", &["localhost"]));
+    let full = || trusting(topology(shards, "verify-full"), &authority);
+    assert!(is_served(full(), &named, "localhost"));
+    assert!(!is_served(full(), &named, "127.0.0.1"));
+});
+
+both_shards!(certificate_in_the_ca_file_itself_is_trusted, |shards| {
+    let authority = Authority::new("localhost");
+    let trusted = |mode| trusting(topology(shards, mode), &authority);
+    assert!(is_served(
+        trusted("verify-ca"),
+        &authority.root,
+        "localhost"
+    ));
+    assert!(is_served(
+        trusted("verify-full"),
+        &authority.root,
+        "localhost"
+    ));
+    assert!(!is_served(
+        trusted("verify-full"),
+        &authority.root,
+        "127.0.0.1"
+    ));
+});
+
+both_shards!(server_that_misbehaves_before_encryption_is_left, |shards| {
+    let answers: [(&[u8], &str); 5] = [
+        (
+            b"SR\0\0\0\x08\0\0\0\0",
+            "received unencrypted data after SSL response",
+        ),
+        (
+            b"NR\0\0\0\x08\0\0\0\0",
+            "received unencrypted data after SSL response",
+        ),
+        (
+            b"E\0\0\0\x0eSFATAL\0\0",
+            "unexpected message 'E' during login",
+        ),
+        (b"X", "unexpected message 'X' during login"),
+        (b"", "server closed the connection during login"),
+    ];
+    for (answer, complaint) in answers {
+        let server = FakeServer::start(move |mut conversation| {
+            conversation.read_untagged();
+            conversation.send(answer);
+            if !answer.is_empty() {
+                conversation.wait_closed();
+            }
+        });
+        let topology = topology(shards, "prefer").database_at("db", server.address, &[]);
+        let pooler = Pooler::start(&topology);
+        assert!(login_unless(&pooler, "db", complaint).is_none());
+    }
+});
+
+both_shards!(records_of_a_server_may_arrive_byte_by_byte, |shards| {
+    let authority = Authority::new("ours");
+    let config = authority.sign().server_config();
+    let server = FakeServer::start(move |mut conversation| {
+        conversation.chop();
+        if conversation.encrypt(config.clone()) && conversation.login() {
+            conversation.serve("slow but whole");
+        }
+    });
+    let topology = topology(shards, "require").database_at("db", server.address, &[]);
+    let pooler = Pooler::start(&topology);
+    assert_eq!(
+        Client::login(pooler.address, "db").value("select 1"),
+        "slow but whole"
+    );
+});
+
+both_shards!(
+    server_that_ends_without_the_end_of_tls_is_replaced,
+    |shards| {
+        let authority = Authority::new("ours");
+        let config = authority.sign().server_config();
+        let count = Arc::new(AtomicUsize::new(0));
+        let server = FakeServer::start(move |mut conversation: Conversation| {
+            if !conversation.encrypt(config.clone()) || !conversation.login() {
+                return;
+            }
+            if count.fetch_add(1, Ordering::AcqRel) == 0 {
+                // The first hangs up in the middle of a reply.
+                conversation.next_request();
+                conversation.send(&one_column("x"));
+                return;
+            }
+            conversation.serve("second");
+        });
+        let topology =
+            topology(shards, "require")
+                .pool_size(1)
+                .database_at("db", server.address, &[]);
+        let pooler = Pooler::start(&topology);
+        let mut client = Client::login(pooler.address, "db");
+        assert!(client.query("select 1").closed);
+        assert_eq!(
+            Client::login(pooler.address, "db").value("select 1"),
+            "second"
+        );
+    }
+);
+
+both_shards!(certificate_of_our_own_opens_the_door, |shards| {
+    let user = role(MUST_CERTIFY);
+    let own = Postgres::authority().sign_as(&Wish {
+        common_name: &user,
+        ..Wish::default()
+    });
+    let other = Postgres::authority().sign();
+    let as_user = |own: &Signed| {
+        topology(shards, "require")
+            .set("server_tls_cert_file", own.certificate_path())
+            .set("server_tls_key_file", own.key_path())
+    };
+    let with_it = stage(as_user(&own), &[("user", &user)]);
+    assert_eq!(with_it.client().value("select current_user"), user);
+    let without = stage(as_user(&other), &[("user", &user)]);
+    let params = [("user", "postgres"), ("database", without.entry.as_str())];
+    let reply = Client::connect(without.address()).start(PROTOCOL_3_0, &params);
+    reply.assert_fatal("certificate authentication failed");
+});
+
+both_shards!(encrypted_servers_travel_between_shards, |shards| {
+    let stage = stage(topology(shards, "require").pool_size(1), &[]);
+    let mut clients: Vec<_> = (0..8).map(|_| stage.client()).collect();
+    let pid = clients[0].value("select pg_backend_pid()");
+    for round in 0..20 {
+        for (at, client) in clients.iter_mut().enumerate() {
+            let asked = format!(
+                "select '{round}.{at}', repeat('x', {})",
+                (round * at * 997) % 60_000
+            );
+            let reply = client.query(&asked);
+            assert_eq!(
+                reply.rows[0][0].as_deref(),
+                Some(format!("{round}.{at}").as_str())
+            );
+            assert_eq!(
+                client.value("select pg_backend_pid()"),
+                pid,
+                "one server for all"
+            );
+        }
+    }
+});
+
+both_shards!(large_results_arrive_whole_through_both_sides, |shards| {
+    let stage = stage(topology(shards, "require"), &[]);
+    let mut client = stage.client();
+    let sql = "select md5(i::text) || repeat('y', i % 700) from generate_series(1, 40000) i";
+    let expected = stage.database.direct().query(sql).rows;
+    assert_eq!(client.query(sql).rows, expected);
+    let text = "z".repeat(3_000_000);
+    assert_eq!(client.value(&format!("select length('{text}')")), "3000000");
+});
+
+both_shards!(cancel_requests_are_encrypted_as_well, |shards| {
+    // PostgreSQL takes cancel requests in either form; this server counts those that came encrypted.
+    let authority = Authority::new("ours");
+    let config = authority.sign().server_config();
+    let cancels = Arc::new(AtomicUsize::new(0));
+    let counted = cancels.clone();
+    let server = FakeServer::start(move |mut conversation: Conversation| {
+        if !conversation.encrypt(config.clone()) {
+            return;
+        }
+        match conversation.read_untagged().as_deref() {
+            Some([0, 3, ..]) => {
+                conversation.send(&Conversation::greeting());
+                conversation.next_request();
+                wait_until("the cancel request", || {
+                    counted.load(Ordering::Acquire) == 1
+                });
+                let failed = [
+                    error(&[(b'S', "ERROR"), (b'C', "57014"), (b'M', "canceled")]),
+                    ready(b'I'),
+                ];
+                conversation.send(&failed.concat());
+                conversation.wait_closed();
+            }
+            Some([4, 210, 22, 46, ..]) => {
+                counted.fetch_add(1, Ordering::AcqRel);
+            }
+            _ => {}
+        }
+    });
+    let topology = trusting(topology(shards, "verify-full"), &authority).database_at(
+        "db",
+        server.address,
+        &[],
+    );
+    let pooler = Pooler::start(&topology);
+    let mut client = Client::login(pooler.address, "db");
+    client.send(&query("select pg_sleep(100)"));
+    wait_until("the query is under way", || {
+        pooler.pools("db", "sv_active") == 1
+    });
+    peer::cancel(pooler.address, &client.key);
+    assert_eq!(client.reply().code(), "57014");
+    assert_eq!(cancels.load(Ordering::Acquire), 1);
+});
+
+both_shards!(postgresql_cancels_over_tls, |shards| {
+    let stage = stage(topology(shards, "require"), &[]);
+    let mut client = stage.client();
+    client.send(&query("select pg_sleep(100)"));
+    stage
+        .database
+        .wait_backends(1, "query like '%pg_sleep%' and state = 'active'");
+    peer::cancel(stage.address(), &client.key);
+    assert_eq!(client.reply().code(), "57014");
+});
+
+both_shards!(scram_is_bound_to_the_channel_on_both_sides, |shards| {
+    let user = role(MUST_SCRAM);
+    let authority = Authority::new("of the pooler");
+    let shown = authority.sign();
+    let topology = topology(shards, "require")
+        .set("auth_type", "scram-sha-256")
+        .set("client_tls_sslmode", "prefer")
+        .set("client_tls_cert_file", shown.certificate_path())
+        .set("client_tls_key_file", shown.key_path())
+        .user_secret(&user, &Postgres::encrypted().stored_secret(&user));
+    let stage = stage(topology, &[]);
+    let ask = |words: &str| {
+        let words = format!("user={user} password=sesame {words}");
+        psql(stage.address(), &stage.entry, &words, "select 'in'")
+    };
+    assert_eq!(
+        ask("sslmode=require channel_binding=require").as_deref(),
+        Ok("in")
+    );
+    assert_eq!(
+        ask("sslmode=require channel_binding=disable").as_deref(),
+        Ok("in")
+    );
+    assert_eq!(ask("sslmode=disable").as_deref(), Ok("in"));
+    assert!(ask("sslmode=disable channel_binding=require").is_err());
+    assert!(ask("sslmode=require channel_binding=require password=wrong").is_err());
+});
+
+/// The mechanism that the pooler picks, by a server that offers both and then hangs up.
+fn picked(topology: Topology, shown: &Signed, user: &str) -> String {
+    let config = shown.server_config();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let server = FakeServer::start(move |mut conversation: Conversation| {
+        if conversation.encrypt(config.clone()) && conversation.read_startup() {
+            let names = [
+                &10_u32.to_be_bytes()[..],
+                b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0",
+            ]
+            .concat();
+            conversation.send(&message(b'R', &names));
+            if let Some(answer) = conversation.read() {
+                let _ = sender.send(String::from_utf8_lossy(&answer.body).into_owned());
+            }
+        }
+    });
+    let keys = [("user", user), ("password", "sesame")];
+    let pooler = Pooler::start(&topology.database_at("db", server.address, &keys));
+    let mut client = Client::connect(pooler.address);
+    client.send(&startup(
+        PROTOCOL_3_0,
+        &[("user", "postgres"), ("database", "db")],
+    ));
+    receiver.recv_timeout(wait::PATIENCE).expect("an answer")
+}
+
+#[test]
+fn channel_binding_is_picked_where_it_is_offered() {
+    let authority = Authority::new("ours");
+    let answer = picked(topology(1, "require"), &authority.sign(), "alice");
+    assert!(answer.starts_with("SCRAM-SHA-256-PLUS\0"), "{answer:?}");
+    assert!(
+        answer.contains("p=tls-server-end-point,,n=,r="),
+        "{answer:?}"
+    );
+}
