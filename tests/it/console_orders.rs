@@ -204,6 +204,9 @@ compared!(
         busy.query("begin");
         running.send(&query("select pg_sleep(60)"));
         wait_until("both are served", || subject.pools(&one, "sv_active") == 2);
+        // A cancel request that comes before its query begins is lost.
+        let condition = "state = 'active' and query like '%pg_sleep%'";
+        subject.databases[0].wait_backends(1, condition);
         assert_eq!(subject.console(&format!("KILL {one}")).complete, ["KILL"]);
         if !subject.is_theirs {
             let pools = |column: &str| subject.pools(&one, column);
