@@ -64,6 +64,11 @@ need_postgres() {
     find_postgres || die "PostgreSQL was installed, but initdb, postgres and pgbench are not in /usr/lib/postgresql/*/bin"
 }
 
+# Tests of what is PgBouncer's behaviour are run against it as well; Debian's package also starts one on port 6432.
+need_pgbouncer() {
+    [ -x /usr/sbin/pgbouncer ] || apt_install pgbouncer
+}
+
 # The crates compile C (mimalloc, the ring library under glommio, which runs configure and make).
 need_c_compiler() {
     if ! has cc || ! has make; then

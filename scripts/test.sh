@@ -34,7 +34,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   soak      low and bursty load for SOAK_SECONDS (default 60)
   loadtest  a smoke run of the load test
 
-What is missing is installed: PostgreSQL, a C compiler, Python, Node.js and shellcheck with apt (sudo if not root), Python
+What is missing is installed: PostgreSQL, PgBouncer, a C compiler, Python, Node.js and shellcheck with apt (sudo if not root), Python
 and Node packages under target/. A Rust toolchain must be there, unless apt has rustup.
 TEXT
 }
@@ -164,6 +164,7 @@ step_fuzz() {
 
 step_it() {
     need_postgres
+    need_pgbouncer
     cargo test --locked --test it -- --skip torture:: --skip soak::
 }
 

@@ -4,7 +4,7 @@ use crate::base::limit::SCRAM_ITERATIONS;
 use crate::config::{Config, convert, reference_toml};
 use crate::process::{self, Options};
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgAction, Args, Parser, Subcommand};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -50,12 +50,27 @@ enum Command {
     },
 }
 
-/// What to run.
+/// How to run: PgBouncer's options, and the number of shards.
 #[derive(Debug, Args)]
 struct Run {
     /// The configuration file: TOML if its name ends in .toml, PgBouncer's if it ends in .ini or has a section
     /// [pgbouncer].
     file: Option<PathBuf>,
+    /// Run in the background; needs logfile (or syslog) and pidfile.
+    #[arg(short, long)]
+    daemon: bool,
+    /// Do not log to standard error.
+    #[arg(short, long)]
+    quiet: bool,
+    /// Log more; may be given several times.
+    #[arg(short, long, action = ArgAction::Count)]
+    verbose: u8,
+    /// Become this user, over that of the file.
+    #[arg(short, long, value_name = "NAME")]
+    user: Option<String>,
+    /// PgBouncer's online restart, which is not supported: use so_reuseport instead.
+    #[arg(short = 'R', long)]
+    reboot: bool,
     /// Number of shards (cores used), over that of the file; 0 is one per physical core.
     #[arg(long, env = "RINGBOUNCER_SHARDS", value_name = "N")]
     shards: Option<usize>,
@@ -112,9 +127,20 @@ fn start(run: Run) -> ExitCode {
         eprintln!("ringbouncer: no configuration file specified");
         return hint();
     };
+    if run.reboot {
+        eprintln!(
+            "ringbouncer: -R is not supported; start the new process beside the old one with so_reuseport = 1 and \
+             then send the old one SIGTERM"
+        );
+        return ExitCode::FAILURE;
+    }
     finish(process::run(&Options {
         path,
         shards: run.shards,
+        daemon: run.daemon,
+        quiet: run.quiet,
+        verbose: run.verbose,
+        user: run.user,
     }))
 }
 

@@ -249,9 +249,6 @@ impl Checker<'_> {
     /// Checks what no key says alone, unless one of the keys concerned is wrong anyway.
     fn relations(&mut self, config: &Config) {
         for fault in cross::faults(config) {
-            if self.dialect == Dialect::Ini && !fault.is_fatal_to_pgbouncer {
-                continue;
-            }
             let concerns = |problem: &Problem| {
                 let within = |key: &String| is_within(&problem.key, key);
                 fault.concerns.iter().any(within)

@@ -101,6 +101,9 @@ impl Writer<'_> {
             }
             Value::Int(number) => number.to_string(),
             Value::Duration(span) => format!("\"{}\"", format_duration(*span)),
+            Value::Text(name) if matches!(key.kind, Kind::SocketDir) && name.starts_with('@') => {
+                quoted(name)
+            }
             Value::Text(path) if matches!(key.kind, Kind::Path | Kind::SocketDir) => {
                 quoted(&self.here.join(path).to_string_lossy())
             }

@@ -1,5 +1,6 @@
 //! What no key says alone: faults in how settings go together.
 
+use super::dialect::Dialect;
 use super::document::dotted;
 use super::keys::{Database, General, Peer};
 use super::model::{AuthType, Config, SslMode};
@@ -45,7 +46,9 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         .peers
         .values()
         .filter_map(|peer| peer_without_host(peer));
-    found.chain(databases).chain(peers).collect()
+    let all = found.chain(databases).chain(peers);
+    let counts = |fault: &Fault| config.dialect == Dialect::Toml || fault.is_fatal_to_pgbouncer;
+    all.filter(counts).collect()
 }
 
 fn of_general(blamed: &str, others: &[&str], text: impl Into<String>) -> Option<Fault> {
@@ -186,14 +189,15 @@ fn password_without_user(database: &Database) -> Option<Fault> {
 }
 
 fn peer_without_host(peer: &Peer) -> Option<Fault> {
-    if peer.host.is_some() {
+    let host = peer.host.as_deref();
+    if host.is_some_and(|host| !host.contains(',')) {
         return None;
     }
     let table = dotted(&["peers", &peer.id.to_string()]);
     Some(Fault {
         key: table.clone(),
         concerns: vec![table],
-        text: "a peer needs a host".to_owned(),
+        text: "a peer needs one host".to_owned(),
         is_fatal_to_pgbouncer: true,
     })
 }

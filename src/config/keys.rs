@@ -5,7 +5,7 @@
 //! [`Preset::Unset`] stands for keys that have none.
 
 use super::kind::{Bare, Kind};
-use super::model::{AuthType, LogLevel, PoolMode, SslMode};
+use super::model::{AuthType, LoadBalanceHosts, LogLevel, PoolMode, SslMode, SyslogFacility};
 use super::tls::{parse_ciphers, parse_curves, parse_protocols, parse_tls13_ciphers};
 use super::value::{Field, Value};
 use crate::base::{Secret, limit};
@@ -260,6 +260,20 @@ settings! {
             "Directory to create a Unix socket in.";
         unix_socket_mode: u32 = Kind::FileMode, default(r#""0777""#), Restart,
             "Permissions of the Unix socket.";
+        unix_socket_group: String = Kind::Text { bytes_max: limit::USER_NAME_BYTES_MAX }, default(r#""""#), Restart,
+            "Group of the Unix socket, a name or a number; \"\" leaves it as it is.";
+        so_reuseport: bool = Kind::Bool, default("false"), Restart,
+            "Whether other processes of the same user may listen on our TCP port, so that one can take over from another; each needs a unix_socket_dir and a pidfile of its own.";
+        tcp_defer_accept: bool = Kind::Bool, default("false"), Restart,
+            "Whether a connection is only taken once its client has said something (TCP_DEFER_ACCEPT).";
+    }
+    "Process" {
+        user: String = Kind::Text { bytes_max: limit::USER_NAME_BYTES_MAX }, default(r#""""#), Restart,
+            "User to become once limits have been raised and before anything is opened, which only root can; \"\" is who starts it.";
+        pidfile: Option<PathBuf> = Kind::Path, default(r#""""#), Restart,
+            "File for the number of the process; while a process lives whose number it has, no second one starts.";
+        conffile: Option<PathBuf> = Kind::Path, default(r#""""#), Live,
+            "File that the next reload reads in place of this one.";
     }
     "Cores" {
         shards: usize = int(0, limit::SHARDS_MAX as u64), default("0"), Restart,
@@ -270,6 +284,10 @@ settings! {
             "Whether idle clients are moved to another shard, between two transactions, when shards are unevenly loaded.";
         cpus: Vec<usize> = Kind::Numbers { max: 4095 }, default("[]"), Restart,
             "Numbers of the cores that shards run on, one shard on each in this order; [] leaves the choice to us.";
+    }
+    "Peers" {
+        peer_id: u16 = int(0, 65_535), default("0"), Live,
+            "Our own number among the [peers], by which their cancel requests find us; 0 is no peering.";
     }
     "Pools" {
         pool_mode: PoolMode = Kind::Word(PoolMode::WORDS), default(r#""transaction""#), NewConnections,
@@ -310,6 +328,8 @@ settings! {
             "Time a new server connection has for connecting and logging in; 0 is no bound.";
         server_login_retry: Duration = SPAN, default(r#""15 s""#), Live,
             "Pause after a server could not be reached or refused the login, before the next try.";
+        server_round_robin: bool = Kind::Bool, default("false"), Live,
+            "Whether idle server connections serve in turn; else the one used last goes first, and surplus ones can time out.";
         server_idle_timeout: Duration = SPAN, default(r#""10 min""#), Live,
             "Server connections unused for longer are closed; 0 is never.";
         server_lifetime: Duration = SPAN, default(r#""1 h""#), Live,
@@ -376,6 +396,10 @@ settings! {
             "A client idle outside of transactions for longer is disconnected; 0 is never.";
         client_login_timeout: Duration = SPAN, default(r#""60 s""#), NewConnections,
             "A client that has not logged in by then is disconnected; 0 is never.";
+        dns_max_ttl: Duration = SPAN, default(r#""15 s""#), Live,
+            "Age at which the addresses of a host name are looked up again, whatever DNS says; servers at addresses that are gone are closed.";
+        dns_nxdomain_ttl: Duration = SPAN, default(r#""15 s""#), Live,
+            "Time after which a name that could not be looked up is tried again.";
         cancel_wait_timeout: Duration = SPAN, default(r#""10 s""#), Live,
             "A cancel request that could not be delivered by then is dropped; 0 is never.";
         close_timeout: Duration = SPAN_NOT_ZERO, default(r#""10 s""#), Live,
@@ -390,6 +414,8 @@ settings! {
             "Receive buffers of each shard.";
     }
     "TCP (for new sockets; Unix sockets have none of these)" {
+        tcp_socket_buffer: usize = Kind::Size { min: 0, max: 1 << 30 }, default("0"), NewConnections,
+            "Size of the kernel's buffers of a socket, each way; 0 is the system's default.";
         tcp_keepalive: bool = Kind::Bool, default("true"), NewConnections,
             "Whether the kernel probes idle connections, so that dead peers are noticed.";
         tcp_keepidle: Duration = KEEPALIVE_SPAN, default("0"), NewConnections,
@@ -408,6 +434,18 @@ settings! {
     "Logs and statistics" {
         log_level: LogLevel = Kind::Word(LogLevel::WORDS), default(r#""info""#), Live,
             "The least severe level that is logged.";
+        verbose: u32 = int(0, 10), default("0"), Live,
+            "1 logs at least level debug, more logs everything.";
+        logfile: Option<PathBuf> = Kind::Path, default(r#""""#), Live,
+            "File that lines are appended to, besides standard error; each reload opens it anew.";
+        syslog: bool = Kind::Bool, default("false"), Live,
+            "Whether lines go to syslog as well.";
+        syslog_ident: String = Kind::Name { bytes_max: 64 }, default(r#""ringbouncer""#), Live,
+            "Name of the program in syslog.";
+        syslog_facility: SyslogFacility = Kind::Word(SyslogFacility::WORDS), default(r#""daemon""#), Live,
+            "What syslog files the lines under.";
+        log_stats: bool = Kind::Bool, default("true"), Live,
+            "Whether the averages of each stats_period are logged.";
         log_connections: bool = Kind::Bool, default("true"), Live,
             "Whether each login is logged.";
         log_disconnections: bool = Kind::Bool, default("true"), Live,
@@ -432,7 +470,9 @@ settings! {
     DATABASE_KEYS of Database:
     "Database" {
         host: String = Kind::Host, default(r#""127.0.0.1""#), NewConnections,
-            "Where PostgreSQL listens; a directory (beginning with /) holds its Unix socket.";
+            "Where PostgreSQL listens, one host or several with commas between them; a directory (beginning with /) holds its Unix socket.";
+        load_balance_hosts: LoadBalanceHosts = Kind::Word(LoadBalanceHosts::WORDS), default(r#""round-robin""#), NewConnections,
+            "Which of several hosts a new server connection goes to: the next one each time, or (disable) the same one until a connection to it fails.";
         port: u16 = int(1, 65_535), default("5432"), NewConnections,
             "Its port, also of a Unix socket.";
         dbname: Option<String> = DATABASE_NAME, unset("NAME", r#""shop""#), NewConnections,

@@ -23,6 +23,9 @@ const PATH_BYTES_MAX: usize = 4095;
 /// Longest host name (RFC 1035, section 2.3.4), in bytes.
 const HOST_NAME_BYTES_MAX: usize = 253;
 
+/// Longest list of hosts, in bytes.
+const HOSTS_BYTES_MAX: usize = 8192;
+
 /// The type of a key with its bounds, all inclusive.
 #[derive(Clone, Copy, Debug)]
 pub enum Kind {
@@ -86,13 +89,13 @@ pub enum Kind {
         /// A value to show, for tests over every key.
         example: &'static str,
     },
-    /// Where a PostgreSQL server listens: IP address, host name, or directory of a Unix socket.
+    /// Where a PostgreSQL server listens: IP address, host name, or directory of a Unix socket (abstract with `@`).
     Host,
     /// A list of strings; one string stands for a list of one.
     List,
     /// A file; a relative path starts at the configuration file's directory, "" is none.
     Path,
-    /// The directory of a Unix socket: as `Path`, and short enough for a socket address.
+    /// The directory of a Unix socket: as `Path`, and short enough for a socket address; `@x` is an abstract one.
     SocketDir,
     /// A password or a hash of one; never printed.
     Secret,
@@ -159,7 +162,10 @@ impl Kind {
             Kind::Name { bytes_max } => format!("string of 1 to {bytes_max} bytes"),
             Kind::Text { bytes_max } => format!("string of at most {bytes_max} bytes"),
             Kind::Parsed { allowed, .. } => (*allowed).to_owned(),
-            Kind::Host => "IP address, host name, or directory of a Unix socket".to_owned(),
+            Kind::Host => {
+                "IP address, host name, or directory of a Unix socket; several with commas"
+                    .to_owned()
+            }
             Kind::List => r#"list of strings such as ["a", "b"], or one string"#.to_owned(),
             Kind::Path => r#"path, "" for none"#.to_owned(),
             Kind::SocketDir => {
@@ -190,7 +196,7 @@ impl Kind {
             Kind::Host => host(value),
             Kind::List => list(value),
             Kind::Path => path(value, dir, PATH_BYTES_MAX),
-            Kind::SocketDir => path(value, dir, SOCKET_DIR_BYTES_MAX),
+            Kind::SocketDir => socket_dir(value, dir),
             Kind::Secret => secret(value),
         }
     }
@@ -389,20 +395,23 @@ fn secret(value: &DeValue<'_>) -> Checked {
     Ok(Value::Secret(Secret::new(password)))
 }
 
+/// One host, or several with commas between them.
 fn host(value: &DeValue<'_>) -> Checked {
-    let written = name(value, SOCKET_PATH_BYTES_MAX.max(HOST_NAME_BYTES_MAX))?;
-    let good = if written.starts_with('/') {
-        written.len() <= SOCKET_DIR_BYTES_MAX
-    } else {
-        written.parse::<IpAddr>().is_ok() || is_host_name(&written)
-    };
-    if !good {
+    let written = name(value, HOSTS_BYTES_MAX)?;
+    if !written.split(',').map(str::trim).all(is_host) {
         return Err(format!("{:?} is not allowed", shortened(&written)).into());
     }
     Ok(Value::Text(written))
 }
 
-/// Letters, digits and what resolvers let through besides; no comma list, no `host:port`.
+fn is_host(written: &str) -> bool {
+    if written.starts_with(['/', '@']) {
+        return written.len() <= SOCKET_DIR_BYTES_MAX;
+    }
+    !written.is_empty() && (written.parse::<IpAddr>().is_ok() || is_host_name(written))
+}
+
+/// Letters, digits and what resolvers let through besides; no `host:port`.
 fn is_host_name(written: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
     written.len() <= HOST_NAME_BYTES_MAX && written.bytes().all(letter)
@@ -427,6 +436,14 @@ fn entry(element: &DeValue<'_>) -> Result<String, Refusal> {
         DeValue::String(_) => format!("has an entry that {}", refusal.what).into(),
         _ => "has an entry that is no string".into(),
     })
+}
+
+/// An abstract name is no path.
+fn socket_dir(value: &DeValue<'_>, dir: &Path) -> Checked {
+    match text(value, SOCKET_DIR_BYTES_MAX)? {
+        name if name.starts_with('@') => Ok(Value::Text(name)),
+        _ => path(value, dir, SOCKET_DIR_BYTES_MAX),
+    }
 }
 
 /// The length counts once the path is absolute, because that is what the kernel sees.
@@ -586,14 +603,22 @@ mod tests {
     }
 
     #[test]
-    fn host_is_one_address_name_or_directory() {
-        for good in ["127.0.0.1", "::1", "db-1.example_net", "/run/postgresql"] {
+    fn host_is_addresses_names_or_directories() {
+        for good in [
+            "127.0.0.1",
+            "::1",
+            "db-1.example_net",
+            "/run/postgresql",
+            "@abstract",
+            "a,b, ::1,/run",
+        ] {
             assert!(check(Kind::Host, &format!("{good:?}")).is_ok(), "{good}");
         }
         let long = format!("/{}", "x".repeat(SOCKET_DIR_BYTES_MAX));
         for bad in [
             "",
-            "a,b",
+            "a,,b",
+            "a,",
             "db:5432",
             "run/postgresql",
             "two words",
@@ -614,6 +639,8 @@ mod tests {
             path("/var/users.txt")
         );
         assert_eq!(check(Kind::Path, "\"\""), Ok(Value::Unset));
+        assert_eq!(check(Kind::SocketDir, "\"@x\""), path("@x"));
+        assert_eq!(check(Kind::Path, "\"@x\""), path("/etc/@x"));
         let longest = "x".repeat(SOCKET_DIR_BYTES_MAX - "/etc/".len());
         assert!(check(Kind::SocketDir, &format!("\"{longest}\"")).is_ok());
         assert_eq!(

@@ -29,7 +29,9 @@ pub use diff::{Change, DatabaseChanges, database_changes, diff};
 pub use error::{ConfigError, Problem};
 pub use keys::{Database, General, Key, Peer, Preset, Reload, Section, User, keys};
 pub use kind::{Bare, Kind};
-pub use model::{AuthType, Config, LogLevel, PoolMode, SslMode};
+pub use model::{
+    AuthType, Config, LoadBalanceHosts, LogLevel, PoolMode, SslMode, SyslogFacility, socket_path,
+};
 pub use reference::reference_toml;
 pub use show::config_rows;
 pub use tls::{

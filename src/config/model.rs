@@ -64,6 +64,12 @@ impl Config {
             .unwrap_or(self.general.default_pool_size)
     }
 
+    /// Cancel requests that may be on their way to peer `id`; 0 is no limit.
+    pub fn peer_pool_size(&self, id: u16) -> u32 {
+        let of_peer = self.peers.get(&id).and_then(|peer| peer.pool_size);
+        of_peer.unwrap_or(self.general.default_pool_size)
+    }
+
     /// Server connections that each pool of `database` keeps open.
     pub fn min_pool_size(&self, database: &Database) -> u32 {
         database.min_pool_size.unwrap_or(self.general.min_pool_size)
@@ -121,19 +127,31 @@ impl Database {
         self.user.as_deref().unwrap_or(client_user)
     }
 
-    /// The path of the server's Unix socket, if `host` is a directory.
-    pub fn socket_path(&self) -> Option<PathBuf> {
-        let is_directory = self.host.starts_with('/');
-        is_directory.then(|| PathBuf::from(format!("{}/.s.PGSQL.{}", self.host, self.port)))
+    /// The hosts, at least one.
+    pub fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.host.split(',').map(str::trim)
+    }
+
+    /// Whether some of its hosts are reached over TCP.
+    pub fn is_over_tcp(&self) -> bool {
+        let mut hosts = self.hosts();
+        hosts.any(|host| socket_path(host, self.port).is_none())
     }
 
     /// Whether server connections made for `other` serve this database as well.
     pub fn same_server(&self, other: &Database) -> bool {
         self.host == other.host
+            && self.load_balance_hosts == other.load_balance_hosts
             && self.port == other.port
             && self.user == other.user
             && self.server_dbname() == other.server_dbname()
     }
+}
+
+/// The path of a server's Unix socket, if `host` is a directory.
+pub fn socket_path(host: &str, port: u16) -> Option<PathBuf> {
+    let is_directory = host.starts_with(['/', '@']);
+    is_directory.then(|| PathBuf::from(format!("{host}/.s.PGSQL.{port}")))
 }
 
 macro_rules! words {
@@ -171,6 +189,16 @@ macro_rules! words {
             }
         }
     };
+}
+
+words! {
+    /// Which host of a list a new server connection goes to.
+    LoadBalanceHosts {
+        /// The next one.
+        RoundRobin = "round-robin",
+        /// The same one, until it fails.
+        Disable = "disable",
+    }
 }
 
 words! {
@@ -215,6 +243,56 @@ words! {
         VerifyCa = "verify-ca",
         /// And, of a server, one with the host's name.
         VerifyFull = "verify-full",
+    }
+}
+
+words! {
+    /// What syslog files our lines under (syslog(3)).
+    SyslogFacility {
+        /// Security messages.
+        Auth = "auth",
+        /// Private security messages.
+        Authpriv = "authpriv",
+        /// System daemons.
+        Daemon = "daemon",
+        /// User processes.
+        User = "user",
+        /// Free for local use, as those that follow.
+        Local0 = "local0",
+        /// See `Local0`.
+        Local1 = "local1",
+        /// See `Local0`.
+        Local2 = "local2",
+        /// See `Local0`.
+        Local3 = "local3",
+        /// See `Local0`.
+        Local4 = "local4",
+        /// See `Local0`.
+        Local5 = "local5",
+        /// See `Local0`.
+        Local6 = "local6",
+        /// See `Local0`.
+        Local7 = "local7",
+    }
+}
+
+impl SyslogFacility {
+    /// Its number (RFC 3164, section 4.1.1).
+    pub const fn code(self) -> u8 {
+        match self {
+            SyslogFacility::User => 1,
+            SyslogFacility::Daemon => 3,
+            SyslogFacility::Auth => 4,
+            SyslogFacility::Authpriv => 10,
+            SyslogFacility::Local0 => 16,
+            SyslogFacility::Local1 => 17,
+            SyslogFacility::Local2 => 18,
+            SyslogFacility::Local3 => 19,
+            SyslogFacility::Local4 => 20,
+            SyslogFacility::Local5 => 21,
+            SyslogFacility::Local6 => 22,
+            SyslogFacility::Local7 => 23,
+        }
     }
 }
 
@@ -291,9 +369,19 @@ mod tests {
 
     #[test]
     fn only_a_directory_has_a_socket_path() {
-        let config = config("[databases.a]\nhost = \"/run/pg\"\nport = 5433\n[databases.b]");
-        let path = |name: &str| config.database(name).and_then(|found| found.socket_path());
-        assert_eq!(path("a"), Some(PathBuf::from("/run/pg/.s.PGSQL.5433")));
-        assert_eq!(path("b"), None);
+        let path = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(socket_path("/run/pg", 5433), path("/run/pg/.s.PGSQL.5433"));
+        assert_eq!(socket_path("@pg", 1), path("@pg/.s.PGSQL.1"));
+        assert_eq!(socket_path("127.0.0.1", 5432), None);
+    }
+
+    #[test]
+    fn list_of_hosts_is_taken_apart() {
+        let config = config("[databases.a]\nhost = \"one, ::1,/run/pg\"");
+        let database = config.database("a").expect("configured");
+        assert_eq!(
+            database.hosts().collect::<Vec<_>>(),
+            ["one", "::1", "/run/pg"]
+        );
     }
 }

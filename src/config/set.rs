@@ -5,7 +5,6 @@ use super::cross;
 use super::keys::{GENERAL_KEYS, General, Key, Reload, Values};
 use super::kind::Kind;
 use super::model::Config;
-use std::path::Path;
 use toml::de::DeValue;
 
 impl Config {
@@ -16,7 +15,7 @@ impl Config {
         let key = GENERAL_KEYS.iter().find(|key| key.name == name)?;
         let toml = notation(key, written);
         let value = DeValue::parse(&toml).ok()?;
-        let dir = self.path.parent().unwrap_or(Path::new(""));
+        let dir = self.dialect.paths_start_at(&self.path);
         let checked = key.kind.check(value.get_ref(), dir).ok()?;
         let mut config = self.clone();
         if key.reload == Reload::Restart {
@@ -60,6 +59,7 @@ fn notation(key: &Key, written: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::config_rows;
+    use std::path::Path;
 
     fn config() -> Config {
         let text = "ringbouncer.auth_type = \"trust\"";

@@ -5,13 +5,16 @@ use super::ring::Op;
 use super::socket::Detached;
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
+use rustix::net::{SocketFlags, accept_with};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as Raw, TcpKeepalive, Type};
 use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -94,11 +97,19 @@ pub struct TcpOptions {
     pub keepcnt: u32,
     /// TCP_USER_TIMEOUT: how long sent data may stay unacknowledged.
     pub user_timeout: Duration,
+    /// Size of the kernel's buffers of a socket, each way; 0 is its default.
+    pub buffer_bytes: usize,
+    /// Of a listening socket: a connection is accepted only once its client has said something.
+    pub defer_accept: bool,
 }
 
 impl TcpOptions {
     fn apply(&self, socket: &Raw) -> io::Result<()> {
         socket.set_tcp_nodelay(true)?;
+        if self.buffer_bytes > 0 {
+            socket.set_send_buffer_size(self.buffer_bytes)?;
+            socket.set_recv_buffer_size(self.buffer_bytes)?;
+        }
         if !self.user_timeout.is_zero() {
             socket.set_tcp_user_timeout(Some(self.user_timeout))?;
         }
@@ -128,6 +139,9 @@ pub fn listen_tcp(address: SocketAddr, backlog: u32, options: &TcpOptions) -> io
     let socket = unbound_tcp(address)?;
     socket.set_reuse_port(true)?;
     options.apply(&socket)?;
+    if options.defer_accept {
+        set_defer_accept(&socket, 1)?;
+    }
     socket.bind(&address.into())?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
@@ -146,6 +160,53 @@ pub fn probe_tcp(address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(socket.into())
 }
 
+/// Seconds for which a connection without data is held back; 0 is not at all (tcp(7), TCP_DEFER_ACCEPT).
+fn set_defer_accept(socket: &Raw, seconds: libc::c_int) -> io::Result<()> {
+    let (value, length) = (&raw const seconds, size_of_val(&seconds));
+    // SAFETY: the descriptor is open, and the option's value is a c_int that lives through the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            value.cast(),
+            length as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Takes a socket that somebody else has made; gives where it listens.
+///
+/// # Errors
+/// If it does not listen, or what the kernel says of the options.
+pub fn adopt_listener(socket: &OwnedFd, options: &TcpOptions) -> io::Result<Endpoint> {
+    let known = SockRef::from(socket);
+    if !known.is_listener()? || known.r#type()? != Type::STREAM {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "it is no listening stream socket",
+        ));
+    }
+    let endpoint = Endpoint::of(known.local_addr());
+    if !endpoint.is_unix() {
+        options.apply(&known)?;
+    }
+    Ok(endpoint)
+}
+
+/// The address of a Unix socket; `@` begins an abstract name (unix(7)).
+fn unix_address(path: &Path) -> io::Result<SockAddr> {
+    match path.as_os_str().as_bytes().strip_prefix(b"@") {
+        Some(name) => SockAddr::unix(OsStr::from_bytes(&[b"\0", name].concat())),
+        None => SockAddr::unix(path),
+    }
+}
+
 /// IPv6 sockets leave IPv4 alone, so that both wildcards fit on one port.
 fn unbound_tcp(address: SocketAddr) -> io::Result<Raw> {
     let socket = Raw::new(
@@ -160,13 +221,13 @@ fn unbound_tcp(address: SocketAddr) -> io::Result<Raw> {
     Ok(socket)
 }
 
-/// A listening Unix socket at `path`, which must not exist.
+/// A listening Unix socket at `path`, which must not exist; `@` begins an abstract name.
 ///
 /// # Errors
 /// What the kernel says.
 pub fn listen_unix(path: &Path, backlog: u32) -> io::Result<OwnedFd> {
     let socket = Raw::new(Domain::UNIX, Type::STREAM, None)?;
-    socket.bind(&SockAddr::unix(path)?)?;
+    socket.bind(&unix_address(path)?)?;
     socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
     Ok(socket.into())
 }
@@ -184,7 +245,7 @@ pub(super) fn dialing(
         }
         Endpoint::Unix(path) => {
             let socket = Raw::new(Domain::UNIX, Type::STREAM, None)?;
-            Ok((socket.into(), SockAddr::unix(path)?))
+            Ok((socket.into(), unix_address(path)?))
         }
     }
 }
@@ -193,7 +254,7 @@ pub(super) fn dialing(
 pub struct Listener {
     net: Net,
     index: u32,
-    _fd: OwnedFd,
+    fd: OwnedFd,
 }
 
 impl Listener {
@@ -202,7 +263,7 @@ impl Listener {
         Listener {
             net,
             index: net.0.add_listener(fd.as_raw_fd()),
-            _fd: fd,
+            fd,
         }
     }
 
@@ -226,6 +287,31 @@ impl Listener {
     }
 }
 
+impl Listener {
+    /// Stops accepting and gives the connections that have come by then: all that the kernel has completed, so that
+    /// closing resets none of them.
+    pub async fn drain(&self) -> Vec<Detached> {
+        self.net.0.stop_listener(self.index);
+        let stopped = poll_fn(|cx| {
+            self.net.0.with_listener(self.index, |listener| {
+                if listener.armed {
+                    set_waker(&mut listener.waker, cx);
+                    return Poll::Pending;
+                }
+                let taken = listener.accepted.drain(..).filter_map(Result::ok);
+                Poll::Ready(taken.collect::<Vec<_>>())
+            })
+        });
+        let mut taken = stopped.await;
+        if SockRef::from(&self.fd).set_nonblocking(true).is_ok() {
+            while let Ok(fd) = accept_with(&self.fd, SocketFlags::CLOEXEC) {
+                taken.push(fd);
+            }
+        }
+        taken.into_iter().map(Detached::new).collect()
+    }
+}
+
 impl Drop for Listener {
     fn drop(&mut self) {
         self.net.0.close_listener(self.index);
@@ -238,6 +324,8 @@ pub(super) struct Accepting {
     pub(super) accepted: VecDeque<io::Result<OwnedFd>>,
     pub(super) waker: Option<Waker>,
     pub(super) armed: bool,
+    /// No more is wanted, but what has come is.
+    pub(super) stopping: bool,
     pub(super) closed: bool,
 }
 
@@ -249,6 +337,7 @@ impl Reactor {
             accepted: VecDeque::new(),
             waker: None,
             armed: false,
+            stopping: false,
             closed: false,
         }) as u32;
         self.arm_accept(&mut state.listeners[index as usize], index);
@@ -256,7 +345,7 @@ impl Reactor {
     }
 
     fn arm_accept(&self, listener: &mut Accepting, index: u32) {
-        if !listener.closed && !listener.armed {
+        if !listener.closed && !listener.stopping && !listener.armed {
             listener.armed = true;
             let entry = opcode::AcceptMulti::new(Fd(listener.fd)).flags(libc::SOCK_CLOEXEC);
             self.ring
@@ -276,7 +365,10 @@ impl Reactor {
             return;
         }
         let failed = accepted.is_err();
-        listener.accepted.push_back(accepted);
+        // Stopping ends in an error, which is none.
+        if !failed || !listener.stopping {
+            listener.accepted.push_back(accepted);
+        }
         if !cqueue::more(completion.flags()) {
             listener.armed = false;
             // After an error (no descriptors left) the reader arms it again when it has waited.
@@ -300,11 +392,21 @@ impl Reactor {
         result
     }
 
+    pub(super) fn stop_listener(&self, index: u32) {
+        self.state.borrow_mut().listeners[index as usize].stopping = true;
+        self.cancel_accept(index);
+    }
+
     pub(super) fn close_listener(&self, index: u32) {
         let mut state = self.state.borrow_mut();
         let listener = &mut state.listeners[index as usize];
         listener.closed = true;
         listener.accepted.clear();
+        drop(state);
+        self.cancel_accept(index);
+    }
+
+    fn cancel_accept(&self, index: u32) {
         let entry = opcode::AsyncCancel::new(Op::Accept.tag(index)).build();
         self.ring.push(entry.user_data(Op::Ignore.tag(index)));
     }

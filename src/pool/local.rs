@@ -95,6 +95,8 @@ pub struct LocalPool<S, W> {
     /// No head elsewhere was older at the last look; heads only get younger, so it still holds.
     floor: Moment,
     is_paused: bool,
+    /// Idle servers serve in turn, the longest idle one first.
+    is_round_robin: bool,
 }
 
 impl<S, W> LocalPool<S, W> {
@@ -113,13 +115,14 @@ impl<S, W> LocalPool<S, W> {
             evict_after: Moment::default(),
             floor: Moment::default(),
             is_paused: false,
+            is_round_robin: false,
         }
     }
 
     /// A client needs a server: the freshest idle one, else a place in line, and steps to shorten
     /// it.
     pub fn acquire(&mut self, waiter: W, now: Moment, out: &mut Vec<Action<S, W>>) -> Acquired<S> {
-        if let Some(idle) = self.take_freshest() {
+        if let Some(idle) = self.take_next() {
             return Acquired::Granted(idle.server);
         }
         let id = self.waiters.push(waiter, now);
@@ -249,7 +252,7 @@ impl<S, W> LocalPool<S, W> {
     /// and what the pool does not need grows old and expires.
     pub fn asked(&mut self, by: ShardId, out: &mut Vec<Action<S, W>>) {
         let idle = if self.seat.waits_at(by) {
-            self.take_freshest()
+            self.take_next()
         } else {
             None
         };
@@ -366,6 +369,11 @@ impl<S, W> LocalPool<S, W> {
         }
     }
 
+    /// Whether idle servers serve in turn, instead of the one that was used last.
+    pub fn set_round_robin(&mut self, is_round_robin: bool) {
+        self.is_round_robin = is_round_robin;
+    }
+
     /// Closes the idle servers of which `is_due` says so, given when each went idle; oldest first.
     pub fn expire_idle(
         &mut self,
@@ -477,7 +485,7 @@ impl<S, W> LocalPool<S, W> {
             let Some(to) = self.seat.claim_oldest() else {
                 break;
             };
-            if let Some(Idle { server, .. }) = self.take_freshest() {
+            if let Some(Idle { server, .. }) = self.take_next() {
                 out.push(Action::Send {
                     to,
                     server,
@@ -576,8 +584,11 @@ impl<S, W> LocalPool<S, W> {
         None
     }
 
-    fn take_freshest(&mut self) -> Option<Idle<S>> {
-        let idle = self.idle.pop_back()?;
+    fn take_next(&mut self) -> Option<Idle<S>> {
+        let idle = match self.is_round_robin {
+            true => self.idle.pop_front()?,
+            false => self.idle.pop_back()?,
+        };
         self.publish_idle();
         Some(idle)
     }

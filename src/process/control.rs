@@ -4,17 +4,19 @@
 //! exits at once, USR1 pauses, USR2 resumes; TERM or INT during a shutdown exits at once.
 
 use super::resolve::Resolver;
+use super::start::Options;
 use super::watch::CertificateWatch;
-use super::{log, sources};
+use super::{log, sources, systemd};
 use crate::admin::Order;
 use crate::base::{Clock, ShardId};
 use crate::config::{Reload, diff};
 use crate::shard::{Common, Mail, Phase, Request, Snapshot};
+use crate::stats::Averages;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
 use std::collections::VecDeque;
 use std::io;
-use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError};
 use std::thread;
@@ -42,7 +44,7 @@ pub(super) fn listen_to_signals(control: Sender<Request>) -> io::Result<()> {
                 SIGTERM => Request::Shutdown(Some(Phase::WaitForClients)),
                 _ => Request::Shutdown(None),
             };
-            tracing::info!(signal, "got signal");
+            tracing::info!("{}", announcement(signal));
             if control.send(request).is_err() {
                 return;
             }
@@ -54,8 +56,31 @@ pub(super) fn listen_to_signals(control: Sender<Request>) -> io::Result<()> {
         .map(drop)
 }
 
+/// What PgBouncer logs of a signal.
+fn announcement(signal: i32) -> &'static str {
+    match signal {
+        SIGHUP => "got SIGHUP, re-reading config",
+        SIGINT => "got SIGINT, shutting down, waiting for all servers connections to be released",
+        SIGUSR1 => "got SIGUSR1, pausing all activity",
+        SIGUSR2 => "got SIGUSR2, continuing from PAUSE",
+        SIGTERM => "got SIGTERM, shutting down, waiting for all clients to disconnect",
+        _ => "got SIGQUIT, fast exit",
+    }
+}
+
 /// Runs until the process is to exit.
-pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, resolver: &Resolver) {
+pub(super) fn run(
+    common: &Common,
+    options: &Options,
+    requests: &Receiver<Request>,
+    resolver: &Resolver,
+) {
+    serve(common, options, requests, resolver);
+    systemd::notify("STOPPING=1");
+    flush(common);
+}
+
+fn serve(common: &Common, options: &Options, requests: &Receiver<Request>, resolver: &Resolver) {
     let mut phase = Phase::Serving;
     let mut backlog = VecDeque::new();
     let mut version = 0;
@@ -73,7 +98,7 @@ pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, re
             Ok(Request::Reload(answer)) => {
                 let others = take_reloads(requests, &mut backlog);
                 version += 1;
-                let result = reload(common, path, resolver, version);
+                let result = reload(common, options, resolver, version);
                 others.into_iter().for_each(|other| other(result.clone()));
                 answer(result);
             }
@@ -83,7 +108,7 @@ pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, re
                 answer,
             }) => {
                 version += 1;
-                answer(set(common, &name, &value, version));
+                answer(set(common, options, &name, &value, version));
             }
             Ok(Request::Order(order)) => match common.give(&order, phase) {
                 Ok(_) => tell_all(common, || Mail::Orders),
@@ -94,23 +119,57 @@ pub(super) fn run(common: &Common, path: &Path, requests: &Receiver<Request>, re
             Ok(Request::Shutdown(Some(wanted))) => {
                 phase = wanted;
                 tracing::info!(?phase, "shutting down");
+                systemd::notify("STOPPING=1");
                 tell_all(common, || Mail::Phase(wanted));
             }
             Err(RecvTimeoutError::Timeout) => {}
         }
         if is_drained(common, phase) {
-            return flush(common);
+            return;
         }
         if let Some(snapshot) = certificates.look(common) {
             version += 1;
             publish(common, snapshot, version);
         }
-        let mut history = common
-            .history
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        history.roll_if_due(Clock::now(), || common.registry.totals_by_database());
+        end_period(common);
     }
+}
+
+/// Ends a statistics period if its time has come, and says what it brought.
+fn end_period(common: &Common) {
+    let now = Clock::now();
+    let mut history = common
+        .history
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner);
+    if !history.roll_if_due(now, || common.registry.totals_by_database()) {
+        return;
+    }
+    let averages = history.averages_of_all(now, &common.registry.totals_by_database());
+    drop(history);
+    let line = stats_line(&averages);
+    systemd::notify(&format!("STATUS={line}"));
+    if common.snapshot.load().config.general.log_stats {
+        tracing::info!("{line}");
+    }
+}
+
+/// PgBouncer's line of averages.
+fn stats_line(averages: &Averages) -> String {
+    format!(
+        "stats: {} xacts/s, {} queries/s, {} client parses/s, {} server parses/s, {} binds/s, in {} B/s, out {} B/s, \
+         xact {} us, query {} us, wait {} us",
+        averages.xact_count,
+        averages.query_count,
+        averages.client_parse_count,
+        averages.server_parse_count,
+        averages.bind_count,
+        averages.bytes_received,
+        averages.bytes_sent,
+        averages.xact_time_us,
+        averages.query_time_us,
+        averages.wait_time_us,
+    )
 }
 
 type Answer = Box<dyn FnOnce(Result<(), String>) + Send>;
@@ -129,11 +188,19 @@ fn take_reloads(requests: &Receiver<Request>, backlog: &mut VecDeque<Request>) -
 }
 
 /// Reads the configuration again and, if nothing is wrong with it, puts it in force on every shard.
-fn reload(common: &Common, path: &Path, resolver: &Resolver, version: u64) -> Result<(), String> {
+fn reload(
+    common: &Common,
+    options: &Options,
+    resolver: &Resolver,
+    version: u64,
+) -> Result<(), String> {
+    systemd::notify_reloading();
     let old = common.snapshot.load_full();
-    match sources::load(path, Some(&old)) {
+    let general = &old.config.general;
+    let path = general.conffile.as_ref().unwrap_or(&options.path);
+    let outcome = match sources::load(path, Some(&old)) {
         Ok(snapshot) => {
-            apply(common, snapshot, version);
+            apply(common, options, snapshot, version);
             resolver.poke();
             Ok(())
         }
@@ -141,11 +208,13 @@ fn reload(common: &Common, path: &Path, resolver: &Resolver, version: u64) -> Re
             tracing::error!(%error, "RELOAD failed, the old configuration stays in force");
             Err(error.to_string())
         }
-    }
+    };
+    systemd::notify("READY=1");
+    outcome
 }
 
 /// Changes one setting; false if it cannot be.
-fn set(common: &Common, name: &str, value: &str, version: u64) -> bool {
+fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64) -> bool {
     let old = common.snapshot.load_full();
     let Some(config) = old.config.with_setting(name, value) else {
         return false;
@@ -163,11 +232,11 @@ fn set(common: &Common, name: &str, value: &str, version: u64) -> bool {
         tls,
         ..Snapshot::clone(&old)
     };
-    apply(common, snapshot, version);
+    apply(common, options, snapshot, version);
     true
 }
 
-fn apply(common: &Common, snapshot: Snapshot, version: u64) {
+fn apply(common: &Common, options: &Options, snapshot: Snapshot, version: u64) {
     let old = common.snapshot.load_full();
     for change in diff(&old.config, &snapshot.config) {
         let (key, old, new) = (
@@ -181,7 +250,9 @@ fn apply(common: &Common, snapshot: Snapshot, version: u64) {
         }
     }
     let general = &snapshot.config.general;
-    log::set_level(general.log_level);
+    if let Err(error) = log::apply(&snapshot.config, options.wishes()) {
+        tracing::error!(%error, "cannot open logfile; the old one goes on");
+    }
     common
         .history
         .lock()
@@ -210,7 +281,7 @@ fn publish(common: &Common, snapshot: Snapshot, version: u64) {
     }
 }
 
-fn tell_all(common: &Common, mail: impl Fn() -> Mail) {
+pub(super) fn tell_all(common: &Common, mail: impl Fn() -> Mail) {
     for shard in 0..common.mesh.shards() {
         let Ok(shard) = u16::try_from(shard) else {
             return;
@@ -241,7 +312,9 @@ fn is_drained(common: &Common, phase: Phase) -> bool {
     match phase {
         Phase::Serving => false,
         Phase::WaitForClients => {
-            shards.all(is_read)
+            let is_closed = common.listening.load(Ordering::Acquire) == 0;
+            is_closed
+                && shards.all(is_read)
                 && common
                     .registry
                     .shards()

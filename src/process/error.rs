@@ -77,6 +77,42 @@ pub enum StartError {
     /// There is nowhere to listen.
     #[error("nowhere to listen: listen_addr and unix_socket_dir are both empty")]
     NowhereToListen,
+    /// `logfile` cannot be opened.
+    #[error("cannot open logfile: {source}")]
+    LogFile {
+        /// Why not.
+        source: io::Error,
+    },
+    /// Another process has the pid file.
+    #[error("pidfile {} exists, another instance (pid {pid}) is running", path.display())]
+    PidFileInUse {
+        /// Its path.
+        path: PathBuf,
+        /// The other.
+        pid: i32,
+    },
+    /// The pid file cannot be read or written.
+    #[error("cannot use pidfile {}: {source}", path.display())]
+    PidFile {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// We cannot become `user`.
+    #[error("cannot become user {name:?}: {source}")]
+    User {
+        /// The user.
+        name: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// PgBouncer's file, and nobody named to become.
+    #[error("should not run as root: name another user with user = in the file or -u")]
+    Root,
+    /// A process in the background lacks something.
+    #[error("a daemon needs {0} configured")]
+    Daemon(&'static str),
     /// A shard could not be started.
     #[error("cannot start shard {shard}: {reason}")]
     Shard {

@@ -3,14 +3,20 @@
 
 mod control;
 mod error;
+mod identity;
+mod listening;
 mod log;
+mod pidfile;
 mod placement;
 mod preflight;
 mod resolve;
 mod sources;
 mod start;
+mod syslog;
+mod systemd;
 mod verifier;
 mod watch;
+mod wording;
 
 pub use error::StartError;
 pub use sources::{load, working_directory};

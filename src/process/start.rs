@@ -1,21 +1,19 @@
 //! From a configuration file to serving shards.
 
 use super::error::StartError;
+use super::identity::{become_user, go_to_background, is_root};
+use super::listening::Listening;
+use super::log::Wishes;
+use super::pidfile::PidFile;
 use super::resolve::Resolver;
-use super::{control, log, placement, preflight, sources};
+use super::{control, log, placement, preflight, sources, systemd};
 use crate::base::limit::SHARDS_MAX;
 use crate::base::{Clock, ShardId};
-use crate::config::Config;
-use crate::net::{listen_tcp, listen_unix, probe_tcp};
-use crate::shard::{Common, Listeners, Snapshot, tcp_options};
+use crate::config::{Config, Dialect};
+use crate::shard::{Common, Listeners, Request, Snapshot};
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
-use std::fs::Permissions;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -26,8 +24,6 @@ const EXECUTOR_MEMORY_BYTES: usize = 64 * 1024;
 const EXECUTOR_RING: usize = 32;
 /// How often glommio looks at its own rings while tasks are running.
 const EXECUTOR_PREEMPT: Duration = Duration::from_millis(100);
-/// How many ports the kernel may choose, until one is free on all addresses.
-const FREE_PORT_TRIES: usize = 16;
 
 /// What the command line says.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +32,24 @@ pub struct Options {
     pub path: PathBuf,
     /// Number of shards, over that of the file.
     pub shards: Option<usize>,
+    /// Go to the background.
+    pub daemon: bool,
+    /// Log nothing to standard error.
+    pub quiet: bool,
+    /// How much more to log than the file says.
+    pub verbose: u8,
+    /// The user to become, over that of the file.
+    pub user: Option<String>,
+}
+
+impl Options {
+    /// What they say about logs.
+    pub(super) fn wishes(&self) -> Wishes {
+        Wishes {
+            quiet: self.quiet,
+            verbose: self.verbose.into(),
+        }
+    }
 }
 
 /// Runs the pooler until it is told to stop; gives the exit code's error, if any.
@@ -43,30 +57,88 @@ pub struct Options {
 /// # Errors
 /// Why it did not start.
 pub fn run(options: &Options) -> Result<(), StartError> {
+    let outcome = serve(options);
+    if let Err(error) = &outcome {
+        log::fatal(&error.to_string());
+    }
+    outcome
+}
+
+fn serve(options: &Options) -> Result<(), StartError> {
+    let passed = systemd::passed_sockets();
     let snapshot = sources::load(&options.path, None)?;
-    log::set_level(snapshot.config.general.log_level);
-    sources::warn_of_expiry(&snapshot.tls);
-    let general = &snapshot.config.general;
+    let config = snapshot.config.clone();
+    let general = &config.general;
     let wanted = options.shards.unwrap_or(general.shards).min(SHARDS_MAX);
     let cores = placement::place(wanted, &general.cpus)?;
-    preflight::check(&snapshot.config, cores.len())?;
-    let (sockets, addresses) = bind(&snapshot.config, cores.len())?;
-    let unix_path = addresses.unix.clone();
+    // Root may raise limits; whom we become may not.
+    preflight::check(&config, cores.len())?;
+    settle_user(options, &config)?;
+    log::apply(&config, options.wishes()).map_err(|source| StartError::LogFile { source })?;
+    warn_of_root(&config);
+    if let Some(path) = &general.pidfile {
+        PidFile::check(path)?;
+    }
+    let mut listening = Listening::open(&config, cores.len(), passed)?;
+    let starting = in_background(options, &config)?;
+    let pidfile = general.pidfile.as_deref().map(PidFile::create);
+    let _pidfile = pidfile.transpose()?;
     let (control, requests) = channel();
     let common = Arc::new(make_common(cores.len(), snapshot, control.clone())?);
     let resolver = Resolver::start(&common);
-    start_shards(&common, &cores, sockets)?;
+    start_shards(&common, &cores, std::mem::take(&mut listening.sockets))?;
     list_ignored(&common);
     control::listen_to_signals(control).map_err(|source| StartError::System {
         what: "listen to signals",
         source,
     })?;
-    announce(&addresses, cores.len());
-    control::run(&common, &options.path, &requests, &resolver);
-    if let Some(path) = unix_path {
+    announce(&listening, cores.len());
+    if let Some(starting) = starting {
+        log::leave_stderr();
+        starting.done();
+    }
+    control::run(&common, options, &requests, &resolver);
+    if let Some(path) = listening.own_file {
         let _ = std::fs::remove_file(path);
     }
+    tracing::info!("process down");
     Ok(())
+}
+
+/// Becomes the configured user; PgBouncer does not run as root.
+fn settle_user(options: &Options, config: &Config) -> Result<(), StartError> {
+    let name = options.user.as_ref().unwrap_or(&config.general.user);
+    if !name.is_empty() {
+        become_user(name)?;
+    }
+    if is_root() && config.dialect == Dialect::Ini {
+        return Err(StartError::Root);
+    }
+    Ok(())
+}
+
+fn warn_of_root(config: &Config) {
+    if is_root() && config.general.user.is_empty() {
+        tracing::warn!("running as root; user = \"...\" names the user to become");
+    }
+}
+
+/// Goes to the background if that is wanted.
+fn in_background(
+    options: &Options,
+    config: &Config,
+) -> Result<Option<super::identity::Starting>, StartError> {
+    let general = &config.general;
+    if !options.daemon {
+        return Ok(None);
+    }
+    if general.pidfile.is_none() {
+        return Err(StartError::Daemon("pidfile"));
+    }
+    if general.logfile.is_none() && !general.syslog {
+        return Err(StartError::Daemon("logfile or syslog"));
+    }
+    go_to_background().map(Some)
 }
 
 /// Says once which options of the file have no effect.
@@ -85,7 +157,7 @@ fn list_ignored(common: &Common) {
 fn make_common(
     shards: usize,
     snapshot: Snapshot,
-    control: Sender<crate::shard::Request>,
+    control: Sender<Request>,
 ) -> Result<Common, StartError> {
     let mut secret = [0; 32];
     getrandom::fill(&mut secret).map_err(|error| StartError::System {
@@ -177,155 +249,30 @@ impl Drop for Report {
     }
 }
 
-// ---- listening ---------------------------------------------------------------------------
-
-/// Where clients can connect.
-#[derive(Default)]
-struct Addresses {
-    tcp: Vec<SocketAddr>,
-    unix: Option<PathBuf>,
-}
-
-fn bind(config: &Config, shards: usize) -> Result<(Vec<Listeners>, Addresses), StartError> {
-    let general = &config.general;
-    let mut sockets: Vec<Listeners> = (0..shards).map(|_| Listeners::default()).collect();
-    let options = tcp_options(general);
-    let wanted = listen_addresses(&general.listen_addr, general.listen_port)?;
-    let (tcp, claims) = claim(&wanted)?;
-    for address in &tcp {
-        for listeners in &mut sockets {
-            let listening = listen_tcp(*address, general.listen_backlog, &options);
-            let socket = listening.map_err(|source| cannot_listen(address, source))?;
-            listeners.tcp.push(socket);
-        }
-    }
-    drop(claims);
-    let port = tcp.first().map_or(general.listen_port, SocketAddr::port);
-    let mut addresses = Addresses { tcp, unix: None };
-    if let Some(dir) = &general.unix_socket_dir {
-        let path = dir.join(format!(".s.PGSQL.{port}"));
-        let socket = bind_unix(&path, general.listen_backlog, general.unix_socket_mode)?;
-        if let Some(first) = sockets.first_mut() {
-            first.unix = Some(socket);
-        }
-        addresses.unix = Some(path);
-    }
-    if addresses.tcp.is_empty() && addresses.unix.is_none() {
-        return Err(StartError::NowhereToListen);
-    }
-    Ok((sockets, addresses))
-}
-
-/// The addresses with their port, and sockets that hold them until ours listen: with SO_REUSEPORT
-/// a second process of the same user would silently share the port, so nobody may have it yet.
-type Claimed = (Vec<SocketAddr>, Vec<OwnedFd>);
-
-fn claim(wanted: &[SocketAddr]) -> Result<Claimed, StartError> {
-    let takes_any_port = wanted.first().is_some_and(|address| address.port() == 0);
-    let mut claimed = claim_all(wanted);
-    // A port that is free on one address may be taken on the next.
-    for _ in 1..FREE_PORT_TRIES {
-        if claimed.is_ok() || !takes_any_port {
-            break;
-        }
-        claimed = claim_all(wanted);
-    }
-    claimed
-}
-
-/// Claims every address, all with the port of the first.
-fn claim_all(wanted: &[SocketAddr]) -> Result<Claimed, StartError> {
-    let (mut addresses, mut claims) = (Vec::new(), Vec::new());
-    let mut port = wanted.first().map_or(0, SocketAddr::port);
-    for mut address in wanted.iter().copied() {
-        address.set_port(port);
-        let claim = probe_tcp(address).map_err(|source| cannot_listen(&address, source))?;
-        port = port_of(&claim).unwrap_or(port);
-        address.set_port(port);
-        addresses.push(address);
-        claims.push(claim);
-    }
-    Ok((addresses, claims))
-}
-
-fn cannot_listen(address: &SocketAddr, source: io::Error) -> StartError {
-    StartError::Listen {
-        address: address.to_string(),
-        source,
-    }
-}
-
-fn listen_addresses(configured: &[String], port: u16) -> Result<Vec<SocketAddr>, StartError> {
-    let mut all = Vec::new();
-    for address in configured {
-        if address == "*" {
-            all.push(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)));
-            if Path::new("/proc/net/if_inet6").exists() {
-                all.push(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)));
-            }
-            continue;
-        }
-        let found = (address.as_str(), port).to_socket_addrs();
-        all.extend(found.map_err(|source| StartError::Address {
-            address: address.clone(),
-            source,
-        })?);
-    }
-    all.sort_unstable();
-    all.dedup();
-    Ok(all)
-}
-
-fn port_of(socket: &OwnedFd) -> Option<u16> {
-    let address = socket2::SockRef::from(socket).local_addr().ok()?;
-    Some(address.as_socket()?.port())
-}
-
-fn bind_unix(path: &Path, backlog: u32, mode: u32) -> Result<OwnedFd, StartError> {
-    if UnixStream::connect(path).is_ok() || lock_of(path).exists() {
-        return Err(StartError::SocketInUse {
-            path: path.to_owned(),
-        });
-    }
-    let failed = |source| StartError::Listen {
-        address: path.display().to_string(),
-        source,
-    };
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => {}
-    }
-    let socket = listen_unix(path, backlog).map_err(failed)?;
-    std::fs::set_permissions(path, Permissions::from_mode(mode)).map_err(failed)?;
-    Ok(socket)
-}
-
-/// A PostgreSQL server that owns the socket keeps a lock file beside it.
-fn lock_of(path: &Path) -> PathBuf {
-    let mut lock = path.as_os_str().to_owned();
-    lock.push(".lock");
-    lock.into()
-}
-
 /// The one line on standard output: where clients can connect.
-fn announce(addresses: &Addresses, shards: usize) {
+fn announce(listening: &Listening, shards: usize) {
+    let pid = std::process::id();
+    tracing::info!(
+        "process up: Ringbouncer {}, shards: {shards}, pid: {pid}",
+        env!("CARGO_PKG_VERSION")
+    );
+    systemd::notify("READY=1");
     let mut line = "ready".to_owned();
-    for address in &addresses.tcp {
+    for address in &listening.tcp {
         line.push_str(&format!(" tcp={address}"));
     }
-    if let Some(path) = &addresses.unix {
+    if let Some(path) = &listening.unix {
         line.push_str(&format!(" unix={}", path.display()));
     }
     let mut out = io::stdout().lock();
     // Nobody listening is no reason not to serve.
-    let _ = writeln!(out, "{line} shards={shards} pid={}", std::process::id());
+    let _ = writeln!(out, "{line} shards={shards} pid={pid}");
     let _ = out.flush();
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::TcpOptions;
 
     fn started(bodies: Vec<(usize, LocalExecutorBuilder)>) -> Result<(), StartError> {
         let (reports, outcomes) = channel();
@@ -359,27 +306,5 @@ mod tests {
             panic!("{error}");
         };
         assert!(reason.contains("Invalid argument"), "{reason}");
-    }
-
-    #[test]
-    fn any_port_is_the_same_port_on_every_address() {
-        let wanted = [Ipv4Addr::UNSPECIFIED, Ipv4Addr::LOCALHOST].map(|ip| (ip, 0).into());
-        let (addresses, _claims) = claim(&wanted).unwrap();
-        let port = addresses[0].port();
-        assert!(port > 0 && addresses.iter().all(|address| address.port() == port));
-        for address in addresses {
-            listen_tcp(address, 1, &TcpOptions::default()).unwrap();
-        }
-    }
-
-    #[test]
-    fn ports_of_our_own_kind_of_listener_are_not_shared() {
-        let any = (Ipv4Addr::LOCALHOST, 0).into();
-        let socket = listen_tcp(any, 1, &TcpOptions::default()).unwrap();
-        let port = port_of(&socket).unwrap();
-        for ip in [Ipv4Addr::LOCALHOST, Ipv4Addr::UNSPECIFIED] {
-            let error = claim(&[(ip, port).into()]).unwrap_err();
-            assert!(matches!(error, StartError::Listen { .. }), "{error}");
-        }
     }
 }

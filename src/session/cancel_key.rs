@@ -6,6 +6,14 @@
 //! ```
 //! The top bit stays clear, and the slot counts from 1, because some tools want a positive process
 //! id.
+//!
+//! With peers the first eight bytes are laid out as PgBouncer's (1.21 and later), so that either can pass the other's
+//! requests on; what PgBouncer leaves to chance says here which shard, and 35 bits stay secret (PostgreSQL's own keys
+//! have 32). The shard finds the slot by the whole key.
+//! ```text
+//! byte 0: 0 | 7 random     bytes 1, 2: peer id, little endian     byte 3: lower 8 bits of the shard
+//! byte 4: upper 2 bits of the shard | 6 random     bytes 5, 6: random     byte 7: 6 random | 2 bits of hops left
+//! ```
 
 use crate::base::ShardId;
 use subtle::ConstantTimeEq;
@@ -23,11 +31,18 @@ const LONG: usize = 36;
 const _: () = assert!(crate::base::limit::SHARDS_MAX <= 1 << SHARD_BITS);
 const _: () = assert!(SHARD_BITS + SLOT_BITS == 31);
 
+/// The bits of byte 7 that count how often a request may still be passed on.
+const HOPS_MASK: u8 = 0b11;
+
+/// What finds a client by its key with a peer id: the first eight bytes, less the hops.
+pub type Handle = [u8; SHORT];
+
 /// A client's cancel key.
 #[derive(Clone)]
 pub struct CancelKey {
     bytes: [u8; LONG],
     len: usize,
+    has_peer: bool,
 }
 
 impl CancelKey {
@@ -42,7 +57,31 @@ impl CancelKey {
         CancelKey {
             bytes,
             len: if long { LONG } else { SHORT },
+            has_peer: false,
         }
+    }
+
+    /// The key of a client of `shard` in the process that is known as `peer`, which is not 0.
+    pub fn with_peer(peer: u16, shard: ShardId, long: bool, secret: [u8; 32]) -> CancelKey {
+        let mut bytes = [0; LONG];
+        bytes[..secret.len()].copy_from_slice(&secret);
+        let [shard_low, shard_high] = shard.0.to_le_bytes();
+        bytes[0] &= 0x7f;
+        bytes[1..3].copy_from_slice(&peer.to_le_bytes());
+        bytes[3] = shard_low;
+        bytes[4] = bytes[4] & 0x3f | shard_high << 6;
+        bytes[7] |= HOPS_MASK;
+        CancelKey {
+            bytes,
+            len: if long { LONG } else { SHORT },
+            has_peer: true,
+        }
+    }
+
+    /// What finds the client, if its key names a peer.
+    pub fn handle(&self) -> Option<Handle> {
+        let address = self.has_peer.then(|| PeerAddress::of(self.bytes()));
+        address.flatten().map(|address| address.handle)
     }
 
     /// Process id and secret, as BackendKeyData and CancelRequest carry them.
@@ -64,7 +103,55 @@ impl CancelKey {
 
     /// Whether `key` is this key; takes the same time wherever they differ.
     pub fn matches(&self, key: &[u8]) -> bool {
-        self.bytes().ct_eq(key).into()
+        if !self.has_peer {
+            return self.bytes().ct_eq(key).into();
+        }
+        let without_hops = |key: &[u8]| {
+            let mut key = key.to_vec();
+            if let Some(byte) = key.get_mut(SHORT - 1) {
+                *byte &= !HOPS_MASK;
+            }
+            key
+        };
+        without_hops(self.bytes()).ct_eq(&without_hops(key)).into()
+    }
+}
+
+/// Where a key with a peer id points to; it may be anybody's, and any key reads as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// The process.
+    pub peer: u16,
+    /// The shard, if the process is this one.
+    pub shard: ShardId,
+    /// The client, if the shard is.
+    pub handle: Handle,
+    /// How often the request may still be passed on.
+    pub hops: u8,
+}
+
+impl PeerAddress {
+    /// Reads the first eight bytes of a key.
+    pub fn of(key: &[u8]) -> Option<PeerAddress> {
+        let (first, _) = key.split_first_chunk::<SHORT>()?;
+        let [_, low, high, shard_low, shard_high, _, _, last] = *first;
+        let mut handle = *first;
+        handle[SHORT - 1] &= !HOPS_MASK;
+        Some(PeerAddress {
+            peer: u16::from_le_bytes([low, high]),
+            shard: ShardId(u16::from_le_bytes([shard_low, shard_high >> 6])),
+            handle,
+            hops: last & HOPS_MASK,
+        })
+    }
+
+    /// `key` as it is passed on, with one hop less; none if it has come far enough.
+    pub fn passed_on(key: &[u8]) -> Option<Vec<u8>> {
+        let hops_left = PeerAddress::of(key)?.hops.checked_sub(1)?;
+        let mut key = key.to_vec();
+        let byte = key.get_mut(SHORT - 1)?;
+        *byte = *byte & !HOPS_MASK | hops_left;
+        Some(key)
     }
 }
 
@@ -85,6 +172,40 @@ mod tests {
                 assert!(!key.matches(&key.bytes()[..7]));
             }
         }
+    }
+
+    #[test]
+    fn key_with_peer_is_laid_out_as_pgbouncers() {
+        for long in [false, true] {
+            let key = CancelKey::with_peer(0x1234, ShardId(0x3a5), long, [0xff; 32]);
+            let first: [u8; SHORT] = key.bytes()[..SHORT].try_into().unwrap();
+            assert_eq!(first, [0x7f, 0x34, 0x12, 0xa5, 0xff, 0xff, 0xff, 0xff]);
+            let address = PeerAddress::of(key.bytes()).unwrap();
+            assert_eq!(
+                (address.peer, address.shard, address.hops),
+                (0x1234, ShardId(0x3a5), 3)
+            );
+            assert_eq!(key.handle(), Some(address.handle));
+        }
+        let key = CancelKey::with_peer(1, ShardId(0), false, [0; 32]);
+        assert_eq!(key.bytes(), [0, 1, 0, 0, 0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn passed_on_key_still_finds_its_client_and_comes_to_an_end() {
+        let key = CancelKey::with_peer(7, ShardId(2), false, [0xa6; 32]);
+        let mut passed = key.bytes().to_vec();
+        for hops in [2, 1, 0] {
+            passed = PeerAddress::passed_on(&passed).unwrap();
+            let address = PeerAddress::of(&passed).unwrap();
+            assert_eq!((address.hops, Some(address.handle)), (hops, key.handle()));
+            assert!(key.matches(&passed));
+        }
+        assert_eq!(PeerAddress::passed_on(&passed), None);
+        passed[5] ^= 1;
+        assert!(!key.matches(&passed));
+        assert!(!key.matches(&key.bytes()[..7]));
+        assert_eq!(PeerAddress::of(&key.bytes()[..7]), None);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod params;
 mod prepared;
 mod replies;
 
-pub use cancel_key::{CancelKey, SLOTS_MAX};
+pub use cancel_key::{CancelKey, Handle, PeerAddress, SLOTS_MAX};
 pub use params::{RecentSettings, ServerParams, Setting, Settings, TRACKED, is_setting_name};
 pub use prepared::{
     Change, ClientChange, ClientStatements, NameInUse, Preparation, ServerChange, ServerStatements,

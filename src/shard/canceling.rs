@@ -6,13 +6,27 @@ use super::root::Shard;
 use crate::base::{Moment, ServerId};
 use crate::client::{ClientState, Signal};
 use crate::net::Elapsed;
+use crate::pool::Permits;
 use crate::server::{DialError, ServerEntry, Target, send_cancel};
-use crate::session::CancelKey;
+use crate::session::{CancelKey, PeerAddress};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How much longer than the cancel itself its sender is kept waiting for news from another shard.
 const MAIL_SPAN: Duration = Duration::from_secs(1);
+
+/// How often a request to a busy peer looks for its turn.
+const PERMIT_LOOK: Duration = Duration::from_millis(10);
+
+/// A permit that is given back when dropped.
+struct Permit(Arc<Permits>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.give_back();
+    }
+}
 
 /// Ends the mark on a server that a cancel is under way, whatever happens.
 pub(super) struct Mark(Rc<ServerEntry>);
@@ -40,7 +54,17 @@ impl Shard {
     /// Cancels what the owner of `key` does, wherever it is. Returns when the request has reached
     /// the server, so that its sender may rely on that; keys of nobody are dropped silently.
     pub(super) async fn cancel_anywhere(self: &Rc<Self>, key: &[u8]) {
-        let Some((shard, _)) = CancelKey::locate(key) else {
+        let config = self.snapshot().config.clone();
+        let named = PeerAddress::of(key).filter(|_| config.general.peer_id != 0);
+        let located = match named {
+            Some(address) if address.peer == config.general.peer_id => Some(address.shard),
+            Some(PeerAddress { peer, .. }) if config.peers.contains_key(&peer) => {
+                return self.pass_cancel_on(peer, key).await;
+            }
+            // It may be older than our own peer_id.
+            _ => CancelKey::locate(key).map(|(shard, _)| shard),
+        };
+        let Some(shard) = located else {
             return;
         };
         if shard == self.id {
@@ -54,7 +78,9 @@ impl Shard {
 
     /// Cancels what a client of this shard does.
     pub(super) async fn cancel_here(&self, key: &[u8]) {
-        let Some((_, slot)) = CancelKey::locate(key) else {
+        let handle = PeerAddress::of(key).map(|address| address.handle);
+        let named = handle.and_then(|handle| self.peered.borrow().get(&handle).copied());
+        let Some(slot) = named.or_else(|| CancelKey::locate(key).map(|(_, slot)| slot)) else {
             return;
         };
         let Some(entry) = self.clients.borrow().get(slot).cloned() else {
@@ -77,6 +103,48 @@ impl Shard {
             return;
         };
         self.cancel_at(server).await;
+    }
+
+    /// Passes a request on to the peer that its key names. Returns when the peer has dealt with it.
+    async fn pass_cancel_on(&self, id: u16, key: &[u8]) {
+        let config = self.snapshot().config.clone();
+        let (Some(key), Some(peer)) = (PeerAddress::passed_on(key), config.peers.get(&id)) else {
+            return;
+        };
+        let deadline = self.cancel_deadline();
+        let permits = self.common.peer_permits(id);
+        let passing = async {
+            while !permits.try_take() {
+                self.net.sleep(PERMIT_LOOK).await;
+            }
+            let _permit = Permit(permits);
+            let host = peer.host.as_deref().unwrap_or_default();
+            let endpoint = self.endpoint_at(host, peer.port, 0);
+            let Some(endpoint) = endpoint else {
+                return Err(DialError::NoAddress);
+            };
+            let target = Target {
+                endpoint,
+                tcp: self.tcp_options(),
+                tls: self.server_tls(host),
+            };
+            send_cancel(self.net, &target, false, &key).await
+        };
+        match self.net.until(deadline, passing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(peer = id, %error, "cannot pass a cancel request on to a peer");
+            }
+            Err(_) => tracing::warn!(peer = id, "cancel request to a peer timed out"),
+        }
+    }
+
+    fn cancel_deadline(&self) -> Moment {
+        let timeout = self.snapshot().config.general.cancel_wait_timeout;
+        if timeout.is_zero() {
+            return Moment::NEVER;
+        }
+        self.net.now().after(timeout)
     }
 
     fn server_entry(&self, id: ServerId) -> Option<Rc<ServerEntry>> {
@@ -128,7 +196,7 @@ impl Shard {
         let target = Target {
             endpoint: server.remote.clone(),
             tcp: self.tcp_options(),
-            tls: self.server_tls(&server.dialled),
+            tls: self.server_tls(self.host_at(&server.dialled, &server.remote)),
         };
         (target, server.tls.is_some())
     }
@@ -143,13 +211,7 @@ impl Shard {
         (target, is_encrypted): (Target, bool),
         key: &[u8],
     ) -> Result<Result<(), DialError>, Elapsed> {
-        let timeout = self.snapshot().config.general.cancel_wait_timeout;
-        let deadline = if timeout.is_zero() {
-            Moment::NEVER
-        } else {
-            self.net.now().after(timeout)
-        };
         let sending = send_cancel(self.net, &target, is_encrypted, key);
-        self.net.until(deadline, sending).await
+        self.net.until(self.cancel_deadline(), sending).await
     }
 }

@@ -15,7 +15,7 @@ use crate::client::{
     Account, ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake,
     IntakeError, Signal, Who, authenticate, first_packet, greet, reject_protocol,
 };
-use crate::config::{AuthType, Database};
+use crate::config::{AuthType, Database, Dialect};
 use crate::net::{Detached, Socket};
 use crate::pool::Permits;
 use crate::relay::{Denial, Ending, Relay, RelaySettings, Waiter};
@@ -149,6 +149,10 @@ impl Guest {
         if let Some(ending) = ending {
             self.log_ending(&ending);
         }
+        let key = self.entry.who().map(|who| &who.cancel_key);
+        if let Some(handle) = key.and_then(CancelKey::handle) {
+            self.shard.peered.borrow_mut().remove(&handle);
+        }
         self.shard.clients.borrow_mut().remove(self.slot);
     }
 
@@ -255,6 +259,7 @@ impl Guest {
             return self.part(intake, Ending::SentAway(Farewell::TOO_MANY_CLIENTS));
         };
         let snapshot = self.shard.snapshot();
+        self.log_attempt(&packet, &snapshot);
         let login = self.log_in(&mut intake, &packet, &snapshot);
         let account = match self.unless_told_to_leave(login).await {
             Ok(Ok(account)) => account,
@@ -274,6 +279,14 @@ impl Guest {
         match seat {
             None => self.console(admitted, &snapshot).await,
             Some(seat) => self.relay(admitted, &snapshot, seat).await,
+        }
+    }
+
+    /// PgBouncer logs who knocks, where we log who has come in.
+    fn log_attempt(&self, packet: &StartupPacket, snapshot: &Snapshot) {
+        let config = &snapshot.config;
+        if config.general.log_connections && config.dialect == Dialect::Ini {
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), "login attempt");
         }
     }
 
@@ -378,7 +391,7 @@ impl Guest {
         let settings = self.shard.recent_settings.borrow_mut().share(settings);
         let key = self.introduce(&packet, &pool.common.key.database, pool.stats.clone());
         pool.stats.client_login_count.inc();
-        if snapshot.config.general.log_connections {
+        if snapshot.config.general.log_connections && snapshot.config.dialect == Dialect::Toml {
             tracing::info!(client = %self.entry.id, remote = %self.entry.remote, database = packet.database(), user = packet.user(), "login");
         }
         let (socket, ahead) = intake.into_parts();
@@ -425,7 +438,10 @@ impl Guest {
         account: Account,
         snapshot: &Snapshot,
     ) -> Result<(Rc<Pool>, Settings), Farewell> {
-        if self.shard.phase.get() > Phase::Serving {
+        // Who came by TCP before its listener closed is served until WAIT_FOR_SERVERS; the Unix socket is open for
+        // the console only.
+        let phase = self.shard.phase.get();
+        if phase == Phase::WaitForServers || phase > Phase::Serving && self.entry.remote.is_unix() {
             return Err(Farewell::SHUTTING_DOWN);
         }
         let Some(database) = snapshot.config.database(packet.database()) else {
@@ -464,7 +480,15 @@ impl Guest {
     ) -> CancelKey {
         let mut secret = [0; 32];
         fill_random(&mut secret);
-        let cancel_key = CancelKey::new(self.shard.id, self.slot, packet.minor() >= 2, secret);
+        let is_long = packet.minor() >= 2;
+        let peer_id = self.shard.snapshot().config.general.peer_id;
+        let cancel_key = match peer_id {
+            0 => CancelKey::new(self.shard.id, self.slot, is_long, secret),
+            own => CancelKey::with_peer(own, self.shard.id, is_long, secret),
+        };
+        if let Some(handle) = cancel_key.handle() {
+            self.shard.peered.borrow_mut().insert(handle, self.slot);
+        }
         let who = Who {
             database: database.clone(),
             user: packet.user().into(),
@@ -525,8 +549,11 @@ impl Guest {
                 &farewell.text
             }
         };
-        if general.log_disconnections && self.entry.state() != ClientState::Login {
-            tracing::info!(client = %id, %remote, database, user, why, "closing client connection");
+        let is_told =
+            self.entry.state() != ClientState::Login || snapshot.config.dialect == Dialect::Ini;
+        if general.log_disconnections && is_told {
+            let age_us = Clock::unix_micros().saturating_sub(self.entry.connected_unix_us);
+            tracing::info!(client = %id, %remote, database, user, why, age_s = age_us / 1_000_000, "closing client connection");
         }
     }
 }

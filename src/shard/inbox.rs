@@ -107,6 +107,7 @@ impl Shard {
                 self.reload_with(snapshot);
                 self.common.reloaded.note(self.id, version);
             }
+            Mail::Addresses => self.addresses_changed(),
             Mail::Phase(phase) => self.enter(phase),
         }
     }

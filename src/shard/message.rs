@@ -90,6 +90,8 @@ pub enum Mail {
         /// To be noted once it is in force.
         version: u64,
     },
+    /// From the resolver: addresses of host names have changed. Full: the resolver tries again.
+    Addresses,
     /// From the control thread: what clients may still do. Full: the control thread tries again.
     Phase(Phase),
 }

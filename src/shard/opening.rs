@@ -7,10 +7,11 @@ use super::shared::Snapshot;
 use crate::auth::{NONCE_RANDOM_BYTES, ServerCredentials};
 use crate::base::{Moment, ShardId};
 use crate::client::Farewell;
-use crate::config::Database;
+use crate::config::{Database, LoadBalanceHosts, socket_path};
 use crate::net::{Endpoint, spawn};
 use crate::server::{DialError, Login, Server, ServerTls, Target, dial};
 use crate::wire::SqlState;
+use std::collections::HashMap;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
@@ -58,14 +59,17 @@ async fn open(pool: &Pool) -> Result<Server, DialError> {
         shard.net.now().after(timeout)
     };
     shard.name_looked_up(&database, deadline).await;
-    let attempt = pool.common.failures.load(Ordering::Relaxed);
-    let endpoint = shard
-        .endpoint(&database, attempt)
+    let turn = match database.load_balance_hosts {
+        LoadBalanceHosts::RoundRobin => pool.common.attempts.fetch_add(1, Ordering::Relaxed),
+        LoadBalanceHosts::Disable => pool.common.failures.load(Ordering::Relaxed),
+    };
+    let (host, endpoint) = shard
+        .endpoint(&database, turn)
         .ok_or(DialError::NoAddress)?;
     let target = Target {
         endpoint,
         tcp: tcp_options(&snapshot.config.general),
-        tls: shard.server_tls(&database),
+        tls: shard.server_tls(host),
     };
     let login = Login {
         id: shard.common.server_id(),
@@ -111,7 +115,7 @@ fn succeeded(pool: &Rc<Pool>, server: Server) {
     }
     if shard.snapshot.borrow().config.general.log_connections {
         let (database, user) = (&pool.common.key.database, &pool.common.key.user);
-        tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, pid = server.entry.process_id(), "new server connection");
+        tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, pid = server.entry.process_id(), local = %server.entry.local, "new server connection");
     }
     pool.know(&server);
     if let Some(why) = pool.reason_to_close(&server) {
@@ -208,39 +212,108 @@ impl super::root::Shard {
     /// `deadline`.
     async fn name_looked_up(&self, database: &Database, deadline: Moment) {
         let is_known = || {
-            database.socket_path().is_some()
-                || database.host.parse::<IpAddr>().is_ok()
-                || self.common.addresses.load().contains_key(&database.host)
+            let addresses = self.common.addresses.load();
+            let mut names = database.hosts().filter(|host| is_name(host));
+            names.all(|name| addresses.contains_key(name))
         };
         while !is_known() && self.net.now() < deadline {
             self.net.sleep(LOOKUP_LOOK).await;
         }
     }
 
-    /// How a connection to a database's server is encrypted.
-    pub(super) fn server_tls(&self, database: &Database) -> ServerTls {
+    /// How a connection to `host` is encrypted.
+    pub(super) fn server_tls(&self, host: &str) -> ServerTls {
         let snapshot = self.snapshot();
         ServerTls {
             mode: snapshot.config.general.server_tls_sslmode,
             connector: snapshot.tls.servers.clone(),
-            host: database.host.clone(),
+            host: host.to_owned(),
         }
     }
 
-    /// Where a database's server is; none while its host name has no address. Of several addresses
-    /// each failed `attempt` tries the next.
-    pub(super) fn endpoint(&self, database: &Database, attempt: usize) -> Option<Endpoint> {
-        if let Some(path) = database.socket_path() {
+    /// Where a database's server is, and which of its hosts that is; none while the host's name has no
+    /// address. Of several hosts, and of several addresses of a host, each `turn` goes to the next.
+    pub(super) fn endpoint<'a>(
+        &self,
+        database: &'a Database,
+        turn: usize,
+    ) -> Option<(&'a str, Endpoint)> {
+        let hosts = database.hosts().count().max(1);
+        let host = database.hosts().nth(turn % hosts)?;
+        Some((host, self.endpoint_at(host, database.port, turn / hosts)?))
+    }
+
+    /// Where `host` is; none while it has no address. Of several addresses each `turn` goes to the next.
+    pub(super) fn endpoint_at(&self, host: &str, port: u16, turn: usize) -> Option<Endpoint> {
+        if let Some(path) = socket_path(host, port) {
             return Some(Endpoint::Unix(path));
         }
-        let address = match database.host.parse::<IpAddr>() {
+        let address = match host.parse::<IpAddr>() {
             Ok(address) => address,
             Err(_) => {
                 let addresses = self.common.addresses.load();
-                let addresses = addresses.get(&database.host)?;
-                *addresses.get(attempt % addresses.len().max(1))?
+                let addresses = addresses.get(host)?;
+                *addresses.get(turn % addresses.len().max(1))?
             }
         };
-        Some(Endpoint::Tcp(SocketAddr::new(address, database.port)))
+        Some(Endpoint::Tcp(SocketAddr::new(address, port)))
     }
+
+    /// Which of a database's hosts a server is at, as the configuration names it.
+    pub(super) fn host_at<'a>(&self, database: &'a Database, server: &Endpoint) -> &'a str {
+        let addresses = self.common.addresses.load();
+        let is_there = |host: &&str| match server {
+            Endpoint::Unix(path) => socket_path(host, database.port).as_ref() == Some(path),
+            Endpoint::Tcp(server) => match (host.parse::<IpAddr>(), addresses.get(*host)) {
+                (Ok(address), _) => address == server.ip(),
+                (_, Some(addresses)) => addresses.contains(&server.ip()),
+                (_, None) => false,
+            },
+        };
+        let host = database.hosts().find(is_there);
+        host.or_else(|| database.hosts().next()).unwrap_or_default()
+    }
+
+    /// Names have been looked up: servers at addresses that are gone serve nobody else.
+    pub(super) fn addresses_changed(self: &Rc<Self>) {
+        let addresses = self.common.addresses.load_full();
+        self.each_pool(|pool| pool.leave_lost_addresses(&addresses));
+    }
+}
+
+impl Pool {
+    fn leave_lost_addresses(self: &Rc<Self>, addresses: &HashMap<String, Vec<IpAddr>>) {
+        let database = self.database.borrow().clone();
+        let mut known = Vec::new();
+        for host in database.hosts() {
+            match (host.parse(), addresses.get(host)) {
+                (Ok(address), _) => known.push(address),
+                (_, Some(addresses)) => known.extend(addresses),
+                (_, None) if is_name(host) => return,
+                (_, None) => {}
+            }
+        }
+        let is_lost = |remote: &Endpoint| match remote {
+            Endpoint::Tcp(remote) => !known.contains(&remote.ip().to_canonical()),
+            Endpoint::Unix(_) => false,
+        };
+        let entries = self.entries.borrow();
+        for entry in entries.iter().filter_map(std::rc::Weak::upgrade) {
+            if is_lost(&entry.remote) && entry.close_needed.get().is_none() {
+                entry.close_needed.set(Some("obsolete connection"));
+            }
+        }
+        drop(entries);
+        self.step(|local, _, actions| {
+            local.expire_idle(
+                |server, _| server.entry.close_needed.get().is_some(),
+                actions,
+            );
+        });
+    }
+}
+
+/// Whether a host has to be looked up.
+fn is_name(host: &str) -> bool {
+    socket_path(host, 0).is_none() && host.parse::<IpAddr>().is_err()
 }

@@ -73,6 +73,8 @@ impl Shard {
             common,
         });
         pool.set_paused();
+        let in_turn = snapshot.config.general.server_round_robin;
+        pool.local.borrow_mut().set_round_robin(in_turn);
         self.pools.borrow_mut().insert(key, pool.clone());
         pool
     }

@@ -11,7 +11,7 @@ use crate::base::ShardId;
 use crate::client::{ClientEntry, Greeted};
 use crate::config::General;
 use crate::net::{Detached, Driver, Listener, Net, NetOptions, TcpOptions, spawn};
-use crate::session::{RecentSettings, SLOTS_MAX, Statements};
+use crate::session::{Handle, RecentSettings, SLOTS_MAX, Statements};
 use crate::stats::ShardStats;
 use slab::Slab;
 use std::cell::{Cell, RefCell};
@@ -21,6 +21,7 @@ use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Duration;
 
@@ -34,8 +35,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listeners {
     /// Its own TCP sockets.
     pub tcp: Vec<OwnedFd>,
-    /// The Unix socket, on one shard, which passes accepted sockets round.
-    pub unix: Option<OwnedFd>,
+    /// Unix sockets, on one shard, which passes accepted sockets round.
+    pub unix: Vec<OwnedFd>,
 }
 
 /// One core.
@@ -74,6 +75,8 @@ pub struct Shard {
     pub(super) load: Cell<LoadReading>,
     /// State of [`Shard::draw`].
     pub(super) drawn: Cell<u64>,
+    /// Slots of the clients whose cancel key names this process instead, by that key.
+    pub(super) peered: RefCell<HashMap<Handle, usize>>,
     accepting: RefCell<Vec<Waker>>,
 }
 
@@ -139,13 +142,15 @@ pub async fn run(
         next_ticket: Cell::new(0),
         load: Cell::new(LoadReading::now()),
         drawn: Cell::new(u64::from_le_bytes(opening::random_bytes())),
+        peered: RefCell::default(),
         accepting: RefCell::default(),
         common,
     });
     for fd in listeners.tcp {
+        shard.common.listening.fetch_add(1, Ordering::Relaxed);
         spawn(net, accept(shard.clone(), Listener::new(net, fd), false));
     }
-    if let Some(fd) = listeners.unix {
+    for fd in listeners.unix {
         spawn(net, accept(shard.clone(), Listener::new(net, fd), true));
     }
     spawn(net, inbox::run(shard.clone()));
@@ -163,7 +168,7 @@ async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
             None
         });
         match accepted.await {
-            None => return,
+            None => return close(&shard, listener).await,
             Some(Ok(socket)) => shard.place(socket, is_unix),
             Some(Err(error)) => {
                 tracing::warn!(shard = %shard.id, %error, "cannot accept a connection");
@@ -171,6 +176,15 @@ async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
             }
         }
     }
+}
+
+/// Closes a TCP listener; who has connected by then is still let in.
+async fn close(shard: &Rc<Shard>, listener: Listener) {
+    for socket in listener.drain().await {
+        shard.admit(socket);
+    }
+    drop(listener);
+    shard.common.listening.fetch_sub(1, Ordering::Release);
 }
 
 impl Shard {
@@ -259,5 +273,8 @@ pub fn tcp_options(general: &General) -> TcpOptions {
         keepintvl: general.tcp_keepintvl,
         keepcnt: general.tcp_keepcnt,
         user_timeout: general.tcp_user_timeout,
+        buffer_bytes: general.tcp_socket_buffer,
+        // A connection that is held back is lost when its listener closes.
+        defer_accept: general.tcp_defer_accept && !general.so_reuseport,
     }
 }

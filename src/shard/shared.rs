@@ -72,6 +72,8 @@ pub struct CommonPool {
     pub credentials: ArcSwap<ServerCredentials>,
     /// Attempts that failed.
     pub failures: AtomicUsize,
+    /// Attempts that were made.
+    pub attempts: AtomicUsize,
     /// Why the last attempt to open a server failed, until one succeeds.
     pub last_failure: ArcSwapOption<Farewell>,
 }
@@ -94,6 +96,8 @@ enum Scope {
     ClientsOfDatabase(Arc<str>),
     /// Clients logged in as this user (`max_user_client_connections`).
     ClientsOfUser(Arc<str>),
+    /// Cancel requests on their way to this peer (its `pool_size`).
+    Peer(u16),
 }
 
 impl Directory {
@@ -119,6 +123,7 @@ impl Scope {
             Scope::User(name) => config.user_connections_max(name),
             Scope::ClientsOfDatabase(name) => of_database(name, Config::db_clients_max),
             Scope::ClientsOfUser(name) => config.user_clients_max(name),
+            Scope::Peer(id) => config.peer_pool_size(*id),
         };
         unlimited_if_zero(limit)
     }
@@ -163,6 +168,8 @@ pub struct Common {
     pub reloaded: Notes,
     /// Pauses and other orders.
     pub board: Board,
+    /// TCP listeners that are open, of all shards.
+    pub listening: AtomicUsize,
     /// Random bytes, drawn once.
     pub process_secret: [u8; 32],
     /// When the process began to serve.
@@ -195,6 +202,7 @@ impl Common {
             clients: Arc::new(Permits::new(clients)),
             reloaded: Notes::new(shards),
             board: Board::new(shards),
+            listening: AtomicUsize::new(0),
             process_secret,
             started: now,
             ids: AtomicU64::new(1),
@@ -239,6 +247,7 @@ impl Common {
             welcome: ArcSwapOption::empty(),
             credentials: ArcSwap::from_pointee(ServerCredentials::Nothing),
             failures: AtomicUsize::new(0),
+            attempts: AtomicUsize::new(0),
             last_failure: ArcSwapOption::empty(),
         });
         directory.pools.insert(key.clone(), pool.clone());
@@ -254,6 +263,12 @@ impl Common {
         ];
         let mut directory = self.directory();
         scopes.map(|scope| directory.permits(scope, &config))
+    }
+
+    /// The permits for cancel requests to peer `id`.
+    pub fn peer_permits(&self, id: u16) -> Arc<Permits> {
+        let config = self.snapshot.load().config.clone();
+        self.directory().permits(Scope::Peer(id), &config)
     }
 
     /// Puts every limit of the configuration in force. Done once per reload, not by each shard: a

@@ -303,11 +303,13 @@ impl Pool {
         };
         self.is_removed.set(false);
         self.mode.set(snapshot.config.pool_mode(&new, user));
+        let in_turn = snapshot.config.general.server_round_robin;
+        self.local.borrow_mut().set_round_robin(in_turn);
         let old = self.database.replace(new.clone());
         if !old.same_server(&new) {
             self.common.welcome.store(None);
             self.retire("database configuration changed");
-        } else if new.socket_path().is_none() && before.tls.servers_differ(&snapshot.tls) {
+        } else if new.is_over_tcp() && before.tls.servers_differ(&snapshot.tls) {
             self.common.welcome.store(None);
             self.retire("server TLS settings changed");
         }

@@ -12,6 +12,12 @@ use crate::support::*;
 
 /// A file for PgBouncer that leads to `database`, with further lines in its section `[pgbouncer]`.
 fn ini(directory: &Path, database: &Database, more: &str) -> PathBuf {
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(directory, open).unwrap();
+    let user = match rustix::process::geteuid().is_root() {
+        true => "user = nobody\n",
+        false => "",
+    };
     let userlist = directory.join("userlist.txt");
     fs::write(&userlist, "\"postgres\" \"\"\n\"ann\" \"secret\"\n").unwrap();
     let address = database.postgres.address();
@@ -28,6 +34,7 @@ fn ini(directory: &Path, database: &Database, more: &str) -> PathBuf {
          auth_file = {userlist}\n\
          admin_users = postgres\n\
          pkt_buf = 8192\n\
+         {user}\
          {more}\n",
         name = database.name,
         host = address.ip(),

@@ -137,6 +137,14 @@ pub(super) fn databases(
     rows.into_values().collect()
 }
 
+/// How a list of hosts is used.
+fn balance(database: &Database) -> Value {
+    match database.hosts().count() {
+        0 | 1 => Value::Null,
+        _ => Value::text(database.load_balance_hosts.as_str()),
+    }
+}
+
 fn database(
     config: &Config,
     database: &Database,
@@ -158,7 +166,7 @@ fn database(
         Value::int4(reserve),
         seconds(general.server_lifetime),
         mode.map_or(Value::Null, Value::text),
-        Value::Null,
+        balance(database),
         Value::int4(config.db_connections_max(database)),
         Value::int4(servers),
         Value::int4(config.db_clients_max(database)),
@@ -290,6 +298,7 @@ mod tests {
     use super::*;
     use crate::admin::show::testing::{assert_columns, assert_fits, printed};
     use crate::base::ShardId;
+    use crate::config::LoadBalanceHosts;
     use crate::config::User;
     use crate::stats::Registry;
 
@@ -307,6 +316,7 @@ mod tests {
         let database = Database {
             name: name.to_owned(),
             host: "db.example".to_owned(),
+            load_balance_hosts: LoadBalanceHosts::RoundRobin,
             port: 5433,
             dbname: Some("stock".to_owned()),
             user: user.map(str::to_owned),

@@ -13,6 +13,8 @@ pub(crate) fn preset(section: Section, name: &str) -> Option<&'static str> {
         "listen_backlog" => "128",
         "max_client_conn" => "100",
         "pool_mode" => "\"session\"",
+        "syslog_ident" => "\"pgbouncer\"",
+        "tcp_defer_accept" => "true",
         "unix_socket_dir" => "\"/tmp\"",
         _ => return None,
     })
@@ -50,6 +52,6 @@ mod tests {
                 found += 1;
             }
         }
-        assert!(found >= 6, "{found}");
+        assert!(found >= 9, "{found}");
     }
 }

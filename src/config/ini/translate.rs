@@ -368,7 +368,7 @@ mod tests {
     #[test]
     fn settings_that_cannot_hold_together_are_told_with_their_line() {
         let text = "[peers]\n1 = port=5\n[pgbouncer]\nlisten_addr=x\n";
-        assert_eq!(problems(text), ["2: peers.1: a peer needs a host"]);
+        assert_eq!(problems(text), ["2: peers.1: a peer needs one host"]);
         let text = "[pgbouncer]\nunix_socket_dir =\n";
         let nowhere = "pgbouncer.listen_addr: nowhere to listen: no address and no unix_socket_dir";
         assert_eq!(problems(text), [nowhere]);

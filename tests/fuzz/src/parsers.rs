@@ -7,7 +7,7 @@ use ringbouncer::auth::{
     ServerLogin, UserList, Verifier,
 };
 use ringbouncer::base::Secret;
-use ringbouncer::config::Config;
+use ringbouncer::config::{Config, convert};
 use ringbouncer::net::{Certificate, end_point_binding};
 use ringbouncer::session::{Fate, Kind, Replies};
 use ringbouncer::wire::{Scanner, Step};
@@ -102,6 +102,21 @@ pub fn command(data: &[u8]) {
 pub fn config(data: &[u8]) {
     if let Ok(text) = str::from_utf8(data) {
         let _ = Config::parse(text, Path::new("fuzz.toml"));
+        pgbouncers_config(text);
+    }
+}
+
+/// What PgBouncer's file says can be said in TOML, or it is told what cannot.
+fn pgbouncers_config(text: &str) {
+    let Ok(config) = Config::parse(text, Path::new("fuzz.ini")) else {
+        return;
+    };
+    let converted = convert(&config, Path::new("/"));
+    let back = Config::parse(&converted.toml, Path::new("fuzz.toml"));
+    let is_told = |difference: &String| difference.starts_with("to be mended");
+    match back {
+        Ok(back) => assert_eq!(back.databases.len(), config.databases.len()),
+        Err(_) => assert!(converted.differences.iter().any(is_told)),
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod certs;
 pub mod driver;
+pub mod drop_in;
 pub mod peer;
 pub mod pgbouncer;
 pub mod pooler;

@@ -23,6 +23,7 @@ pub struct Topology {
     settings: Table,
     databases: Table,
     users: Table,
+    peers: Table,
     userlist: String,
 }
 
@@ -32,6 +33,7 @@ impl Topology {
             settings: Table::new(),
             databases: Table::new(),
             users: Table::new(),
+            peers: Table::new(),
             userlist: String::new(),
         };
         topology
@@ -98,6 +100,15 @@ impl Topology {
         self
     }
 
+    /// Another pooler.
+    pub fn peer(mut self, id: u16, address: SocketAddr) -> Topology {
+        let mut table = Table::new();
+        table.insert("host".into(), address.ip().to_string().into());
+        table.insert("port".into(), i64::from(address.port()).into());
+        self.peers.insert(id.to_string(), table.into());
+        self
+    }
+
     /// A line of the user list.
     pub fn user_secret(mut self, name: &str, secret: &str) -> Topology {
         self.userlist
@@ -119,6 +130,7 @@ impl Topology {
         file.insert("ringbouncer".into(), settings.into());
         file.insert("databases".into(), self.databases.clone().into());
         file.insert("users".into(), self.users.clone().into());
+        file.insert("peers".into(), self.peers.clone().into());
         let path = directory.join("ringbouncer.toml");
         fs::write(&path, toml::to_string(&file).unwrap()).unwrap();
         path

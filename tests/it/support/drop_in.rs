@@ -1,0 +1,204 @@
+//! Ringbouncer and PgBouncer with the same configuration file, so that one test is run against both: what PgBouncer
+//! passes is a true statement about PgBouncer.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::pooler::program;
+use super::postgres::{Database, spawn_mortal};
+use super::wait::{PATIENCE, holds_within, wait_until};
+
+/// Which pooler.
+#[derive(Clone, Copy)]
+pub enum Brand {
+    PgBouncer,
+    /// With so many shards.
+    Ringbouncer(usize),
+}
+
+impl Brand {
+    /// The program, as whoever runs the tests; the file is still to be added.
+    pub fn command(self) -> Command {
+        match self {
+            Brand::PgBouncer => {
+                let path = Path::new("/usr/sbin/pgbouncer");
+                assert!(path.exists(), "apt-get install pgbouncer");
+                Command::new(path)
+            }
+            Brand::Ringbouncer(shards) => {
+                let mut command = program();
+                command.env("RINGBOUNCER_SHARDS", shards.to_string());
+                command
+            }
+        }
+    }
+}
+
+/// A port that was free a moment ago: PgBouncer cannot choose one itself.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+/// A directory for configuration and sockets that an unprivileged user may write to.
+pub fn open_directory() -> TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    directory
+}
+
+/// Writes `pgbouncer.ini` into `directory`: everything trusted, on `port`, leading to `database`, with further lines.
+pub fn write_ini(directory: &Path, port: u16, database: &Database, more: &str) -> PathBuf {
+    let userlist = directory.join("userlist.txt");
+    fs::write(&userlist, "\"postgres\" \"\"\n").unwrap();
+    let address = database.postgres.address();
+    let user = match rustix::process::geteuid().is_root() {
+        true => "user = nobody\n",
+        false => "",
+    };
+    let text = format!(
+        "; as PgBouncer takes it\n\
+         [databases]\n\
+         {name} = host={host} port={pg_port}\n\
+         [pgbouncer]\n\
+         listen_addr = 127.0.0.1\n\
+         listen_port = {port}\n\
+         unix_socket_dir = {directory}\n\
+         auth_type = trust\n\
+         auth_file = {userlist}\n\
+         admin_users = postgres\n\
+         {user}\
+         {more}\n",
+        name = database.name,
+        host = address.ip(),
+        pg_port = address.port(),
+        directory = directory.display(),
+        userlist = userlist.display(),
+    );
+    let path = directory.join("pgbouncer.ini");
+    fs::write(&path, text).unwrap();
+    path
+}
+
+/// A running pooler of either brand, with `log` and `pid` as its log and pid file.
+pub struct DropIn {
+    pub address: SocketAddr,
+    pub database: Database,
+    directory: TempDir,
+    child: Child,
+}
+
+impl DropIn {
+    #[track_caller]
+    pub fn start(brand: Brand, database: Database, more: &str) -> DropIn {
+        DropIn::start_with(brand, database, more, |_| {})
+    }
+
+    /// The same with further arguments or environment.
+    #[track_caller]
+    pub fn start_with(
+        brand: Brand,
+        database: Database,
+        more: &str,
+        amend: impl FnOnce(&mut Command),
+    ) -> DropIn {
+        let (directory, port) = (open_directory(), free_port());
+        let path = directory.path();
+        let files = format!(
+            "logfile = {}\npidfile = {}\n{more}",
+            path.join("log").display(),
+            path.join("pid").display()
+        );
+        let mut command = brand.command();
+        command
+            .arg("-q")
+            .arg(write_ini(path, port, &database, &files))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit());
+        amend(&mut command);
+        let child = spawn_mortal(command, Signal::KILL);
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
+        let drop_in = DropIn {
+            address,
+            database,
+            directory,
+            child,
+        };
+        // Signals before this would end it.
+        wait_until("it is up", || drop_in.log().contains("process up: "));
+        drop_in
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Its log file so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// Its end, if it comes before the deadline.
+    pub fn wait_exit(&mut self) -> Option<ExitStatus> {
+        let mut exit = None;
+        holds_within(PATIENCE, || {
+            exit = self.child.try_wait().unwrap();
+            exit.is_some()
+        });
+        exit
+    }
+}
+
+impl Drop for DropIn {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- its log:\n{}---", self.log());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// One claim about both, with one shard and with three: `drop_in!(claim, |brand| { .. })`.
+macro_rules! drop_in {
+    ($name:ident, $claim:expr) => {
+        mod $name {
+            #[allow(unused_imports)]
+            use super::*;
+
+            #[test]
+            fn pgbouncer() {
+                let claim: fn(Brand) = $claim;
+                claim(Brand::PgBouncer);
+            }
+
+            #[test]
+            fn shards_1() {
+                let claim: fn(Brand) = $claim;
+                claim(Brand::Ringbouncer(1));
+            }
+
+            #[test]
+            fn shards_3() {
+                let claim: fn(Brand) = $claim;
+                claim(Brand::Ringbouncer(3));
+            }
+        }
+    };
+}
+pub(crate) use drop_in;
