@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 /// Settings replayed because servers report them: PgBouncer's list, IntervalStyle included
-/// (its default for `track_extra_parameters`).
+/// (its default for `track_extra_parameters`). The encoding is set first, as the other values are in it.
 pub const TRACKED: [&str; 6] = [
-    "application_name",
     "client_encoding",
+    "application_name",
     "DateStyle",
     "IntervalStyle",
     "standard_conforming_strings",

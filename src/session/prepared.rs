@@ -19,6 +19,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use lru::LruCache;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::rc::{Rc, Weak};
 
 const ID_BYTES: usize = 16;
@@ -289,8 +290,8 @@ pub struct Preparation {
 #[derive(Debug)]
 pub struct ServerStatements {
     cache: LruCache<StatementId, State>,
-    /// Evicted with a Close that may yet turn out to have been skipped.
-    closing: Vec<StatementId>,
+    /// Evicted with so many Closes that may yet turn out to have been skipped.
+    closing: HashMap<StatementId, u32>,
     batch: u64,
 }
 
@@ -298,7 +299,7 @@ impl Default for ServerStatements {
     fn default() -> ServerStatements {
         ServerStatements {
             cache: LruCache::unbounded(),
-            closing: Vec::new(),
+            closing: HashMap::new(),
             batch: 0,
         }
     }
@@ -333,7 +334,7 @@ impl ServerStatements {
             }
             None => {
                 self.cache.push(id, State::Pending(batch));
-                self.closing.contains(&id)
+                self.closing.contains_key(&id)
             }
         };
         Preparation {
@@ -364,14 +365,19 @@ impl ServerStatements {
                 _ => break,
             }
         }
-        self.closing.extend(&evicted);
+        for id in &evicted {
+            *self.closing.entry(*id).or_default() += 1;
+        }
         evicted
     }
 
     /// What became of a Close is known.
     fn closed(&mut self, id: StatementId) {
-        if let Some(at) = self.closing.iter().position(|closing| *closing == id) {
-            self.closing.swap_remove(at);
+        if let Entry::Occupied(mut closing) = self.closing.entry(id) {
+            *closing.get_mut() -= 1;
+            if *closing.get() == 0 {
+                closing.remove();
+            }
         }
     }
 
@@ -502,6 +508,24 @@ mod tests {
         server.prepare(id(1), 2);
         assert_eq!(server.prepare(id(3), 2).evict, [id(2)]);
         assert_eq!(server.len(), 2);
+    }
+
+    #[test]
+    fn statement_evicted_twice_is_closing_until_both_closes_are_answered() {
+        let mut server = ServerStatements::default();
+        for n in [1, 2, 1, 2] {
+            server.prepare(id(n), 1);
+        }
+        let again = |server: &mut ServerStatements| {
+            let close = server.prepare(id(1), 5).close;
+            server.cache.pop(&id(1));
+            close
+        };
+        server.closed(id(1));
+        assert!(again(&mut server));
+        server.closed(id(1));
+        assert!(!again(&mut server));
+        server.closed(id(1));
     }
 
     #[test]

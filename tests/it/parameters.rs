@@ -28,6 +28,21 @@ everywhere!(start_up_parameters_take_effect, |stage| {
     assert_eq!(client.value("show client_encoding"), "LATIN1");
 });
 
+everywhere!(name_in_the_encoding_of_its_client_is_taken, |stage| {
+    let params = [
+        ("user", "postgres"),
+        ("database", stage.entry.as_str()),
+        ("client_encoding", "LATIN1"),
+        ("application_name", "caf#"),
+    ];
+    let mut packet = startup(PROTOCOL_3_0, &params);
+    let accent = packet.iter().position(|byte| *byte == b'#').unwrap();
+    packet[accent] = 0xe9;
+    let mut client = Client::connect(stage.address());
+    assert_eq!(client.exchange(&packet).status, b'I');
+    assert_eq!(client.value("show client_encoding"), "LATIN1");
+});
+
 everywhere!(greeting_reports_what_drivers_rely_on, |stage| {
     let client = stage.client();
     for name in [
