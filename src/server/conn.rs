@@ -5,8 +5,15 @@ use crate::base::Moment;
 use crate::net::{Detached, Net, Socket};
 use crate::session::{Change, Replies, ServerParams, ServerStatements};
 use crate::stats::PoolStats;
+use crate::wire::tag::backend as tag;
+use crate::wire::{Scanner, Step};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+
+/// Largest notification (PostgreSQL: a channel's name and 8,000 bytes).
+const NOTIFICATION_BYTES_MAX: usize = 16 * 1024;
 
 /// The state of the conversation with a server.
 #[derive(Default)]
@@ -19,6 +26,8 @@ pub struct Dialogue {
     pub params: ServerParams,
     /// Whether it is making the pooler's own settings.
     pub is_settling: bool,
+    /// The scan of what it says while nobody has it.
+    asides: RefCell<Scanner>,
 }
 
 /// Bodies of the CommandComplete messages after which settings may have changed.
@@ -44,6 +53,18 @@ impl Dialogue {
             self.params.discarded();
         }
         forgets
+    }
+
+    fn only_notifies(&self, bytes: &[u8]) -> bool {
+        let (mut asides, mut at) = (self.asides.borrow_mut(), 0);
+        loop {
+            match asides.next(bytes, &mut at, NOTIFICATION_BYTES_MAX) {
+                Ok(Step::End) => return true,
+                Ok(Step::More { .. }) => {}
+                Ok(Step::Begin { header, .. }) if header.tag == tag::NOTIFICATION_RESPONSE => {}
+                Ok(Step::Begin { .. }) | Err(_) => return false,
+            }
+        }
     }
 }
 
@@ -73,7 +94,20 @@ impl Server {
     pub fn is_reusable(&self) -> bool {
         self.dialogue.replies.is_clean()
             && self.socket.is_quiet()
+            && self.dialogue.asides.borrow().at_boundary()
             && self.entry.close_needed.get().is_none()
+    }
+
+    /// As [`Server::is_reusable`], for a server that nobody has: notifications that have come for nobody
+    /// are dropped (as in PgBouncer). If it is not, it has to be closed, since anything else is dropped, too.
+    pub fn is_fit(&self, cx: &Context<'_>) -> bool {
+        while self.dialogue.replies.is_clean() && !self.socket.is_quiet() {
+            match self.socket.poll_recv(cx) {
+                Poll::Ready(Ok(Some(chunk))) if self.dialogue.only_notifies(&chunk) => {}
+                _ => return false,
+            }
+        }
+        self.is_reusable()
     }
 
     /// Takes an idle server off this shard's ring.
@@ -81,6 +115,9 @@ impl Server {
     /// # Errors
     /// Gives it back if it said something or died meanwhile: then it is to be closed.
     pub async fn pack(self, net: Net) -> Result<Parcel, Server> {
+        if !self.dialogue.asides.borrow().at_boundary() {
+            return Err(self);
+        }
         let Server {
             socket,
             dialogue,
@@ -137,6 +174,7 @@ impl Parcel {
             dialogue: Box::new(Dialogue {
                 replies: Replies::default(),
                 is_settling: false,
+                asides: RefCell::default(),
                 statements: self.statements,
                 params: self.params,
             }),

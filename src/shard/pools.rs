@@ -154,7 +154,7 @@ impl Pool {
                 .borrow_mut()
                 .acquire(waiter.clone(), now, &mut actions);
             match acquired {
-                Acquired::Granted(server) if server.is_reusable() => waiter.serve(Ok(server)),
+                Acquired::Granted(server) if self.is_fit(&server) => waiter.serve(Ok(server)),
                 Acquired::Granted(server) => {
                     self.close(server, "server said something while idle");
                     continue;
@@ -285,7 +285,7 @@ impl Pool {
         if let Some(why) = server.entry.close_needed.get() {
             return Some(why);
         }
-        if !server.is_reusable() {
+        if !self.is_fit(server) {
             return Some("server is not clean");
         }
         if let Some(why) = self.outdated(server) {
@@ -297,9 +297,16 @@ impl Pool {
         if self.standing.get().is_paused {
             return Some("pause mode");
         }
+        self.has_outlived(server).then_some("server lifetime over")
+    }
+
+    /// Whether a server has to be closed for its age, and it is its turn (PgBouncer spaces them, too).
+    pub(super) fn has_outlived(&self, server: &Server) -> bool {
         let lifetime = self.shard.snapshot.borrow().config.general.server_lifetime;
-        let is_old = server.entry.has_outlived(lifetime, self.shard.net.now());
-        is_old.then_some("server lifetime over")
+        let now = self.shard.net.now();
+        let gap = lifetime / self.common.shared.limit().max(1);
+        server.entry.has_outlived(lifetime, now)
+            && (lifetime.is_zero() || self.common.ages_out(now, gap))
     }
 
     /// Runs the reset query between two sessions.
@@ -383,6 +390,14 @@ impl Pool {
             let (database, user) = (&self.common.key.database, &self.common.key.user);
             let age_s = shard.net.now().since(server.entry.opened).as_secs();
             tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, why, age_s, "closing server connection");
+        }
+    }
+
+    /// Whether a server that nobody has may be given to a client; else it has to be closed.
+    pub(super) fn is_fit(&self, server: &Server) -> bool {
+        match &*self.shard.idle_watch.borrow() {
+            Some(waker) => server.is_fit(&Context::from_waker(waker)),
+            None => server.is_reusable(),
         }
     }
 

@@ -18,6 +18,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 /// What was read from files: replaced as a whole by a reload.
 #[derive(Clone)]
@@ -76,6 +77,21 @@ pub struct CommonPool {
     pub attempts: AtomicUsize,
     /// Why the last attempt to open a server failed, until one succeeds.
     pub last_failure: ArcSwapOption<Farewell>,
+    /// When a server was last closed for its age.
+    aged_out: AtomicU64,
+}
+
+impl CommonPool {
+    /// Whether a server may be closed for its age now, which is one if so: between two of them lies `gap`,
+    /// as servers that were opened together would else be closed together.
+    pub fn ages_out(&self, now: Moment, gap: Duration) -> bool {
+        let next = |last| (now >= Moment::from_nanos(last).after(gap)).then_some(now.nanos());
+        // Relaxed: nothing else depends on it.
+        let turn = self
+            .aged_out
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        turn.is_ok()
+    }
 }
 
 /// Every pool, and the limits that span pools.
@@ -249,6 +265,7 @@ impl Common {
             failures: AtomicUsize::new(0),
             attempts: AtomicUsize::new(0),
             last_failure: ArcSwapOption::empty(),
+            aged_out: AtomicU64::new(0),
         });
         directory.pools.insert(key.clone(), pool.clone());
         pool

@@ -39,7 +39,8 @@ pub(super) async fn run(shard: Rc<Shard>) {
     }
 }
 
-/// Closes idle servers that say something: nothing they say outside of a lease has a reader.
+/// Closes idle servers that say something but notifications: nothing they say outside of a lease has a
+/// reader.
 pub(super) async fn watch_idle(shard: Rc<Shard>) {
     let is_first = RefCell::new(true);
     poll_fn::<(), _>(|cx| {
@@ -140,14 +141,14 @@ fn make_pools_to_keep(shard: &Rc<Shard>, config: &Config) {
 
 fn expire_servers(pool: &Rc<Pool>, config: &Config) {
     let general = &config.general;
-    let (idle_max, lifetime) = (general.server_idle_timeout, general.server_lifetime);
+    let idle_max = general.server_idle_timeout;
     let minimum = config.min_pool_size(&pool.database.borrow());
     let mut spare = pool.common.shared.open().saturating_sub(minimum);
     pool.step(|local, now, actions| {
         let is_due = |server: &crate::server::Server, since: Moment| {
             let is_idle_long = spare > 0 && !idle_max.is_zero() && now.since(since) >= idle_max;
             spare -= u32::from(is_idle_long);
-            is_idle_long || server.entry.has_outlived(lifetime, now) || !server.is_reusable()
+            is_idle_long || !pool.is_fit(server) || pool.has_outlived(server)
         };
         if local.idle().len() > 0 {
             local.expire_idle(is_due, actions);
@@ -167,13 +168,13 @@ impl Pool {
         }
     }
 
-    /// Closes idle servers that have said something, or hung up.
+    /// Closes idle servers that have said something but notifications, or hung up.
     pub(super) fn close_noisy(self: &Rc<Self>) {
         loop {
             let noisy = self
                 .local
                 .borrow_mut()
-                .remove_idle(|server| !server.is_reusable());
+                .remove_idle(|server| !self.is_fit(server));
             let Some(server) = noisy else { return };
             let why = server.entry.close_needed.get();
             self.close(

@@ -585,3 +585,30 @@ both_shards!(
         );
     }
 );
+
+both_shards!(notification_for_nobody_costs_no_server, |shards| {
+    let (speak, spoken) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let (may_speak, has_spoken) = (speak.clone(), spoken.clone());
+    let server = FakeServer::start(move |mut server| {
+        if !server.login() || server.next_request().is_none() {
+            return;
+        }
+        server.send(&Conversation::one_row("first"));
+        wait_until("the server is idle", || may_speak.load(Ordering::Acquire));
+        let notification = message(b'A', b"\0\0\0\x2achannel\0payload\0");
+        server.send_bytewise(&notification.repeat(3));
+        has_spoken.store(true, Ordering::Release);
+        server.serve("second");
+    });
+    let stage = stage_with_fake(shards, server.address);
+    let mut client = Client::login(stage.address(), "fake");
+    assert_eq!(client.value("select 1"), "first");
+    wait_until("the server is idle", || stage.pools("fake", "sv_idle") == 1);
+    speak.store(true, Ordering::Release);
+    wait_until("it has spoken", || spoken.load(Ordering::Acquire));
+    assert_eq!(client.value("select 2"), "second");
+    assert_eq!(server.connections(), 1);
+});

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -189,6 +189,26 @@ both_shards!(old_servers_are_replaced_after_their_lifetime, |shards| {
     wait_until("another server answers", || {
         client.value("select pg_backend_pid()") != pid
     });
+});
+
+both_shards!(servers_of_one_age_are_not_closed_at_once, |shards| {
+    let topology = Topology::new(shards)
+        .pool_size(4)
+        .set("server_lifetime", "2s");
+    let stage = Stage::pooled(topology);
+    let mut clients: Vec<Client> = (0..4).map(|_| stage.client()).collect();
+    for sql in ["begin", "commit"] {
+        clients.iter_mut().for_each(|client| {
+            client.value(sql);
+        });
+    }
+    wait_until("the first is closed", || {
+        stage.database.backends("true") < 4
+    });
+    let first = Instant::now();
+    stage.database.wait_backends(0, "true");
+    // Half a second lies between two.
+    assert!(first.elapsed() >= Duration::from_secs(1));
 });
 
 both_shards!(lifetime_of_zero_is_one_use, |shards| {
