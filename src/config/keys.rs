@@ -338,6 +338,10 @@ settings! {
             "Statement that cleans a server connection before the next client gets it, in session mode; \"\" is none.";
         max_prepared_statements: usize = int(0, 100_000), default("200"), NewConnections,
             "Prepared statements that are kept on each server connection, so that clients can use theirs in transaction mode; 0 turns the tracking off.";
+        prepared_statements_bytes_max: usize = Kind::Size { min: 65_536, max: 1 << 40 }, default(r#""1 GiB""#), Live,
+            "Memory that the texts and names of all clients' prepared statements may take in transaction mode; a statement beyond it is refused (53400).";
+        prepared_statement_errors_fatal: bool = Kind::Bool, default("false"), NewConnections,
+            "Whether a client that prepares a name it has in use, or uses a name it has not prepared, is disconnected, as PgBouncer does; else it gets PostgreSQL's error (42P05, 26000) and goes on.";
     }
     "TLS of clients" {
         client_tls_sslmode: SslMode = Kind::Word(SslMode::WORDS), default(r#""disable""#), NewConnections,
@@ -493,6 +497,16 @@ settings! {
             "Client connections that this database may have; 0 is no limit.";
         pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of [ringbouncer]", r#""session""#), NewConnections,
             "When a server connection goes back to its pool.";
+        query_wait_timeout: Option<Duration> = SPAN, unset("query_wait_timeout of [ringbouncer]", r#""30 s""#), Live,
+            "A client that has waited longer for a server connection is disconnected; 0 is never.";
+        query_timeout: Option<Duration> = SPAN, unset("query_timeout of [ringbouncer]", r#""5 min""#), Live,
+            "A query that takes longer is cut off; 0 is never.";
+        idle_transaction_timeout: Option<Duration> = SPAN, unset("idle_transaction_timeout of [ringbouncer]", r#""1 min""#), Live,
+            "A client idle in a transaction for longer is disconnected; 0 is never.";
+        transaction_timeout: Option<Duration> = SPAN, unset("transaction_timeout of [ringbouncer]", r#""10 min""#), Live,
+            "A client whose transaction takes longer is disconnected; 0 is never.";
+        client_idle_timeout: Option<Duration> = SPAN, unset("client_idle_timeout of [ringbouncer]", r#""1 h""#), Live,
+            "A client idle outside of transactions for longer is disconnected; 0 is never.";
     }
 }
 
@@ -516,6 +530,16 @@ settings! {
             "Client connections that this user may have; 0 is no limit.";
         pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of the database", r#""session""#), NewConnections,
             "When a server connection of this user goes back to its pool.";
+        query_wait_timeout: Option<Duration> = SPAN, unset("query_wait_timeout of the database", r#""30 s""#), Live,
+            "A client that has waited longer for a server connection is disconnected; 0 is never.";
+        query_timeout: Option<Duration> = SPAN, unset("query_timeout of the database", r#""5 min""#), Live,
+            "A query that takes longer is cut off; 0 is never.";
+        idle_transaction_timeout: Option<Duration> = SPAN, unset("idle_transaction_timeout of the database", r#""1 min""#), Live,
+            "A client idle in a transaction for longer is disconnected; 0 is never.";
+        transaction_timeout: Option<Duration> = SPAN, unset("transaction_timeout of the database", r#""10 min""#), Live,
+            "A client whose transaction takes longer is disconnected; 0 is never.";
+        client_idle_timeout: Option<Duration> = SPAN, unset("client_idle_timeout of the database", r#""1 h""#), Live,
+            "A client idle outside of transactions for longer is disconnected; 0 is never.";
     }
 }
 
@@ -543,6 +567,26 @@ impl Default for General {
             .map(|key| (key.name, key.preset_value()))
             .collect();
         General::from_values(&mut values).expect("the type of a key holds its default")
+    }
+}
+
+#[cfg(test)]
+impl Database {
+    /// A database entry that says nothing.
+    pub fn named(name: &str) -> Database {
+        let presets = DATABASE_KEYS
+            .iter()
+            .map(|key| (key.name, key.preset_value()));
+        Database::from_values(name.to_owned(), &mut presets.collect()).expect("the defaults")
+    }
+}
+
+#[cfg(test)]
+impl User {
+    /// A user entry that says nothing.
+    pub fn named(name: &str) -> User {
+        let presets = USER_KEYS.iter().map(|key| (key.name, key.preset_value()));
+        User::from_values(name.to_owned(), &mut presets.collect()).expect("the defaults")
     }
 }
 

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The entry of `[databases]` that answers for every name without an entry of its own.
 pub(super) const ANY_DATABASE: &str = "*";
@@ -98,6 +99,42 @@ impl Config {
             .unwrap_or(self.general.max_db_client_connections)
     }
 
+    /// Whether any database or user has a timeout of its own.
+    pub fn has_own_timeouts(&self) -> bool {
+        let of_database = |entry: &Arc<Database>| OwnTimeouts::of_database(entry).is_any();
+        let of_user = |entry: &Arc<User>| OwnTimeouts::of_user(entry).is_any();
+        self.databases.values().any(of_database) || self.users.values().any(of_user)
+    }
+
+    /// The timeouts of clients that have logged in as `user`, and whose database's name is `database`:
+    /// what the user says, else the database, else `[ringbouncer]`. For what happens on a server, the
+    /// user is the one that servers are logged in as.
+    pub fn timeouts(&self, database: &str, user: &str) -> Timeouts {
+        let entry = self.databases.get(database);
+        let entry = entry.or_else(|| self.databases.get(ANY_DATABASE));
+        let own = |user: &str| {
+            let of_user = self.users.get(user);
+            let of_user =
+                of_user.map_or_else(OwnTimeouts::default, |user| OwnTimeouts::of_user(user));
+            let of_database = entry.map_or_else(OwnTimeouts::default, |entry| {
+                OwnTimeouts::of_database(entry)
+            });
+            of_user.or(of_database)
+        };
+        let (client, server) = (
+            own(user),
+            own(entry.map_or(user, |entry| entry.server_user(user))),
+        );
+        let general = Timeouts::from(&self.general);
+        Timeouts {
+            query_wait: client.query_wait.unwrap_or(general.query_wait),
+            client_idle: client.client_idle.unwrap_or(general.client_idle),
+            query: server.query.unwrap_or(general.query),
+            idle_transaction: server.idle_transaction.unwrap_or(general.idle_transaction),
+            transaction: server.transaction.unwrap_or(general.transaction),
+        }
+    }
+
     /// Client connections that `user`, who logs in, may have; 0 is no limit.
     pub fn user_clients_max(&self, user: &str) -> u32 {
         self.users
@@ -113,6 +150,80 @@ impl Config {
             .get(user)
             .and_then(|user| user.max_user_connections)
             .unwrap_or(self.general.max_user_connections)
+    }
+}
+
+/// How long clients may take for what they do; 0 is for ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// `query_wait_timeout`
+    pub query_wait: Duration,
+    /// `query_timeout`
+    pub query: Duration,
+    /// `idle_transaction_timeout`
+    pub idle_transaction: Duration,
+    /// `transaction_timeout`
+    pub transaction: Duration,
+    /// `client_idle_timeout`
+    pub client_idle: Duration,
+}
+
+impl From<&General> for Timeouts {
+    fn from(general: &General) -> Timeouts {
+        Timeouts {
+            query_wait: general.query_wait_timeout,
+            query: general.query_timeout,
+            idle_transaction: general.idle_transaction_timeout,
+            transaction: general.transaction_timeout,
+            client_idle: general.client_idle_timeout,
+        }
+    }
+}
+
+/// The timeouts that one database or user sets.
+#[derive(Clone, Copy, Default)]
+struct OwnTimeouts {
+    query_wait: Option<Duration>,
+    query: Option<Duration>,
+    idle_transaction: Option<Duration>,
+    transaction: Option<Duration>,
+    client_idle: Option<Duration>,
+}
+
+macro_rules! own_timeouts {
+    ($($name:ident of $entry:ty;)+) => {
+        $(fn $name(entry: &$entry) -> OwnTimeouts {
+            OwnTimeouts {
+                query_wait: entry.query_wait_timeout,
+                query: entry.query_timeout,
+                idle_transaction: entry.idle_transaction_timeout,
+                transaction: entry.transaction_timeout,
+                client_idle: entry.client_idle_timeout,
+            }
+        })+
+    };
+}
+
+impl OwnTimeouts {
+    own_timeouts! {
+        of_database of Database;
+        of_user of User;
+    }
+
+    fn is_any(self) -> bool {
+        let mine = [self.query_wait, self.query, self.idle_transaction];
+        let others = [self.transaction, self.client_idle];
+        mine.iter().chain(&others).any(Option::is_some)
+    }
+
+    fn or(self, other: OwnTimeouts) -> OwnTimeouts {
+        OwnTimeouts {
+            query_wait: self.query_wait.or(other.query_wait),
+            query: self.query.or(other.query),
+            idle_transaction: self.idle_transaction.or(other.idle_transaction),
+            transaction: self.transaction.or(other.transaction),
+            client_idle: self.client_idle.or(other.client_idle),
+        }
     }
 }
 
@@ -365,6 +476,27 @@ mod tests {
         assert_eq!(seen("tuned", "bob"), (5, PoolMode::Session));
         assert_eq!(seen("tuned", "nobody"), (5, PoolMode::Session));
         assert_eq!(seen("tuned", "alice"), (7, PoolMode::Statement));
+    }
+
+    #[test]
+    fn timeout_of_the_user_beats_that_of_the_database() {
+        let config = config(
+            "ringbouncer.query_timeout = 1\n\
+             [databases.plain]\n\
+             [databases.tuned]\nquery_timeout = 2\nclient_idle_timeout = 20\n\
+             [databases.forced]\nuser = \"alice\"\n\
+             [users.alice]\nquery_timeout = 3\nclient_idle_timeout = 30\n[users.bob]",
+        );
+        let seen = |database, user| {
+            let timeouts = config.timeouts(database, user);
+            (timeouts.query.as_secs(), timeouts.client_idle.as_secs())
+        };
+        assert!(config.has_own_timeouts());
+        assert_eq!(seen("plain", "bob"), (1, 0));
+        assert_eq!(seen("tuned", "bob"), (2, 20));
+        assert_eq!(seen("tuned", "alice"), (3, 30));
+        // On the server it is alice; the client is bob.
+        assert_eq!(seen("forced", "bob"), (3, 0));
     }
 
     #[test]

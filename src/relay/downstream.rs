@@ -2,15 +2,23 @@
 //! up those it did not ask the server for. Bodies are read only where the pooler must know:
 //! transaction status, settings, and whether all statements were deallocated.
 
+use super::kept::Kept;
 use super::outlet::Outlet;
+use super::spoken::{Spoken, failure_of};
 use crate::server::Dialogue;
-use crate::session::{Change, ClientStatements, Kind, OutOfStep, Reply, Settings};
-use crate::wire::backend::{self, ParameterStatus, TransactionStatus};
+use crate::session::{
+    Change, ClientStatements, Generation, Kind, OutOfStep, Refusal, Reply, Settings, TooMany,
+};
+use crate::wire::backend::{self, Fields, ParameterStatus, Report, Severity, TransactionStatus};
 use crate::wire::tag::backend as tag;
-use crate::wire::{BadHeader, Header, Scanner, Step};
+use crate::wire::{BadHeader, Header, Scanner, SqlState, Step, message, put_cstr};
 
 /// Largest message that is gathered whole: a setting reported by the server.
 const GATHERED_BYTES_MAX: usize = 1024 * 1024;
+/// Largest error that is gathered whole; those that concern the pooler are short.
+const ERROR_BYTES_MAX: usize = 16 * 1024;
+/// Names the place where PostgreSQL finds that a result has changed its type, in any language.
+const REVALIDATE: &[u8] = b"RevalidateCachedQuery";
 
 /// Why a server's stream cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +50,9 @@ pub(super) struct Downstream {
     flow: Flow,
     gathered: Vec<u8>,
     header: Option<Header>,
+    /// ParameterDescription, held until it is known whether the rest of the description follows:
+    /// PostgreSQL sends it ahead of the error that makes the batch be sent again.
+    held: Vec<u8>,
 }
 
 /// Both sides of a lease, as far as the server's messages touch them.
@@ -51,6 +62,12 @@ pub(super) struct Audience<'a> {
     pub(super) settings: &'a mut Settings,
     /// Statement mode: a statement must leave no transaction behind.
     pub(super) refuses_transactions: bool,
+    /// The client's batch, as long as it may have to be sent again.
+    pub(super) kept: &'a mut Kept,
+    pub(super) generation: &'a Generation,
+    pub(super) spoken: &'a mut Spoken,
+    /// What the client gets instead of the message at hand.
+    pub(super) instead: Vec<u8>,
 }
 
 impl Downstream {
@@ -98,6 +115,8 @@ impl Downstream {
                         continue;
                     }
                     let forward = take(header, at_hand, audience)?;
+                    self.hold(header, at_hand, forward, outlet, audience);
+                    let forward = forward && header.tag != tag::PARAMETER_DESCRIPTION;
                     self.flow = if forward { Flow::Pass } else { Flow::Discard };
                     if forward && held {
                         outlet
@@ -106,6 +125,8 @@ impl Downstream {
                         outlet.keep(body..range.end);
                     } else if forward {
                         outlet.keep(range);
+                    } else {
+                        outlet.append(&mut audience.instead);
                     }
                     // Between two messages of the server, never inside of one.
                     if self.scanner.rest() == 0 {
@@ -127,6 +148,27 @@ impl Downstream {
         Ok(())
     }
 
+    /// Keeps a ParameterDescription back until the message behind it comes.
+    #[inline]
+    fn hold(
+        &mut self,
+        header: Header,
+        body: &[u8],
+        forward: bool,
+        outlet: &mut Outlet<'_>,
+        audience: &Audience<'_>,
+    ) {
+        if header.tag == tag::PARAMETER_DESCRIPTION && forward {
+            self.held.extend_from_slice(self.scanner.header_bytes());
+            self.held.extend_from_slice(body);
+        } else if !self.held.is_empty() {
+            if audience.kept.is_refused() {
+                self.held.clear();
+            }
+            outlet.append(&mut self.held);
+        }
+    }
+
     fn finish_gathered(
         &mut self,
         outlet: &mut Outlet<'_>,
@@ -136,11 +178,14 @@ impl Downstream {
             return Ok(());
         };
         let body = std::mem::take(&mut self.gathered);
-        if take(header, &body, audience)? {
+        let forward = take(header, &body, audience)?;
+        self.hold(header, &body, forward, outlet, audience);
+        if forward && header.tag != tag::PARAMETER_DESCRIPTION {
             let out = outlet.insert();
             out.extend_from_slice(self.scanner.header_bytes());
             out.extend_from_slice(&body);
         }
+        outlet.append(&mut audience.instead);
         Ok(())
     }
 }
@@ -148,8 +193,9 @@ impl Downstream {
 /// Whether the body must be at hand.
 fn is_read(header: Header) -> bool {
     match header.tag {
-        tag::READY_FOR_QUERY | tag::PARAMETER_STATUS => true,
+        tag::READY_FOR_QUERY | tag::PARAMETER_STATUS | tag::PARAMETER_DESCRIPTION => true,
         tag::COMMAND_COMPLETE => Dialogue::may_matter(header.body_bytes),
+        tag::ERROR_RESPONSE => header.body_bytes <= ERROR_BYTES_MAX,
         _ => false,
     }
 }
@@ -161,16 +207,18 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
     if reply.own_failed {
         return Err(Fault::Settings);
     }
-    let forward = reply.forward;
+    let mut forward = reply.forward;
     match header.tag {
         tag::READY_FOR_QUERY => {
             let status = TransactionStatus::read(body)?;
             audience.dialogue.replies.ready(status.byte());
-            // The only Sync that is dropped ends the pooler's own settings.
-            if !forward {
+            audience.spoken.is_refused &= !forward;
+            // A Sync that is dropped ends the pooler's own settings, or a batch that is sent again.
+            if !forward && audience.dialogue.is_settling {
                 audience.dialogue.params.settled(audience.settings);
                 audience.dialogue.is_settling = false;
-            } else if audience.refuses_transactions && status != TransactionStatus::Idle {
+            } else if forward && audience.refuses_transactions && status != TransactionStatus::Idle
+            {
                 return Err(Fault::Transaction);
             }
         }
@@ -181,13 +229,15 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
                 .params
                 .report_to(status.name, status.value, audience.settings);
         }
-        tag::COMMAND_COMPLETE if Dialogue::may_matter(body.len()) => {
-            let forgets = audience.dialogue.command_completed(body);
-            if forgets {
-                audience.names.clear();
-            }
+        tag::COMMAND_COMPLETE => complete(body, audience),
+        tag::ERROR_RESPONSE if reply.failed_mark > 0 => {
+            forward = !hold_back(&reply, body, audience)
         }
+        tag::ERROR_RESPONSE => forward = !say_instead(&reply, body, audience),
         _ => {}
+    }
+    if forward && header.tag == tag::ERROR_RESPONSE {
+        audience.kept.answered();
     }
     if reply.completed.is_some() || !reply.undone.is_empty() {
         account(reply, audience);
@@ -195,7 +245,99 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
     Ok(forward)
 }
 
+#[inline]
+fn complete(body: &[u8], audience: &mut Audience<'_>) {
+    let dialogue = &mut *audience.dialogue;
+    if let Some(change) = dialogue.replies.query_change() {
+        change.step(audience.names, &mut dialogue.statements);
+    }
+    if Dialogue::may_matter(body.len()) && dialogue.command_completed(body) {
+        audience.names.clear();
+    }
+}
+
+/// Whether an error is to be kept from the client, as its batch can be sent again: a statement is out
+/// of date, or gone without the pooler having noticed.
+fn hold_back(reply: &Reply<Change>, body: &[u8], audience: &mut Audience<'_>) -> bool {
+    let failure = failure_of(reply.failed_mark);
+    if failure.is_ahead_of_query {
+        // The Query will fail for that reason, too; once is enough.
+        audience.spoken.is_refused = true;
+        return false;
+    }
+    if std::mem::take(&mut audience.spoken.is_refused) {
+        return true;
+    }
+    let Some(generation) = failure.generation else {
+        return false;
+    };
+    match Fields::read(body).map(|fields| (fields.sqlstate(), fields.get(b'R'))) {
+        Ok((Some(SqlState::FEATURE_NOT_SUPPORTED), Some(REVALIDATE))) => {
+            audience.generation.is_over(generation);
+        }
+        Ok((Some(SqlState::INVALID_STATEMENT_NAME), _)) => audience.dialogue.statements.doubt(),
+        _ => return false,
+    }
+    let replies = &mut audience.dialogue.replies;
+    // A transaction has failed with its statement: that cannot be undone.
+    replies.status() == b'I'
+        && failure.can_retry
+        && audience.kept.refused()
+        && replies.swallow_end()
+}
+
+/// Puts the pooler's own refusal in the place of the error that it has made the server give.
+fn say_instead(reply: &Reply<Change>, body: &[u8], audience: &mut Audience<'_>) -> bool {
+    if std::mem::take(&mut audience.spoken.is_refused) {
+        return true;
+    }
+    let of_query = || {
+        let change = audience.dialogue.replies.query_change();
+        change.and_then(|change| change.steps.front()?.refusal.clone())
+    };
+    let of_batch = reply
+        .undone
+        .last()
+        .and_then(|change| change.refusal.clone());
+    let Some(refusal) = of_batch.or_else(of_query) else {
+        return false;
+    };
+    let Ok(fields) = Fields::read(body) else {
+        return false;
+    };
+    if fields.sqlstate() != Some(SqlState::DUPLICATE_PREPARED_STATEMENT) {
+        // The text itself was wrong, or the transaction has failed: that comes first.
+        return false;
+    }
+    let text = match &refusal {
+        Refusal::NameInUse(name) => {
+            let text = [b"prepared statement \"", &**name, b"\" already exists"].concat();
+            message(&mut audience.instead, tag::ERROR_RESPONSE, |out| {
+                for (code, value) in fields.iter() {
+                    out.push(code);
+                    put_cstr(out, if code == b'M' { &text } else { value });
+                }
+                out.push(0);
+            });
+            return true;
+        }
+        Refusal::TooMany => TooMany.to_string(),
+    };
+    let report = Report {
+        severity: Severity::Error,
+        sqlstate: SqlState::CONFIGURATION_LIMIT_EXCEEDED,
+        message: &text,
+        detail: None,
+        hint: None,
+    };
+    backend::error_response(&mut audience.instead, &report);
+    true
+}
+
 fn account(reply: Reply<Change>, audience: &mut Audience<'_>) {
+    if reply.forward && !matches!(reply.completed, None | Some(Kind::Parse | Kind::Close)) {
+        audience.kept.answered();
+    }
     let statements = &mut audience.dialogue.statements;
     if let Some(change) = reply.confirmed {
         change.confirm(audience.names, statements);

@@ -2,9 +2,11 @@
 //! conversation with one.
 
 mod downstream;
+mod kept;
 mod lease;
 mod outlet;
 mod run;
+mod spoken;
 mod upstream;
 
 pub use lease::{Denial, Grant, Servers, Waiter};

@@ -54,6 +54,13 @@ impl<'a> Outlet<'a> {
         })
     }
 
+    /// Moves bytes of the pooler's own out of `bytes`.
+    pub(super) fn append(&mut self, bytes: &mut Vec<u8>) {
+        if !bytes.is_empty() {
+            self.insert().append(bytes);
+        }
+    }
+
     pub(super) fn finish(self) -> Passed {
         match self.copy {
             Some(copy) => Passed::Copy(copy),

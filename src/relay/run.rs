@@ -10,13 +10,14 @@
 use super::downstream::{self, Audience, Downstream};
 use super::lease::{Denial, Grant, Servers, Waiter};
 use super::outlet::{Outlet, Passed};
+use super::spoken::Spoken;
 use super::upstream::{self, Counts, Exchange, Idle, Rules, Skipped, Upstream};
 use crate::base::Clock;
 use crate::client::{self, ClientEntry, ClientState, Farewell, Signal};
 use crate::config::PoolMode;
 use crate::net::{Chunk, Net, Socket};
 use crate::server::{Server, ServerState, request_settings};
-use crate::session::{ClientStatements, Setting, Settings, Statements};
+use crate::session::{ClientStatements, Generation, Setting, Settings, Statements};
 use crate::stats::PoolStats;
 use crate::wire::SqlState;
 use crate::wire::backend::{self, Report, Severity, TransactionStatus};
@@ -39,6 +40,10 @@ pub struct RelaySettings {
     pub prepared_max: usize,
     /// Largest message (`max_packet_size`).
     pub packet_bytes_max: usize,
+    /// Whether a name in use or unknown costs the client its connection.
+    pub is_strict: bool,
+    /// The pool's generation of statements.
+    pub generation: Arc<Generation>,
 }
 
 /// How a client's connection ended.
@@ -76,6 +81,8 @@ pub struct Relay {
     /// Some server has taken the settings already.
     are_settings_proven: bool,
     names: ClientStatements,
+    generation: Arc<Generation>,
+    spoken: Spoken,
     upstream: Upstream,
     /// Bytes that came ahead of their time.
     ahead: Option<Chunk>,
@@ -99,7 +106,7 @@ impl Relay {
         statements: Rc<RefCell<Statements>>,
         stats: Arc<PoolStats>,
         settings: Settings,
-        options: &RelaySettings,
+        options: RelaySettings,
     ) -> Relay {
         stats.bytes_received.add(ahead.len() as u64);
         // In session mode a client's names are the server's names.
@@ -119,10 +126,13 @@ impl Relay {
             rules: Rules {
                 prepared_max,
                 body_bytes_max: options.packet_bytes_max,
+                is_strict: options.is_strict,
             },
             settings,
             are_settings_proven: false,
             names: ClientStatements::default(),
+            generation: options.generation,
+            spoken: Spoken::default(),
             upstream: Upstream::default(),
             ahead: (!ahead.is_empty()).then(|| Chunk::from_vec(net, ahead)),
         }
@@ -356,6 +366,10 @@ impl Relay {
         if self.bring_in_line(&mut link.server) {
             self.settle(link).await?;
         }
+        if self.rules.prepared_max > 0 {
+            self.upstream.kept.arm();
+            self.spoken = Spoken::default();
+        }
         self.forward(link, request)?;
         loop {
             if self.is_over(link) {
@@ -465,6 +479,9 @@ impl Relay {
                 names: &mut self.names,
                 statements: &mut self.statements.borrow_mut(),
                 counts: &mut counts,
+                generation: &self.generation,
+                spoken: &mut self.spoken,
+                escapes: self.settings.tracked("standard_conforming_strings") == Some(b"off"),
             },
         );
         // Taking leave, or half of a header, is no query.
@@ -512,14 +529,21 @@ impl Relay {
                 names: &mut self.names,
                 settings: &mut self.settings,
                 refuses_transactions: self.mode == PoolMode::Statement,
+                kept: &mut self.upstream.kept,
+                generation: &self.generation,
+                spoken: &mut self.spoken,
+                instead: Vec::new(),
             },
         );
         let passed = outlet.finish();
         if !link.server.dialogue.is_settling {
             link.server.entry.is_settling.set(false);
         }
+        let again = self.upstream.kept.take_again();
         // Counted before the client can see the reply.
-        self.query_may_end(link);
+        if again.is_none() {
+            self.query_may_end(link);
+        }
         match passed {
             Passed::Prefix(0) => {}
             Passed::Prefix(len) => {
@@ -537,7 +561,11 @@ impl Relay {
                 downstream::Fault::Settings => Farewell::INVALID_SETTING,
                 _ => Farewell::SERVER_CONFUSED,
             })
-        })
+        })?;
+        match again {
+            Some(batch) => self.forward(link, Chunk::from_vec(self.net, batch)),
+            None => Ok(()),
+        }
     }
 
     fn query_begins(&mut self) {

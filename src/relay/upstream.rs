@@ -1,11 +1,13 @@
 //! From client to server: accounts for what every message will be answered with, and gives named
 //! prepared statements the names they have on the server. Everything else passes unread.
 
+use super::kept::{Kept, is_flexible};
 use super::outlet::Outlet;
+use super::spoken::{self, AHEAD_OF_QUERY, Spoken, mark_of};
 use crate::server::Dialogue;
 use crate::session::{
-    Change, ClientStatements, Fate, Kind, NameInUse, ServerChange, Statement, Statements,
-    server_name,
+    Change, ClientStatements, Fate, Form, Generation, Kind, Preparation, Refusal, ServerChange,
+    Statement, Statements, server_name,
 };
 use crate::wire::frontend::{self, Bind, Parse, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
@@ -15,7 +17,11 @@ use std::rc::Rc;
 /// Names that a Bind, Describe or Close may carry, in bytes.
 const NAMES_BYTES_MAX: usize = 64 * 1024;
 /// Largest named Parse: its text is kept for as long as a client has its name.
-const STATEMENT_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub(super) const STATEMENT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// A statement that servers are made to fail with, see [`refuse`].
+pub(super) const TAKEN: &[u8] = b"rb_taken";
+/// Bytes of a text in which its first word can be seen.
+const WORD_BYTES: usize = 16;
 
 /// Why a client's stream cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +30,10 @@ pub(super) enum Fault {
     BadHeader(#[from] BadHeader),
     #[error("unknown pkt")]
     UnknownTag(u8),
-    #[error(transparent)]
-    NameInUse(#[from] NameInUse),
+    #[error("prepared statement name is already in use")]
+    NameInUse,
+    #[error("prepared statement did not exist")]
+    UnknownName,
     #[error("prepared statement is too large")]
     TooLarge,
 }
@@ -36,6 +44,8 @@ pub(super) struct Rules {
     /// Named statements a server keeps; 0 passes names on as they are.
     pub(super) prepared_max: usize,
     pub(super) body_bytes_max: usize,
+    /// A name in use or unknown costs the client its connection.
+    pub(super) is_strict: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -83,6 +93,8 @@ pub(super) struct Upstream {
     flow: Flow,
     gathered: Vec<u8>,
     header: Option<Header>,
+    /// The batch under way, as long as it may have to be sent again.
+    pub(super) kept: Kept,
 }
 
 /// Both sides of a lease, as far as the client's messages touch them.
@@ -92,14 +104,20 @@ pub(super) struct Exchange<'a> {
     pub(super) names: &'a mut ClientStatements,
     pub(super) statements: &'a mut Statements,
     pub(super) counts: &'a mut Counts,
+    pub(super) generation: &'a Generation,
+    pub(super) spoken: &'a mut Spoken,
+    /// Backslashes count in all strings of the client.
+    pub(super) escapes: bool,
 }
 
-enum Looked {
+pub(super) enum Looked {
     NeedsMore,
     /// The message passes as it is.
     Unchanged,
     /// It has been written anew, as far as it is at hand; what is missing passes.
     Rewritten,
+    /// The same, of a Query that can be sent again.
+    RewrittenQuery,
 }
 
 impl Upstream {
@@ -171,14 +189,17 @@ impl Upstream {
                 .next(data, &mut at, exchange.rules.body_bytes_max)?
             {
                 Step::End => return Ok(false),
-                Step::More { range } => match self.flow {
-                    Flow::Pass => outlet.keep(range),
-                    Flow::Discard => {}
-                    Flow::Gather => {
-                        self.gathered.extend_from_slice(&data[range]);
-                        self.look_at_gathered(outlet, exchange)?;
+                Step::More { range } => {
+                    self.kept.goes_on(&data[range.clone()]);
+                    match self.flow {
+                        Flow::Pass => outlet.keep(range),
+                        Flow::Discard => {}
+                        Flow::Gather => {
+                            self.gathered.extend_from_slice(&data[range]);
+                            self.look_at_gathered(&data[at..], outlet, exchange)?;
+                        }
                     }
-                },
+                }
                 Step::Begin { header, .. } if header.tag == tag::TERMINATE => return Ok(true),
                 Step::Begin {
                     header,
@@ -187,12 +208,17 @@ impl Upstream {
                     held,
                 } => {
                     check_tag(header.tag)?;
+                    if self.kept.is_open() {
+                        let header = self.scanner.header_bytes();
+                        self.kept.begin(header, &data[body..range.end]);
+                    }
                     self.flow = decide(header, exchange);
                     let passes = match self.flow {
                         Flow::Pass => true,
                         Flow::Discard => false,
                         Flow::Gather => {
-                            self.look_at(header, &data[body..range.end], outlet, exchange)?
+                            let (have, behind) = (&data[body..range.end], &data[at..]);
+                            self.look_at(header, have, behind, outlet, exchange)?
                         }
                     };
                     if passes && held {
@@ -214,10 +240,17 @@ impl Upstream {
         &mut self,
         header: Header,
         have: &[u8],
+        behind: &[u8],
         outlet: &mut Outlet<'_>,
         exchange: &mut Exchange<'_>,
     ) -> Result<bool, Fault> {
-        match look(header, have, self.scanner.rest(), outlet, exchange)? {
+        let body = Body {
+            have,
+            rest: self.scanner.rest(),
+            behind,
+            is_repeated: self.kept.is_repeated(),
+        };
+        match look(header, body, outlet, exchange)? {
             Looked::NeedsMore => {
                 self.gathered.clear();
                 self.gathered.extend_from_slice(have);
@@ -232,11 +265,17 @@ impl Upstream {
                 self.flow = Flow::Pass;
                 Ok(false)
             }
+            Looked::RewrittenQuery => {
+                self.flow = Flow::Pass;
+                self.kept.keep_query(self.scanner.header_bytes(), have);
+                Ok(false)
+            }
         }
     }
 
     fn look_at_gathered(
         &mut self,
+        behind: &[u8],
         outlet: &mut Outlet<'_>,
         exchange: &mut Exchange<'_>,
     ) -> Result<(), Fault> {
@@ -249,13 +288,13 @@ impl Upstream {
             self.gathered = Vec::new();
             return Ok(());
         }
-        let looked = look(
-            header,
-            &self.gathered,
-            self.scanner.rest(),
-            outlet,
-            exchange,
-        )?;
+        let body = Body {
+            have: &self.gathered,
+            rest: self.scanner.rest(),
+            behind,
+            is_repeated: self.kept.is_repeated(),
+        };
+        let looked = look(header, body, outlet, exchange)?;
         if matches!(looked, Looked::NeedsMore) {
             return Ok(());
         }
@@ -263,6 +302,10 @@ impl Upstream {
             let out = outlet.insert();
             out.extend_from_slice(self.scanner.header_bytes());
             out.extend_from_slice(&self.gathered);
+        }
+        if matches!(looked, Looked::RewrittenQuery) {
+            let header = self.scanner.header_bytes();
+            self.kept.keep_query(header, &self.gathered);
         }
         self.flow = Flow::Pass;
         self.header = None;
@@ -288,12 +331,17 @@ fn decide(header: Header, exchange: &mut Exchange<'_>) -> Flow {
     }
     let renames = exchange.rules.prepared_max > 0;
     match header.tag {
+        tag::QUERY if renames => return Flow::Gather,
         tag::QUERY | tag::FUNCTION_CALL => replies.push(Kind::Query, Fate::Forward, None),
         tag::SYNC => {
             replies.push(Kind::Sync, Fate::Forward, None);
             exchange.dialogue.statements.synced();
         }
-        tag::EXECUTE => replies.push(Kind::Execute, Fate::Forward, None),
+        tag::EXECUTE => {
+            let change = spoken::executed(exchange);
+            let replies = &mut exchange.dialogue.replies;
+            replies.push(Kind::Execute, Fate::Forward, change);
+        }
         tag::COPY_DATA if !replies.takes_copy_data() => return Flow::Discard,
         tag::COPY_DONE | tag::COPY_FAIL if !replies.takes_copy_data() => return Flow::Discard,
         tag::COPY_DONE | tag::COPY_FAIL => replies.copy_ended(),
@@ -317,29 +365,52 @@ fn extended(tag: u8) -> Option<Kind> {
     }
 }
 
-/// Looks into a message of which `have` is at hand and `rest` bytes are to come. What is malformed
-/// passes: the server says what is wrong with it.
+/// A message's body, as far as it has come.
+#[derive(Clone, Copy)]
+pub(super) struct Body<'a> {
+    /// What is at hand.
+    pub(super) have: &'a [u8],
+    /// Bytes to come.
+    pub(super) rest: usize,
+    /// What is at hand behind the message.
+    behind: &'a [u8],
+    /// The message is sent again, with nothing of it answered yet.
+    is_repeated: bool,
+}
+
+/// Looks into a message. What is malformed passes: the server says what is wrong with it.
 fn look(
     header: Header,
-    have: &[u8],
-    rest: usize,
+    body: Body<'_>,
     outlet: &mut Outlet<'_>,
     exchange: &mut Exchange<'_>,
 ) -> Result<Looked, Fault> {
+    let Body { have, rest, .. } = body;
     let looked = match header.tag {
-        tag::PARSE if have.first() == Some(&0) => Looked::Unchanged,
+        tag::QUERY => return spoken::look_at_query(header, body, outlet, exchange),
+        tag::PARSE if have.first() == Some(&0) => {
+            match spoken::look_at_unnamed(header, body, outlet, exchange) {
+                Looked::Unchanged => Looked::Unchanged,
+                other => return Ok(other),
+            }
+        }
         tag::PARSE if rest > 0 && header.body_bytes > STATEMENT_BYTES_MAX => {
             return Err(Fault::TooLarge);
         }
         tag::PARSE if rest > 0 => return Ok(Looked::NeedsMore),
         tag::PARSE => return look_at_parse(have, outlet, exchange),
-        tag::BIND => return look_at_bind(have, rest, outlet, exchange),
+        tag::BIND => return look_at_bind(body, outlet, exchange),
         _ if rest > 0 && header.body_bytes > NAMES_BYTES_MAX => return Err(Fault::TooLarge),
         _ if rest > 0 => return Ok(Looked::NeedsMore),
-        tag => return Ok(look_at_target(tag, have, outlet, exchange)),
+        tag => return look_at_target(tag, have, outlet, exchange),
     };
     push_unchanged(header.tag, exchange);
     Ok(looked)
+}
+
+/// Whether the first word of a text can be told from what is at hand of it, or never will be.
+pub(super) fn shows_word(text: &[u8], rest: usize) -> bool {
+    rest == 0 || text.len() >= WORD_BYTES
 }
 
 fn push_unchanged(tag: u8, exchange: &mut Exchange<'_>) {
@@ -358,36 +429,83 @@ fn look_at_parse(
         return Ok(Looked::Unchanged);
     };
     exchange.counts.client_parse += 1;
-    let statement = exchange.statements.intern(&body[parse.name.len() + 1..]);
-    let client = Some(exchange.names.register(parse.name, statement.clone())?);
-    match make_room(&statement, outlet, exchange) {
-        None => {
-            let change = Change {
-                client,
-                server: None,
-            };
-            exchange
-                .dialogue
-                .replies
-                .push(Kind::Parse, Fate::Fabricate, Some(Box::new(change)));
+    let tail = &body[parse.name.len() + 1..];
+    if exchange.names.get(parse.name).is_some() {
+        if exchange.rules.is_strict {
+            return Err(Fault::NameInUse);
         }
-        Some(server) => {
-            let change = Change {
-                client,
-                server: Some(server),
-            };
-            send_parse(&statement, Fate::Forward, change, outlet, exchange);
-        }
+        refuse(
+            Refusal::NameInUse(parse.name.into()),
+            tail,
+            outlet,
+            exchange,
+        );
+        return Ok(Looked::Rewritten);
+    }
+    let rewritten = spoken::of_named(&parse, exchange, outlet);
+    let (tail, form) = match &rewritten {
+        Some((tail, of)) => (&**tail, Form::ParseOf(of.clone())),
+        None => (tail, Form::Parse),
+    };
+    let generation = exchange.generation.current();
+    let interned = exchange.statements.intern(tail, form, generation);
+    let registered = interned.and_then(|statement| {
+        let client = exchange.names.register(parse.name, statement.clone())?;
+        Ok((statement, client))
+    });
+    let Ok((statement, client)) = registered else {
+        refuse(Refusal::TooMany, NOTHING, outlet, exchange);
+        return Ok(Looked::Rewritten);
+    };
+    let mut change = Change::from(client);
+    change.server = make_room(&statement, outlet, exchange);
+    if change.server.is_some() {
+        send_parse(&statement, Fate::Forward, change, outlet, exchange);
+    } else {
+        let replies = &mut exchange.dialogue.replies;
+        replies.push(Kind::Parse, Fate::Fabricate, Some(Box::new(change)));
     }
     Ok(Looked::Rewritten)
 }
 
+/// Parse of the empty statement: text and parameter types.
+const NOTHING: &[u8] = b"\0\0\0";
+
+/// Makes the server have a statement of this name that does nothing.
+pub(super) fn stand_in(name: &[u8], outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
+    let out = outlet.insert();
+    frontend::close_statement(out, name);
+    message(out, tag::PARSE, |to| {
+        put_cstr(to, name);
+        to.extend_from_slice(NOTHING);
+    });
+    let replies = &mut exchange.dialogue.replies;
+    replies.push(Kind::Close, Fate::Drop, None);
+    replies.push(Kind::Parse, Fate::Drop, Some(Box::default()));
+}
+
+/// Makes the server fail where it would have failed if the client had its names to itself: it is asked
+/// to prepare `body` under a name that it has. The client is told what `refusal` says.
+fn refuse(refusal: Refusal, body: &[u8], outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
+    stand_in(TAKEN, outlet, exchange);
+    message(outlet.insert(), tag::PARSE, |to| {
+        put_cstr(to, TAKEN);
+        to.extend_from_slice(body);
+    });
+    let replies = &mut exchange.dialogue.replies;
+    let change = Change {
+        refusal: Some(refusal),
+        ..Change::default()
+    };
+    replies.push(Kind::Parse, Fate::Forward, Some(Box::new(change)));
+}
+
 fn look_at_bind(
-    have: &[u8],
-    rest: usize,
+    body: Body<'_>,
     outlet: &mut Outlet<'_>,
     exchange: &mut Exchange<'_>,
 ) -> Result<Looked, Fault> {
+    let Body { have, rest, .. } = body;
     let bind = match Bind::read(have) {
         Ok(bind) => bind,
         Err(_) if rest > 0 && have.len() > NAMES_BYTES_MAX => return Err(Fault::TooLarge),
@@ -398,22 +516,64 @@ fn look_at_bind(
         }
     };
     // A name the client never prepared is for the server to refuse (26000), or to know from PREPARE.
-    let Some(statement) = exchange.names.get(bind.statement).cloned() else {
-        push_unchanged(tag::BIND, exchange);
-        return Ok(Looked::Unchanged);
+    let Some(mut statement) = exchange.names.get(bind.statement).cloned() else {
+        return unknown_name(tag::BIND, bind.statement, exchange);
     };
-    exchange.counts.bind += 1;
+    exchange.counts.bind += u64::from(!body.is_repeated);
+    if statement.generation() != exchange.generation.current()
+        && (body.is_repeated || is_flexible(&bind, rest == 0, body.behind))
+    {
+        statement = renewed(bind.statement, statement, exchange);
+    }
     prepare(&statement, outlet, exchange);
     let out = outlet.insert();
     let name = statement.name().as_bytes();
     frontend::bind_renamed_head(out, bind.portal, name, bind.rest.len() + rest)
         .map_err(|_| Fault::TooLarge)?;
     out.extend_from_slice(bind.rest);
-    exchange
-        .dialogue
-        .replies
-        .push(Kind::Bind, Fate::Forward, None);
+    push_renamed(Kind::Bind, &statement, exchange);
     Ok(Looked::Rewritten)
+}
+
+/// The client's name stands for the statement of the current generation from now on.
+pub(super) fn renewed(
+    name: &[u8],
+    old: Rc<Statement>,
+    exchange: &mut Exchange<'_>,
+) -> Rc<Statement> {
+    if matches!(old.form(), Form::ParseOf(_)) {
+        // Its text has the old name of another.
+        return old;
+    }
+    let generation = exchange.generation.current();
+    let form = old.form().clone();
+    let Ok(statement) = exchange.statements.intern(old.body(), form, generation) else {
+        return old;
+    };
+    exchange.names.move_to(name, statement.clone());
+    statement
+}
+
+fn unknown_name(tag: u8, name: &[u8], exchange: &mut Exchange<'_>) -> Result<Looked, Fault> {
+    if exchange.rules.is_strict && !name.is_empty() {
+        return Err(Fault::UnknownName);
+    }
+    let mark = if name.is_empty() {
+        exchange.spoken.mark
+    } else {
+        0
+    };
+    if let Some(kind) = extended(tag) {
+        let replies = &mut exchange.dialogue.replies;
+        replies.push_marked(kind, Fate::Forward, None, mark);
+    }
+    Ok(Looked::Unchanged)
+}
+
+fn push_renamed(kind: Kind, statement: &Statement, exchange: &mut Exchange<'_>) {
+    let mark = mark_of(statement);
+    let replies = &mut exchange.dialogue.replies;
+    replies.push_marked(kind, Fate::Forward, None, mark);
 }
 
 fn look_at_target(
@@ -421,49 +581,58 @@ fn look_at_target(
     body: &[u8],
     outlet: &mut Outlet<'_>,
     exchange: &mut Exchange<'_>,
-) -> Looked {
+) -> Result<Looked, Fault> {
     let named = Target::read(body)
         .ok()
         .filter(|target| target.kind == TargetKind::Statement);
     let known =
         named.and_then(|target| Some((target.name, exchange.names.get(target.name)?.clone())));
-    match (tag, known) {
-        (tag::DESCRIBE, Some((_, statement))) => {
+    match (tag, named, known) {
+        (tag::DESCRIBE, _, Some((name, mut statement))) => {
+            if statement.generation() != exchange.generation.current() {
+                statement = renewed(name, statement, exchange);
+            }
             prepare(&statement, outlet, exchange);
             frontend::describe_statement(outlet.insert(), statement.name().as_bytes());
-            exchange
-                .dialogue
-                .replies
-                .push(Kind::Describe, Fate::Forward, None);
-            Looked::Rewritten
+            push_renamed(Kind::Describe, &statement, exchange);
+            Ok(Looked::Rewritten)
         }
-        (tag::CLOSE, Some((name, _))) => {
+        (tag::CLOSE, _, Some((name, _))) => {
             let change = Change {
                 client: exchange.names.close(name),
-                server: None,
+                ..Change::default()
             };
-            exchange
-                .dialogue
-                .replies
-                .push(Kind::Close, Fate::Fabricate, Some(Box::new(change)));
-            Looked::Rewritten
+            let replies = &mut exchange.dialogue.replies;
+            replies.push(Kind::Close, Fate::Fabricate, Some(Box::new(change)));
+            Ok(Looked::Rewritten)
         }
+        (tag::DESCRIBE, Some(target), None) => unknown_name(tag, target.name, exchange),
         _ => {
             push_unchanged(tag, exchange);
-            Looked::Unchanged
+            Ok(Looked::Unchanged)
         }
     }
 }
 
-/// Makes sure that the server has the statement by the time it gets to what comes next.
-fn prepare(statement: &Rc<Statement>, outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
-    if let Some(server) = make_room(statement, outlet, exchange) {
-        let change = Change {
-            client: None,
-            server: Some(server),
-        };
-        send_parse(statement, Fate::Drop, change, outlet, exchange);
+/// Makes sure that the server has the statement by the time it gets to what comes next. True if
+/// something was sent for that.
+pub(super) fn prepare(
+    statement: &Rc<Statement>,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> bool {
+    if let Form::ParseOf(other) = statement.form() {
+        prepare(other, outlet, exchange);
     }
+    let Some(server) = make_room(statement, outlet, exchange) else {
+        return false;
+    };
+    if matches!(statement.form(), Form::Sql) {
+        spoken::send_prepare(statement, server.into(), outlet, exchange);
+    } else {
+        send_parse(statement, Fate::Drop, server.into(), outlet, exchange);
+    }
+    true
 }
 
 /// Closes what is in the way of preparing the statement; `None` if the server has it.
@@ -476,17 +645,21 @@ fn make_room(
         .dialogue
         .statements
         .prepare(statement.id(), exchange.rules.prepared_max);
+    carry_out(statement, needed, outlet, exchange)
+}
+
+pub(super) fn carry_out(
+    statement: &Statement,
+    needed: Preparation,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> Option<ServerChange> {
     let batch = needed.parse?;
     for evicted in needed.evict {
         frontend::close_statement(outlet.insert(), server_name(evicted).as_bytes());
-        let change = Change {
-            client: None,
-            server: Some(ServerChange::Evicted(evicted)),
-        };
-        exchange
-            .dialogue
-            .replies
-            .push(Kind::Close, Fate::Drop, Some(Box::new(change)));
+        let change = Change::from(ServerChange::Evicted(evicted));
+        let replies = &mut exchange.dialogue.replies;
+        replies.push(Kind::Close, Fate::Drop, Some(Box::new(change)));
     }
     if needed.close {
         frontend::close_statement(outlet.insert(), statement.name().as_bytes());
@@ -510,8 +683,11 @@ fn send_parse(
         put_cstr(body, statement.name());
         body.extend_from_slice(statement.body());
     });
-    exchange
-        .dialogue
-        .replies
-        .push(Kind::Parse, fate, Some(Box::new(change)));
+    let mark = if fate == Fate::Drop {
+        AHEAD_OF_QUERY
+    } else {
+        0
+    };
+    let replies = &mut exchange.dialogue.replies;
+    replies.push_marked(Kind::Parse, fate, Some(Box::new(change)), mark);
 }

@@ -5,11 +5,12 @@ mod cancel_key;
 mod params;
 mod prepared;
 mod replies;
+pub mod sql;
 
 pub use cancel_key::{CancelKey, Handle, PeerAddress, SLOTS_MAX};
 pub use params::{RecentSettings, ServerParams, Setting, Settings, TRACKED, is_setting_name};
 pub use prepared::{
-    Change, ClientChange, ClientStatements, NameInUse, Preparation, ServerChange, ServerStatements,
-    Statement, StatementId, Statements, server_name,
+    Budget, Change, ClientChange, ClientStatements, Form, Generation, Preparation, Refusal,
+    ServerChange, ServerStatements, Statement, StatementId, Statements, TooMany, server_name,
 };
 pub use replies::{Fate, Kind, OutOfStep, Replies, Reply};

@@ -13,18 +13,107 @@
 //! ```
 //! A statement that is `Pending` in an earlier batch may have failed by the time the next batch
 //! runs, so it counts as doubtful there: Close (no error if it is missing) and Parse again.
+//!
+//! DDL can change the type of a statement's result; a server then refuses to run it ("cached plan must
+//! not change result type", 0A000) until it is prepared anew. So every pool counts *generations*: the
+//! first such error begins the next one, and a statement has another name in each. A client's name
+//! belongs to a generation, and moves to the current one when the client cannot be deceived by rows of
+//! another shape: when it prepares or describes the statement, or takes its values as text.
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use lru::LruCache;
 use sha2::{Digest, Sha256};
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const ID_BYTES: usize = 16;
 
-/// Hash of a statement's text and parameter types.
+/// What a client's name or a statement takes besides its bytes, in bytes, roughly.
+const OVERHEAD_BYTES: usize = 160;
+
+/// What one pool's prepared statements know of its tables: one more whenever DDL has made some of
+/// them useless. Shared by all shards.
+#[derive(Debug, Default)]
+pub struct Generation(AtomicU32);
+
+impl Generation {
+    /// The current one.
+    pub fn current(&self) -> u32 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// A statement of generation `seen` has turned out to be useless: from now on statements are
+    /// prepared in a later one.
+    pub fn is_over(&self, seen: u32) {
+        let next = seen.wrapping_add(1);
+        let _ = self
+            .0
+            .compare_exchange(seen, next, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Memory that the prepared statements of all clients may take.
+#[derive(Debug)]
+pub struct Budget {
+    used: AtomicU64,
+    max: AtomicU64,
+}
+
+impl Budget {
+    /// A budget of `bytes_max`.
+    pub fn new(bytes_max: u64) -> Budget {
+        Budget {
+            used: AtomicU64::new(0),
+            max: AtomicU64::new(bytes_max),
+        }
+    }
+
+    /// Sets another bound; what is in use stays.
+    pub fn set_max(&self, bytes_max: u64) {
+        self.max.store(bytes_max, Ordering::Relaxed);
+    }
+
+    /// Bytes in use.
+    pub fn used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn charge(self: &Arc<Budget>, bytes: usize) -> Result<Charge, TooMany> {
+        let bytes = (bytes.saturating_add(OVERHEAD_BYTES)) as u64;
+        let charge = Charge {
+            budget: self.clone(),
+            bytes,
+        };
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
+        let is_within = before.saturating_add(bytes) <= self.max.load(Ordering::Relaxed);
+        // The charge is given back when it is dropped.
+        is_within.then_some(charge).ok_or(TooMany)
+    }
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Debug)]
+struct Charge {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The prepared statements of all clients take more memory than they may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("prepared statements exceed prepared_statements_bytes_max")]
+pub struct TooMany;
+
+/// Hash of a statement's text, parameter types and generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StatementId([u8; ID_BYTES]);
 
@@ -34,6 +123,20 @@ pub struct Statement {
     id: StatementId,
     name: Box<str>,
     body: Box<[u8]>,
+    form: Form,
+    generation: u32,
+    charge: Charge,
+}
+
+/// How a statement is prepared.
+#[derive(Clone, Debug)]
+pub enum Form {
+    /// With a Parse message.
+    Parse,
+    /// The same; its text is an EXECUTE of this one.
+    ParseOf(Rc<Statement>),
+    /// With PREPARE: the body is what follows the name in its text.
+    Sql,
 }
 
 impl Statement {
@@ -51,31 +154,62 @@ impl Statement {
     pub fn id(&self) -> StatementId {
         self.id
     }
+
+    /// The generation it belongs to.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// How it is prepared.
+    pub fn form(&self) -> &Form {
+        &self.form
+    }
 }
 
 /// The statements of one shard's clients.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Statements {
     known: HashMap<StatementId, Weak<Statement>>,
     sweep_at: usize,
+    budget: Arc<Budget>,
 }
 
 impl Statements {
-    /// The statement with this Parse body (see [`Statement::body`]).
-    pub fn intern(&mut self, body: &[u8]) -> Rc<Statement> {
-        let id = id_of(body);
-        if let Some(statement) = self.known.get(&id).and_then(Weak::upgrade) {
-            return statement;
+    /// None yet; their memory counts in `budget`.
+    pub fn new(budget: Arc<Budget>) -> Statements {
+        Statements {
+            known: HashMap::new(),
+            sweep_at: 0,
+            budget,
         }
-        let name = format!("rb_{}", BASE64_URL_SAFE_NO_PAD.encode(id.0)).into_boxed_str();
+    }
+
+    /// The statement with this body (see [`Statement::body`]), in this generation.
+    ///
+    /// # Errors
+    /// [`TooMany`].
+    pub fn intern(
+        &mut self,
+        body: &[u8],
+        form: Form,
+        generation: u32,
+    ) -> Result<Rc<Statement>, TooMany> {
+        let id = id_of(body, &form, generation);
+        if let Some(statement) = self.known.get(&id).and_then(Weak::upgrade) {
+            return Ok(statement);
+        }
+        let charge = self.budget.charge(body.len())?;
         let statement = Rc::new(Statement {
             id,
-            name,
+            name: server_name(id).into_boxed_str(),
             body: body.into(),
+            form,
+            generation,
+            charge,
         });
         self.known.insert(id, Rc::downgrade(&statement));
         self.sweep();
-        statement
+        Ok(statement)
     }
 
     /// Forgets statements that no client has any more, whenever the table has doubled.
@@ -88,21 +222,30 @@ impl Statements {
     }
 }
 
-fn id_of(body: &[u8]) -> StatementId {
+fn id_of(body: &[u8], form: &Form, generation: u32) -> StatementId {
+    let mut hash = Sha256::new_with_prefix(body);
+    if matches!(form, Form::Sql) {
+        hash.update(b"PREPARE");
+    }
+    if generation > 0 {
+        hash.update(generation.to_be_bytes());
+    }
     let mut id = [0; ID_BYTES];
-    for (to, from) in id.iter_mut().zip(Sha256::digest(body)) {
+    for (to, from) in id.iter_mut().zip(hash.finalize()) {
         *to = from;
     }
     StatementId(id)
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Registered {
     /// Which registration of the name this is, so that an undo hits no later one.
     serial: u64,
     statement: Rc<Statement>,
     /// Its Parse has been answered.
     is_confirmed: bool,
+    /// What the name takes of the budget.
+    _charge: Charge,
 }
 
 /// One client's names.
@@ -111,11 +254,6 @@ pub struct ClientStatements {
     names: HashMap<Box<[u8]>, Registered>,
     serial: u64,
 }
-
-/// The name is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("prepared statement name is already in use")]
-pub struct NameInUse;
 
 impl ClientStatements {
     /// How many names there are.
@@ -133,18 +271,17 @@ impl ClientStatements {
         self.names.get(name).map(|registered| &registered.statement)
     }
 
-    /// Registers a name; the change is confirmed or undone with the reply to its Parse.
+    /// Registers a name that is not in use; the change is confirmed or undone with the reply to its
+    /// Parse.
     ///
     /// # Errors
-    /// [`NameInUse`].
+    /// [`TooMany`].
     pub fn register(
         &mut self,
         name: &[u8],
         statement: Rc<Statement>,
-    ) -> Result<ClientChange, NameInUse> {
-        if self.names.contains_key(name) {
-            return Err(NameInUse);
-        }
+    ) -> Result<ClientChange, TooMany> {
+        let charge = statement.charge.budget.charge(name.len())?;
         self.serial += 1;
         self.names.insert(
             name.into(),
@@ -152,12 +289,20 @@ impl ClientStatements {
                 serial: self.serial,
                 statement,
                 is_confirmed: false,
+                _charge: charge,
             },
         );
         Ok(ClientChange::Registered {
             name: name.into(),
             serial: self.serial,
         })
+    }
+
+    /// Lets a name stand for the same statement in another generation.
+    pub fn move_to(&mut self, name: &[u8], statement: Rc<Statement>) {
+        if let Some(registered) = self.names.get_mut(name) {
+            registered.statement = statement;
+        }
     }
 
     /// Forgets a name; undone if the Close turns out to have been skipped.
@@ -237,6 +382,38 @@ pub struct Change {
     pub client: Option<ClientChange>,
     /// To the server's statements.
     pub server: Option<ServerChange>,
+    /// None: the server has been made to fail (42P05), so that the client's batch fails at the right
+    /// place; what the client is to be told.
+    pub refusal: Option<Refusal>,
+    /// What the statements of a Query change, one after the other as they complete.
+    pub steps: VecDeque<Change>,
+}
+
+/// Why the pooler refuses a Parse.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The client has a statement of this name.
+    NameInUse(Box<[u8]>),
+    /// See [`TooMany`].
+    TooMany,
+}
+
+impl From<ServerChange> for Change {
+    fn from(change: ServerChange) -> Change {
+        Change {
+            server: Some(change),
+            ..Change::default()
+        }
+    }
+}
+
+impl From<ClientChange> for Change {
+    fn from(change: ClientChange) -> Change {
+        Change {
+            client: Some(change),
+            ..Change::default()
+        }
+    }
 }
 
 impl Change {
@@ -249,6 +426,17 @@ impl Change {
             Some(ServerChange::Prepared(id, batch)) => server.settle(id, batch, State::Confirmed),
             Some(ServerChange::Evicted(id)) => server.closed(id),
             None => {}
+        }
+        // The Query is over: these have failed, or were not got to.
+        for step in self.steps.into_iter().rev() {
+            step.undo(client, server);
+        }
+    }
+
+    /// One statement of the Query has completed.
+    pub fn step(&mut self, client: &mut ClientStatements, server: &mut ServerStatements) {
+        if let Some(step) = self.steps.pop_front() {
+            step.confirm(client, server);
         }
     }
 
@@ -344,6 +532,18 @@ impl ServerStatements {
         }
     }
 
+    /// As [`ServerStatements::prepare`], for a statement that is prepared anew even if it is there.
+    pub fn prepare_anew(&mut self, id: StatementId, max: usize) -> Preparation {
+        if let Some(state) = self.cache.get_mut(&id) {
+            *state = State::Doubtful;
+        }
+        let preparation = self.prepare(id, max);
+        Preparation {
+            close: true,
+            ..preparation
+        }
+    }
+
     /// All statements are gone (DEALLOCATE ALL, DISCARD ALL), but for those whose Parse may come
     /// behind that command.
     pub fn clear(&mut self) {
@@ -354,6 +554,14 @@ impl ServerStatements {
                 _ => drop(self.cache.pop(&id)),
             }
         }
+    }
+
+    /// Something the pooler knows nothing of has made statements go: whether they are there is to be
+    /// found out for each.
+    pub fn doubt(&mut self) {
+        self.cache
+            .iter_mut()
+            .for_each(|(_, state)| *state = State::Doubtful);
     }
 
     /// As many as are too many: more than one if an earlier Close was skipped.
@@ -405,22 +613,71 @@ mod tests {
         StatementId([n; ID_BYTES])
     }
 
+    fn statements() -> Statements {
+        Statements::new(Arc::new(Budget::new(1 << 20)))
+    }
+
     #[test]
     fn same_text_is_one_statement_with_one_name() {
-        let mut statements = Statements::default();
-        let a = statements.intern(b"select 1\0\0\0");
-        let b = statements.intern(b"select 1\0\0\0");
+        let mut statements = statements();
+        let a = statements
+            .intern(b"select 1\0\0\0", Form::Parse, 0)
+            .unwrap();
+        let b = statements
+            .intern(b"select 1\0\0\0", Form::Parse, 0)
+            .unwrap();
         assert!(Rc::ptr_eq(&a, &b));
-        assert_ne!(statements.intern(b"select 2\0\0\0").name(), a.name());
+        assert_ne!(
+            statements
+                .intern(b"select 2\0\0\0", Form::Parse, 0)
+                .unwrap()
+                .name(),
+            a.name()
+        );
         assert_eq!(a.name(), server_name(a.id()));
         assert!(a.name().len() < 64, "fits a PostgreSQL identifier");
     }
 
     #[test]
+    fn every_generation_has_names_of_its_own() {
+        let mut statements = statements();
+        let generation = Generation::default();
+        let old = statements
+            .intern(b"select 1\0\0\0", Form::Parse, generation.current())
+            .unwrap();
+        generation.is_over(old.generation());
+        generation.is_over(old.generation());
+        assert_eq!(generation.current(), 1, "told twice, it ends once");
+        let new = statements
+            .intern(b"select 1\0\0\0", Form::Parse, generation.current())
+            .unwrap();
+        assert_ne!(old.name(), new.name());
+        assert_eq!(old.body(), new.body());
+    }
+
+    #[test]
+    fn budget_bounds_texts_and_names_and_is_given_back() {
+        let budget = Arc::new(Budget::new(10_000));
+        let mut statements = Statements::new(budget.clone());
+        let mut client = ClientStatements::default();
+        assert_eq!(
+            statements.intern(&[b'x'; 10_000], Form::Parse, 0).err(),
+            Some(TooMany)
+        );
+        assert_eq!(budget.used(), 0);
+        let statement = statements.intern(&[b'x'; 5_000], Form::Parse, 0).unwrap();
+        client.register(b"short", statement.clone()).unwrap();
+        let refused = client.register(&[b'n'; 5_000], statement.clone());
+        assert_eq!(refused.err(), Some(TooMany));
+        drop((client, statement));
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
     fn statements_nobody_has_are_forgotten() {
-        let mut statements = Statements::default();
+        let mut statements = statements();
         for n in 0..1000u32 {
-            statements.intern(&n.to_be_bytes());
+            statements.intern(&n.to_be_bytes(), Form::Parse, 0).unwrap();
         }
         assert!(statements.known.len() <= 65);
     }
@@ -435,11 +692,8 @@ mod tests {
                 ..Preparation::default()
             }
         );
-        Change {
-            server: Some(ServerChange::Prepared(id(1), 0)),
-            client: None,
-        }
-        .confirm(&mut ClientStatements::default(), &mut server);
+        Change::from(ServerChange::Prepared(id(1), 0))
+            .confirm(&mut ClientStatements::default(), &mut server);
         server.synced();
         assert_eq!(server.prepare(id(1), 10), Preparation::default());
     }
@@ -447,10 +701,7 @@ mod tests {
     #[test]
     fn parse_that_was_skipped_may_have_been_prepared_before() {
         let (mut client, mut server) = (ClientStatements::default(), ServerStatements::default());
-        let prepared = |batch| Change {
-            client: None,
-            server: Some(ServerChange::Prepared(id(1), batch)),
-        };
+        let prepared = |batch| Change::from(ServerChange::Prepared(id(1), batch));
         server.prepare(id(1), 10);
         server.synced();
         server.prepare(id(1), 10);
@@ -487,16 +738,8 @@ mod tests {
         );
         // The first Parse failed: that says nothing about the second.
         let mut client = ClientStatements::default();
-        Change {
-            server: Some(ServerChange::Prepared(id(1), 0)),
-            client: None,
-        }
-        .undo(&mut client, &mut server);
-        Change {
-            server: Some(ServerChange::Prepared(id(1), 1)),
-            client: None,
-        }
-        .confirm(&mut client, &mut server);
+        Change::from(ServerChange::Prepared(id(1), 0)).undo(&mut client, &mut server);
+        Change::from(ServerChange::Prepared(id(1), 1)).confirm(&mut client, &mut server);
         assert_eq!(server.prepare(id(1), 10), Preparation::default());
     }
 
@@ -534,44 +777,38 @@ mod tests {
         let mut client = ClientStatements::default();
         server.prepare(id(1), 1);
         assert_eq!(server.prepare(id(2), 1).evict, [id(1)]);
-        Change {
-            server: Some(ServerChange::Evicted(id(1))),
-            client: None,
-        }
-        .undo(&mut client, &mut server);
+        Change::from(ServerChange::Evicted(id(1))).undo(&mut client, &mut server);
         assert!(server.prepare(id(1), 5).close);
     }
 
     #[test]
     fn undo_of_a_registration_spares_a_later_one() {
-        let mut statements = Statements::default();
+        let mut statements = statements();
         let mut client = ClientStatements::default();
         let mut server = ServerStatements::default();
-        let first = client.register(b"s", statements.intern(b"1")).unwrap();
-        assert_eq!(
-            client.register(b"s", statements.intern(b"2")).err(),
-            Some(NameInUse)
-        );
+        let first = client
+            .register(b"s", statements.intern(b"1", Form::Parse, 0).unwrap())
+            .unwrap();
         client.close(b"s");
-        client.register(b"s", statements.intern(b"2")).unwrap();
-        Change {
-            client: Some(first),
-            server: None,
-        }
-        .undo(&mut client, &mut server);
+        client
+            .register(b"s", statements.intern(b"2", Form::Parse, 0).unwrap())
+            .unwrap();
+        Change::from(first).undo(&mut client, &mut server);
         assert_eq!(client.get(b"s").unwrap().body(), b"2");
     }
 
     #[test]
     fn undone_close_gives_the_name_back() {
-        let mut statements = Statements::default();
+        let mut statements = statements();
         let mut client = ClientStatements::default();
-        client.register(b"s", statements.intern(b"1")).unwrap();
+        client
+            .register(b"s", statements.intern(b"1", Form::Parse, 0).unwrap())
+            .unwrap();
         let closed = client.close(b"s");
         assert!(client.is_empty());
         Change {
             client: closed,
-            server: None,
+            ..Change::default()
         }
         .undo(&mut client, &mut ServerStatements::default());
         assert_eq!(client.len(), 1);

@@ -61,6 +61,8 @@ pub struct Reply<C> {
     pub own_failed: bool,
     /// What an error has undone, newest first.
     pub undone: Vec<C>,
+    /// The mark of the request that an error has ended; 0 if it has none.
+    pub failed_mark: u32,
 }
 
 impl<C> Reply<C> {
@@ -72,6 +74,7 @@ impl<C> Reply<C> {
             confirmed: None,
             own_failed: false,
             undone: Vec::new(),
+            failed_mark: 0,
         }
     }
 }
@@ -84,6 +87,8 @@ pub struct OutOfStep(pub u8);
 struct Owed<C> {
     kind: Kind,
     fate: Fate,
+    /// What an error should tell about the request; see [`Replies::push_marked`].
+    mark: u32,
     change: Option<Box<C>>,
 }
 
@@ -174,6 +179,11 @@ impl<C> Replies<C> {
 
     /// A message was sent (or, for [`Fate::Fabricate`], was not) whose reply is owed now.
     pub fn push(&mut self, kind: Kind, fate: Fate, change: Option<Box<C>>) {
+        self.push_marked(kind, fate, change, 0);
+    }
+
+    /// As [`Replies::push`]; an error in place of the reply comes with `mark`.
+    pub fn push_marked(&mut self, kind: Kind, fate: Fate, change: Option<Box<C>>, mark: u32) {
         match kind {
             Kind::Sync if self.copying_in => {
                 self.swallowed += 1;
@@ -189,7 +199,36 @@ impl<C> Replies<C> {
         if kind == Kind::Query && self.copying_in {
             self.doubtful = true;
         }
-        self.owed.push_back(Owed { kind, fate, change });
+        self.owed.push_back(Owed {
+            kind,
+            fate,
+            mark,
+            change,
+        });
+    }
+
+    /// What the Query at the front is to change, if it is one.
+    #[inline]
+    pub fn query_change(&mut self) -> Option<&mut C> {
+        let owed = self.owed.front_mut()?;
+        let change = owed.change.as_deref_mut()?;
+        (owed.kind == Kind::Query).then_some(change)
+    }
+
+    /// Whether messages of the extended protocol have been sent without a Sync.
+    pub fn is_batch_open(&self) -> bool {
+        self.batch_open || self.skipping
+    }
+
+    /// After an error: keeps the end of the failed batch from the client, if nothing else is owed.
+    pub fn swallow_end(&mut self) -> bool {
+        match self.owed.make_contiguous() {
+            [owed] if matches!(owed.kind, Kind::Sync | Kind::Query) => {
+                owed.fate = Fate::Drop;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The client ended its COPY data.
@@ -200,6 +239,7 @@ impl<C> Replies<C> {
             self.owed.push_back(Owed {
                 kind: Kind::CopyEnd,
                 fate: Fate::Forward,
+                mark: 0,
                 change: None,
             });
         }
@@ -300,10 +340,11 @@ impl<C> Replies<C> {
 
     fn failed(&mut self, kind: Kind, passing: Reply<C>) -> Reply<C> {
         self.copying_in = false;
-        // A Parse of the pooler's own that changes nothing belongs to its settings; one that
-        // prepares a client's statement is the client's affair.
+        // What the pooler asks for and that changes nothing belongs to its settings; what prepares a
+        // client's statement is the client's affair.
         let changes = self.owed.front().is_some_and(|owed| owed.change.is_some());
-        let is_settings = kind != Kind::Close && !(kind == Kind::Parse && changes);
+        let failed_mark = self.owed.front().map_or(0, |owed| owed.mark);
+        let is_settings = kind != Kind::Close && !changes;
         let own_failed = !passing.forward && is_settings;
         if self.swallowed > 0 {
             // Whether the server read those Syncs before it failed cannot be known.
@@ -313,6 +354,7 @@ impl<C> Replies<C> {
         if own_failed || matches!(kind, Kind::Query | Kind::Sync) {
             return Reply {
                 own_failed,
+                failed_mark,
                 ..passing
             };
         }
@@ -329,6 +371,7 @@ impl<C> Replies<C> {
         Reply {
             forward: true,
             undone,
+            failed_mark,
             ..passing
         }
     }
@@ -504,6 +547,24 @@ mod tests {
         replies.push(Kind::Sync, Fate::Forward, None);
         assert_eq!(replies.reply(b'1').unwrap().confirmed, Some(1));
         assert_eq!(replies.reply(b'E').unwrap().undone, [3, 2]);
+    }
+
+    #[test]
+    fn failed_batch_can_be_kept_from_the_client_if_it_is_the_only_one() {
+        let batch = |replies: &mut Fifo| {
+            replies.push_marked(Kind::Bind, Fate::Forward, None, 7);
+            replies.push(Kind::Execute, Fate::Forward, None);
+            replies.push(Kind::Sync, Fate::Forward, None);
+        };
+        let mut replies = Fifo::default();
+        batch(&mut replies);
+        assert_eq!(replies.reply(b'E').unwrap().failed_mark, 7);
+        assert!(replies.swallow_end());
+        assert!(!replies.reply(b'Z').unwrap().forward && replies.is_clean());
+        batch(&mut replies);
+        batch(&mut replies);
+        assert_eq!(replies.reply(b'E').unwrap().failed_mark, 7);
+        assert!(!replies.swallow_end());
     }
 
     #[test]

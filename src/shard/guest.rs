@@ -402,6 +402,8 @@ impl Guest {
             mode: pool.mode.get(),
             prepared_max: snapshot.config.general.max_prepared_statements,
             packet_bytes_max: snapshot.config.general.max_packet_size as usize,
+            is_strict: snapshot.config.general.prepared_statement_errors_fatal,
+            generation: pool.common.generation.clone(),
         };
         let servers = Rc::new(Counter(pool.clone()));
         let (net, entry) = (self.shard.net, self.entry.clone());
@@ -415,7 +417,7 @@ impl Guest {
             statements,
             pool.stats.clone(),
             settings,
-            &options,
+            options,
         );
         Stay::Settled(Box::new(Settled {
             relay,

@@ -129,7 +129,9 @@ pub async fn run(
         stats,
         clients: RefCell::default(),
         pools: RefCell::default(),
-        statements: Rc::default(),
+        statements: Rc::new(RefCell::new(Statements::new(
+            common.statements_budget.clone(),
+        ))),
         recent_settings: RefCell::default(),
         kdf: RefCell::new(KdfCache::new(common.process_secret, KDF_RESULTS_MAX)),
         snapshot: RefCell::new(snapshot),

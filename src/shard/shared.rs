@@ -10,7 +10,7 @@ use crate::config::{Config, Database};
 use crate::mesh::Mesh;
 use crate::net::TlsSetup;
 use crate::pool::{PERMITS_MAX, Permits, SharedPool};
-use crate::session::ServerParams;
+use crate::session::{Budget, Generation, ServerParams};
 use crate::stats::{PeriodHistory, Registry};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::collections::HashMap;
@@ -69,6 +69,8 @@ pub struct CommonPool {
     pub shared: Arc<SharedPool>,
     /// What a server of this pool reported when it was opened: the base of every client's welcome.
     pub welcome: ArcSwapOption<ServerParams>,
+    /// What its clients' prepared statements know of its tables.
+    pub generation: Arc<Generation>,
     /// What to log in to servers with.
     pub credentials: ArcSwap<ServerCredentials>,
     /// Attempts that failed.
@@ -186,6 +188,8 @@ pub struct Common {
     pub board: Board,
     /// TCP listeners that are open, of all shards.
     pub listening: AtomicUsize,
+    /// Memory for prepared statements (`prepared_statements_bytes_max`).
+    pub statements_budget: Arc<Budget>,
     /// Random bytes, drawn once.
     pub process_secret: [u8; 32],
     /// When the process began to serve.
@@ -209,6 +213,7 @@ impl Common {
     ) -> std::io::Result<Common> {
         let period = snapshot.config.general.stats_period;
         let clients = u32::try_from(snapshot.config.general.max_client_conn).unwrap_or(u32::MAX);
+        let statements_bytes = snapshot.config.general.prepared_statements_bytes_max as u64;
         Ok(Common {
             mesh: Mesh::new(shards)?,
             registry: Registry::new(shards),
@@ -219,6 +224,7 @@ impl Common {
             reloaded: Notes::new(shards),
             board: Board::new(shards),
             listening: AtomicUsize::new(0),
+            statements_budget: Arc::new(Budget::new(statements_bytes)),
             process_secret,
             started: now,
             ids: AtomicU64::new(1),
@@ -261,6 +267,7 @@ impl Common {
             key: key.clone(),
             shared: Arc::new(shared),
             welcome: ArcSwapOption::empty(),
+            generation: Arc::default(),
             credentials: ArcSwap::from_pointee(ServerCredentials::Nothing),
             failures: AtomicUsize::new(0),
             attempts: AtomicUsize::new(0),
@@ -295,6 +302,8 @@ impl Common {
         let clients = config.general.max_client_conn;
         self.clients
             .set_limit(u32::try_from(clients).unwrap_or(u32::MAX));
+        self.statements_budget
+            .set_max(config.general.prepared_statements_bytes_max as u64);
         // Under the lock, so that a pool being made is either seen here or sees the new limit.
         let directory = self.directory();
         for (scope, permits) in &directory.scopes {

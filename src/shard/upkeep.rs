@@ -6,7 +6,7 @@ use super::root::Shard;
 use super::shared::{Phase, Request, Snapshot};
 use crate::base::Moment;
 use crate::client::{ClientEntry, ClientState, Farewell, Signal};
-use crate::config::{Config, General};
+use crate::config::{Config, Timeouts};
 use crate::net::spawn;
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -29,7 +29,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
         shard.read_load();
         let snapshot = shard.snapshot();
         shard.obey();
-        expire_clients(&shard, &snapshot.config.general);
+        expire_clients(&shard, &snapshot.config);
         make_pools_to_keep(&shard, &snapshot.config);
         shard.each_pool(|pool| {
             expire_servers(pool, &snapshot.config);
@@ -60,12 +60,18 @@ pub(super) async fn watch_idle(shard: Rc<Shard>) {
     .await;
 }
 
-fn expire_clients(shard: &Shard, general: &General) {
+fn expire_clients(shard: &Shard, config: &Config) {
     let now = shard.net.now();
+    let (general, differ) = (Timeouts::from(&config.general), config.has_own_timeouts());
+    let login = config.general.client_login_timeout;
     for (_, entry) in shard.clients.borrow().iter() {
-        if let Some(farewell) = overdue(entry, general, now) {
+        let timeouts = match entry.who() {
+            Some(who) if differ => config.timeouts(&who.database, &who.user),
+            _ => general,
+        };
+        if let Some(farewell) = overdue(entry, login, timeouts, now) {
             entry.send(Signal::Leave(farewell));
-        } else if is_notice_due(entry, general, now) {
+        } else if is_notice_due(entry, config.general.query_wait_notify, now) {
             entry.is_noticed.set(true);
             entry.send(Signal::Notice);
         }
@@ -73,8 +79,7 @@ fn expire_clients(shard: &Shard, general: &General) {
 }
 
 /// Whether a client has been in line for so long that it is told where it stands, once.
-fn is_notice_due(entry: &ClientEntry, general: &General, now: Moment) -> bool {
-    let after = general.query_wait_notify;
+fn is_notice_due(entry: &ClientEntry, after: Duration, now: Moment) -> bool {
     entry.state() == ClientState::Waiting
         && !entry.is_noticed.get()
         && !after.is_zero()
@@ -82,7 +87,12 @@ fn is_notice_due(entry: &ClientEntry, general: &General, now: Moment) -> bool {
 }
 
 /// Why a client has to leave, if it has.
-fn overdue(entry: &ClientEntry, general: &General, now: Moment) -> Option<Farewell> {
+fn overdue(
+    entry: &ClientEntry,
+    login: Duration,
+    timeouts: Timeouts,
+    now: Moment,
+) -> Option<Farewell> {
     let is_over =
         |since: Moment, timeout: Duration| !timeout.is_zero() && now.since(since) > timeout;
     let since = entry.since.get();
@@ -91,32 +101,31 @@ fn overdue(entry: &ClientEntry, general: &General, now: Moment) -> Option<Farewe
     // The console is exempt from everything but the login timeout.
     let is_console = entry.who().is_some_and(|who| &*who.database == "pgbouncer");
     match entry.state() {
-        ClientState::Login => {
-            is_over(since, general.client_login_timeout).then_some(Farewell::LOGIN_TIMEOUT)
-        }
+        ClientState::Login => is_over(since, login).then_some(Farewell::LOGIN_TIMEOUT),
         _ if is_console => None,
         ClientState::Idle => {
-            is_over(since, general.client_idle_timeout).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
+            is_over(since, timeouts.client_idle).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
         }
-        ClientState::Waiting if is_over(since, general.query_wait_timeout) => {
+        ClientState::Waiting if is_over(since, timeouts.query_wait) => {
             Some(Farewell::QUERY_WAIT_TIMEOUT)
         }
         ClientState::Waiting => {
-            is_over(since, general.query_timeout).then_some(Farewell::QUERY_WAIT_TIMEOUT)
+            is_over(since, timeouts.query).then_some(Farewell::QUERY_WAIT_TIMEOUT)
         }
         ClientState::Active => {
-            if transaction.is_some_and(|since| is_over(since, general.transaction_timeout)) {
+            if transaction.is_some_and(|since| is_over(since, timeouts.transaction)) {
                 return Some(Farewell::TRANSACTION_TIMEOUT);
             }
             match (query, transaction) {
                 (Some(query), _) => {
-                    is_over(query, general.query_timeout).then_some(Farewell::QUERY_TIMEOUT)
+                    is_over(query, timeouts.query).then_some(Farewell::QUERY_TIMEOUT)
                 }
-                (None, Some(_)) => is_over(since, general.idle_transaction_timeout)
+                (None, Some(_)) => is_over(since, timeouts.idle_transaction)
                     .then_some(Farewell::IDLE_TRANSACTION_TIMEOUT),
                 // Session mode, between two transactions.
-                (None, None) => is_over(since, general.client_idle_timeout)
-                    .then_some(Farewell::CLIENT_IDLE_TIMEOUT),
+                (None, None) => {
+                    is_over(since, timeouts.client_idle).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
+                }
             }
         }
     }

@@ -213,22 +213,102 @@ both_shards!(same_text_is_prepared_once_per_server, |shards| {
     assert_eq!(stage.client().value(count), "1");
 });
 
+everywhere!(name_in_use_is_an_error_and_the_session_goes_on, |stage| {
+    let mut owner = stage.client();
+    prepare(&mut owner, "s", "select 'mine'");
+    assert_eq!(run(&mut owner, "s", &[]), "mine");
+    let twice = [parse("s", "select 'twice'"), run_prepared("s", &[]), sync()].concat();
+    let reply = owner.exchange(&twice);
+    assert_eq!((reply.tags.as_str(), reply.code()), ("EZ", "42P05"));
+    assert_eq!(reply.text(), "prepared statement \"s\" already exists");
+    // What is wrong with the text itself comes first, as does a failed transaction.
+    let wrong = owner.exchange(&[parse("s", "selec"), sync()].concat());
+    assert_eq!(wrong.code(), "42601");
+    owner.query("begin; select 1/0");
+    let failed = owner.exchange(&[parse("s", "select 'twice'"), sync()].concat());
+    assert_eq!(failed.code(), "25P02");
+    owner.value("rollback");
+    assert_eq!(run(&mut owner, "s", &[]), "mine");
+});
+
+everywhere!(name_in_use_fails_the_whole_batch, |stage| {
+    stage.database.sql("create table t (n int)");
+    let mut client = stage.client();
+    prepare(&mut client, "s", "insert into t values ($1::int)");
+    let batch = [
+        run_prepared("s", &["1"]),
+        parse("s", "select 'twice'"),
+        run_prepared("s", &["2"]),
+        sync(),
+    ];
+    assert_eq!(client.exchange(&batch.concat()).tags, "2CEZ");
+    assert_eq!(client.value("select count(*) from t"), "0");
+    run(&mut client, "s", &["3"]);
+    assert_eq!(client.value("select n from t"), "3");
+});
+
+everywhere!(unknown_name_is_an_error_and_the_session_goes_on, |stage| {
+    let mut owner = stage.client();
+    prepare(&mut owner, "s", "select 'mine'");
+    let mut stranger = stage.client();
+    for request in [run_prepared("s", &[]), describe(b'S', "s")] {
+        let reply = stranger.exchange(&[request, sync()].concat());
+        assert_eq!((reply.tags.as_str(), reply.code()), ("EZ", "26000"));
+    }
+    assert_eq!(stranger.value("select 'alive'"), "alive");
+});
+
 both_shards!(
-    name_in_use_or_unknown_is_an_error_not_somebody_elses_statement,
+    errors_of_names_are_fatal_where_pgbouncers_are_asked_for,
     |shards| {
-        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
-        let mut owner = stage.client();
-        prepare(&mut owner, "s", "select 'mine'");
-        assert_eq!(run(&mut owner, "s", &[]), "mine");
-        let mut stranger = stage.client();
-        let reply = stranger.exchange(&[run_prepared("s", &[]), sync()].concat());
-        assert!(reply.rows.is_empty() && reply.error.is_some(), "{reply:?}");
-        let reply = owner.exchange(&[parse("s", "select 'twice'"), sync()].concat());
-        assert!(reply.error.is_some(), "{reply:?}");
-        drop((owner, stranger));
+        let topology = Topology::new(shards).set("prepared_statement_errors_fatal", true);
+        let stage = Stage::pooled(topology);
+        let mut client = stage.client();
+        prepare(&mut client, "s", "select 'mine'");
+        let reply = client.exchange(&[parse("s", "select 'twice'"), sync()].concat());
+        reply.assert_fatal("prepared statement name is already in use");
+        for request in [run_prepared("s", &[]), describe(b'S', "s")] {
+            let reply = stage.client().exchange(&[request, sync()].concat());
+            reply.assert_fatal("prepared statement did not exist");
+        }
+        let closing = [close(b'S', "s"), sync()].concat();
+        assert_eq!(stage.client().exchange(&closing).tags, "3Z");
         stage.assert_no_leak();
     }
 );
+
+both_shards!(memory_for_statements_is_bounded_and_comes_back, |shards| {
+    let topology = Topology::new(shards).set("prepared_statements_bytes_max", 65_536);
+    let stage = Stage::pooled(topology);
+    let mut client = stage.client();
+    let text = |n: usize| format!("select {n} /* {} */", "x".repeat(10_000));
+    let mut fits = 0;
+    loop {
+        let name = format!("s{fits}");
+        let reply = client.exchange(&[parse(&name, &text(fits)), sync()].concat());
+        if reply.tags != "1Z" {
+            assert_eq!((reply.tags.as_str(), reply.code()), ("EZ", "53400"));
+            break;
+        }
+        fits += 1;
+    }
+    assert_eq!(fits, 6);
+    assert_eq!(run(&mut client, "s3", &[]), "3");
+    client.exchange(&[close(b'S', "s3"), sync()].concat());
+    prepare(&mut client, "again", &text(100));
+    drop(client);
+    let mut next = stage.client();
+    wait_until("a client that has left needs no memory", || {
+        let reply = next.exchange(&[parse("", "select 1"), sync()].concat());
+        assert_eq!(reply.tags, "1Z");
+        let all: Vec<u8> = (0..6)
+            .flat_map(|n| parse(&format!("n{n}"), &text(200 + n)))
+            .collect();
+        let reply = next.exchange(&[all, sync()].concat());
+        next.value("deallocate all");
+        reply.error.is_none()
+    });
+});
 
 both_shards!(driver_prepares_in_transaction_mode, |shards| {
     let stage = Stage::pooled(Topology::new(shards).pool_size(3));

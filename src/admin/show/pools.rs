@@ -314,19 +314,18 @@ mod tests {
 
     fn entry(name: &str, user: Option<&str>) -> (String, Arc<Database>) {
         let database = Database {
-            name: name.to_owned(),
             host: "db.example".to_owned(),
             load_balance_hosts: LoadBalanceHosts::RoundRobin,
             port: 5433,
             dbname: Some("stock".to_owned()),
             user: user.map(str::to_owned),
-            password: None,
             pool_size: Some(5),
             min_pool_size: Some(2),
             reserve_pool_size: Some(3),
             max_db_connections: Some(9),
             max_db_client_connections: Some(90),
             pool_mode: Some(PoolMode::Session),
+            ..Database::named(name)
         };
         (name.to_owned(), Arc::new(database))
     }
@@ -429,13 +428,12 @@ mod tests {
     #[test]
     fn users_are_the_known_and_the_forced() {
         let ann = User {
-            name: "ann".to_owned(),
-            password: None,
             pool_size: Some(30),
             reserve_pool_size: Some(4),
             max_user_connections: Some(8),
             max_user_client_connections: Some(80),
             pool_mode: Some(PoolMode::Statement),
+            ..User::named("ann")
         };
         let config = Config {
             databases: [entry("shop", Some("app"))].into(),

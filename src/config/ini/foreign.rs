@@ -87,14 +87,8 @@ const FOREIGN: &[Foreign] = &[
     loose(Section::Database, "client_encoding"),
     loose(Section::Database, "connect_query"),
     loose(Section::Database, "datestyle"),
-    loose(Section::Database, "query_wait_timeout"),
     loose(Section::Database, "server_lifetime"),
     loose(Section::Database, "timezone"),
-    loose(Section::User, "client_idle_timeout"),
-    loose(Section::User, "idle_transaction_timeout"),
-    loose(Section::User, "query_timeout"),
-    loose(Section::User, "query_wait_timeout"),
-    loose(Section::User, "transaction_timeout"),
 ];
 
 /// The option `name` of PgBouncer.

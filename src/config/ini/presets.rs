@@ -13,6 +13,7 @@ pub(crate) fn preset(section: Section, name: &str) -> Option<&'static str> {
         "listen_backlog" => "128",
         "max_client_conn" => "100",
         "pool_mode" => "\"session\"",
+        "prepared_statement_errors_fatal" => "true",
         "syslog_ident" => "\"pgbouncer\"",
         "tcp_defer_accept" => "true",
         "unix_socket_dir" => "\"/tmp\"",

@@ -62,6 +62,27 @@ impl<'a> Bind<'a> {
         })
     }
 
+    /// Whether all values of the result are asked for as text. Holds only if the body is at hand whole.
+    pub fn results_are_text(&self) -> bool {
+        let formats = |reader: &mut Reader<'_>| {
+            let count = reader.u16("Bind format count")?;
+            let codes = reader.bytes(usize::from(count) * 2, "Bind formats")?;
+            Ok::<bool, WireError>(codes.iter().all(|byte| *byte == 0))
+        };
+        let read = || {
+            let mut reader = Reader::new(self.rest);
+            formats(&mut reader)?;
+            let count = reader.u16("Bind value count")?;
+            for _ in 0..count {
+                reader.value("Bind value")?;
+            }
+            let are_text = formats(&mut reader)?;
+            reader.must_be_empty("Bind")?;
+            Ok::<bool, WireError>(are_text)
+        };
+        read().unwrap_or(false)
+    }
+
     /// Bytes that both names take in the body, their NULs included.
     pub const fn names_bytes(&self) -> usize {
         // A slice is never longer than half of the address space, so this cannot overflow.

@@ -1,0 +1,312 @@
+//! The first batch of a lease, kept as the client sent it until it is answered: a server that refuses
+//! a prepared statement before it has run anything can be asked again without the client noticing.
+//!
+//! ```text
+//!  Armed ──Bind, Describe──► Keeping ──Sync──► Whole ──refused──► Again ──sent again──► Armed
+//!    │                          │                │
+//!    └──────────────────────────┴────────────────┴── a reply, anything else, too long ──► Over
+//! ```
+
+use crate::wire::frontend::{Bind, Target, TargetKind};
+use crate::wire::tag::frontend as tag;
+use crate::wire::{Header, Scanner, Step};
+
+/// Longest batch that is kept, in bytes.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
+/// Largest buffer that a client keeps between two batches, in bytes.
+const SPARE_BYTES_MAX: usize = 512;
+/// How often one batch is sent again: only DDL that never rests needs more.
+const AGAIN_MAX: u8 = 10;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Over,
+    Armed,
+    /// A Query has come, and nothing else.
+    Query,
+    Keeping,
+    Whole,
+    Again,
+}
+
+/// See the file's comment.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    state: State,
+    bytes: Vec<u8>,
+    /// How often it has been sent again.
+    times: u8,
+}
+
+impl Kept {
+    /// A lease begins, outside of any transaction.
+    pub(super) fn arm(&mut self) {
+        self.state = State::Armed;
+        self.times = 0;
+        self.bytes.clear();
+    }
+
+    /// Whether what the client sends matters here.
+    #[inline]
+    pub(super) fn is_open(&self) -> bool {
+        self.state != State::Over
+    }
+
+    /// A message begins: its header as sent, and as much of its body as is at hand.
+    pub(super) fn begin(&mut self, header: &[u8], body: &[u8]) {
+        let tag = header.first().copied().unwrap_or_default();
+        self.state = match (self.state, tag) {
+            (State::Armed, tag::PARSE | tag::CLOSE | tag::FLUSH) => return,
+            (State::Armed | State::Keeping, tag::BIND | tag::DESCRIBE)
+            | (State::Keeping, tag::PARSE | tag::CLOSE | tag::FLUSH | tag::EXECUTE) => {
+                State::Keeping
+            }
+            (State::Keeping, tag::SYNC) => State::Whole,
+            (State::Armed, tag::QUERY) => {
+                self.state = State::Query;
+                return;
+            }
+            _ => return self.forget(),
+        };
+        self.bytes.extend_from_slice(header);
+        self.goes_on(body);
+    }
+
+    /// More of the body of the message begun last.
+    pub(super) fn goes_on(&mut self, body: &[u8]) {
+        if matches!(self.state, State::Keeping | State::Whole) {
+            self.bytes.extend_from_slice(body);
+            if self.bytes.len() > KEPT_BYTES_MAX {
+                self.forget();
+            }
+        }
+    }
+
+    /// The Query that has come can be sent again as well: these are its header and body.
+    pub(super) fn keep_query(&mut self, header: &[u8], body: &[u8]) {
+        if self.state == State::Query {
+            self.state = State::Whole;
+            self.bytes.extend_from_slice(header);
+            self.goes_on(body);
+        }
+    }
+
+    /// The client has got a reply.
+    #[inline]
+    pub(super) fn answered(&mut self) {
+        if self.state != State::Over {
+            self.forget();
+        }
+    }
+
+    /// The server has refused the batch because a statement is out of date. True if the client can do
+    /// without that news: the batch is going to be sent again.
+    pub(super) fn refused(&mut self) -> bool {
+        let may_retry =
+            self.state == State::Whole && self.times < AGAIN_MAX && is_self_describing(&self.bytes);
+        if may_retry {
+            self.state = State::Again;
+        }
+        may_retry
+    }
+
+    /// Whether the batch is going to be sent again.
+    pub(super) fn is_refused(&self) -> bool {
+        self.state == State::Again
+    }
+
+    /// The batch, if it is to be sent again now.
+    pub(super) fn take_again(&mut self) -> Option<Vec<u8>> {
+        if self.state != State::Again {
+            return None;
+        }
+        self.state = State::Armed;
+        self.times += 1;
+        Some(std::mem::take(&mut self.bytes))
+    }
+
+    /// Whether the batch has been sent before.
+    pub(super) fn is_repeated(&self) -> bool {
+        self.times > 0
+    }
+
+    /// A short buffer stays for the next batch, so that the steady state needs no allocation.
+    fn forget(&mut self) {
+        self.state = State::Over;
+        if self.bytes.capacity() > SPARE_BYTES_MAX {
+            self.bytes = Vec::new();
+        }
+        self.bytes.clear();
+    }
+}
+
+/// Whether the client can make sense of rows of any shape: it asks what they are like, or for text.
+/// One that relies on an older description must be told of the change.
+fn is_self_describing(batch: &[u8]) -> bool {
+    let (mut at, mut scanner) = (0, Scanner::default());
+    let (mut described, mut opaque) = (0, 0);
+    while let Ok(Step::Begin {
+        header,
+        range,
+        body,
+        ..
+    }) = scanner.next(batch, &mut at, KEPT_BYTES_MAX)
+    {
+        match header.tag {
+            tag::DESCRIBE => described += 1,
+            tag::BIND => {
+                let bind = batch.get(body..range.end).map(Bind::read);
+                let is_text = matches!(bind, Some(Ok(bind)) if bind.results_are_text());
+                opaque += u32::from(!is_text);
+            }
+            _ => {}
+        }
+    }
+    described >= opaque
+}
+
+/// The same for a single Bind, as far as can be told from it and from the bytes `behind` it.
+pub(super) fn is_flexible(bind: &Bind<'_>, is_whole: bool, behind: &[u8]) -> bool {
+    if is_whole && bind.results_are_text() {
+        return true;
+    }
+    let Some((bytes, body)) = behind.split_first_chunk() else {
+        return false;
+    };
+    let is_portal = |target: Target<'_>| target.kind == TargetKind::Portal;
+    match Header::parse(*bytes, KEPT_BYTES_MAX) {
+        Ok(header) if header.tag == tag::DESCRIBE => body
+            .get(..header.body_bytes)
+            .is_some_and(|body| Target::read(body).is_ok_and(is_portal)),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::frontend as build;
+    use crate::wire::message;
+
+    fn feed(kept: &mut Kept, batch: &[u8]) {
+        let (mut at, mut scanner) = (0, Scanner::default());
+        while let Ok(Step::Begin { range, body, .. }) = scanner.next(batch, &mut at, usize::MAX) {
+            kept.begin(&batch[range.start..body], &batch[body..range.end]);
+        }
+    }
+
+    /// Bind whose result is to be binary.
+    fn binary_bind() -> Vec<u8> {
+        let mut out = Vec::new();
+        message(&mut out, tag::BIND, |body| {
+            body.extend_from_slice(b"\0s\0\0\0\0\0\0\x01\0\x01");
+        });
+        out
+    }
+
+    fn text_batch() -> Vec<u8> {
+        let mut out = Vec::new();
+        build::bind(&mut out, b"", b"s", &[Some(b"1")]);
+        build::execute(&mut out, b"", 0);
+        build::sync(&mut out);
+        out
+    }
+
+    fn described(bind: &[u8], describes: bool) -> Vec<u8> {
+        let mut out = bind.to_vec();
+        if describes {
+            message(&mut out, tag::DESCRIBE, |body| {
+                body.extend_from_slice(b"P\0")
+            });
+        }
+        build::execute(&mut out, b"", 0);
+        build::sync(&mut out);
+        out
+    }
+
+    #[test]
+    fn refused_batch_is_sent_again_as_it_was() {
+        let (mut kept, batch) = (Kept::default(), text_batch());
+        kept.arm();
+        feed(&mut kept, &batch);
+        assert!(kept.refused());
+        assert_eq!(kept.take_again(), Some(batch));
+        assert_eq!(kept.take_again(), None);
+    }
+
+    #[test]
+    fn batch_with_a_reply_is_not_sent_again() {
+        let mut kept = Kept::default();
+        kept.arm();
+        feed(&mut kept, &text_batch());
+        kept.answered();
+        assert!(!kept.refused());
+    }
+
+    #[test]
+    fn only_a_single_whole_batch_is_sent_again() {
+        let batch = text_batch();
+        let mut query = Vec::new();
+        build::query(&mut query, "select 1");
+        let half = &batch[..batch.len() - 5];
+        let cases = [
+            half.to_vec(),
+            [&batch[..], &batch].concat(),
+            [&query[..], &batch].concat(),
+        ];
+        for case in cases {
+            let mut kept = Kept::default();
+            kept.arm();
+            feed(&mut kept, &case);
+            assert!(!kept.refused(), "{case:?}");
+        }
+    }
+
+    #[test]
+    fn client_that_relies_on_an_old_description_is_told() {
+        for (describes, expected) in [(false, false), (true, true)] {
+            let mut kept = Kept::default();
+            kept.arm();
+            feed(&mut kept, &described(&binary_bind(), describes));
+            assert_eq!(kept.refused(), expected);
+        }
+    }
+
+    #[test]
+    fn no_batch_is_sent_again_for_ever() {
+        let mut kept = Kept::default();
+        kept.arm();
+        let mut times = 0;
+        loop {
+            feed(&mut kept, &text_batch());
+            if !kept.refused() {
+                break;
+            }
+            times += 1;
+            kept.take_again();
+        }
+        assert_eq!(times, AGAIN_MAX);
+    }
+
+    #[test]
+    fn batch_too_long_is_not_kept() {
+        let mut kept = Kept::default();
+        kept.arm();
+        kept.begin(b"B\0\0\0\0", &[0; KEPT_BYTES_MAX]);
+        assert!(!kept.is_open() && kept.bytes.capacity() == 0);
+    }
+
+    #[test]
+    fn bind_is_flexible_if_a_describe_of_its_portal_follows() {
+        let bind = binary_bind();
+        let bind = Bind::read(&bind[5..]).unwrap();
+        let rest = described(&[], true);
+        assert!(is_flexible(&bind, true, &rest));
+        for cut in 0..rest.len() {
+            let seen = &rest[..cut];
+            assert_eq!(is_flexible(&bind, true, seen), cut >= 7, "{cut}");
+        }
+        assert!(!is_flexible(&bind, true, &described(&[], false)));
+    }
+}

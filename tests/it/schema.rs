@@ -1,0 +1,255 @@
+//! The schema changes under prepared statements: "cached plan must not change result type" is not for clients.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread;
+
+use crate::support::wait::alone;
+use crate::support::wire::*;
+use crate::support::*;
+
+const CLIENTS: usize = 200;
+
+#[track_caller]
+fn prepare(client: &mut Client, name: &str, sql: &str) {
+    let reply = client.exchange(&[parse(name, sql), sync()].concat());
+    assert_eq!(reply.tags, "1Z", "{reply:?}");
+}
+
+/// Bind, Describe of the portal, Execute, Sync: what libpq sends.
+fn described(name: &str, params: &[&str]) -> Vec<u8> {
+    let portal = [describe(b'P', ""), execute("", 0), sync()].concat();
+    [bind("", name, params), portal].concat()
+}
+
+/// Bind that asks for binary values, as drivers that keep descriptions do.
+fn binary(name: &str) -> Vec<u8> {
+    let body = [b"\0", name.as_bytes(), b"\0\0\0\0\0\0\x01\0\x01"].concat();
+    [message(b'B', &body), execute("", 0), sync()].concat()
+}
+
+fn table(stage: &Stage) {
+    stage.database.sql("create table t (id int, v int)");
+    stage.database.sql("insert into t values (1, 10)");
+}
+
+both_shards!(changed_result_type_is_not_the_clients_affair, |shards| {
+    // one server, which has the statement from before the change
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    table(&stage);
+    let mut client = stage.client();
+    prepare(&mut client, "s", "select * from t");
+    assert_eq!(client.exchange(&described("s", &[])).tags, "2TDCZ");
+    stage
+        .database
+        .sql("alter table t add column w text default 'new'");
+    let reply = client.exchange(&described("s", &[]));
+    assert_eq!((reply.tags.as_str(), reply.columns.len()), ("2TDCZ", 3));
+    stage.database.sql("alter table t drop column w");
+    let text = [run_prepared("s", &[]), sync()].concat();
+    assert_eq!(client.exchange(&text).rows[0].len(), 2);
+    stage.database.sql("alter table t alter column v type text");
+    let reply = client.exchange(&[describe(b'S', "s"), sync()].concat());
+    assert_eq!(reply.tags, "tTZ");
+    assert_eq!(stage.stats(&stage.entry, "total_bind_count"), 3);
+});
+
+both_shards!(batch_cut_into_bytes_is_sent_again_as_a_whole, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    table(&stage);
+    let mut client = stage.client();
+    prepare(&mut client, "s", "select *, $1::text from t");
+    assert_eq!(client.exchange(&described("s", &["a"])).tags, "2TDCZ");
+    stage.database.sql("alter table t add column w int");
+    client.send_bytewise(&described("s", &["b"]));
+    let reply = client.reply();
+    assert_eq!((reply.tags.as_str(), reply.rows[0].len()), ("2TDCZ", 4));
+    assert_eq!(reply.rows[0][3].as_deref(), Some("b"));
+});
+
+both_shards!(
+    new_client_prepares_and_runs_in_one_batch_after_a_change,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        table(&stage);
+        let batch = [parse("s", "select * from t"), described("s", &[])].concat();
+        assert_eq!(stage.client().exchange(&batch).tags, "12TDCZ");
+        stage.database.sql("alter table t add column w int");
+        let reply = stage.client().exchange(&batch);
+        assert_eq!((reply.tags.as_str(), reply.rows[0].len()), ("12TDCZ", 3));
+    }
+);
+
+both_shards!(
+    statement_inside_a_transaction_fails_as_on_postgresql,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        table(&stage);
+        let mut client = stage.client();
+        prepare(&mut client, "s", "select * from t");
+        client.exchange(&described("s", &[]));
+        stage.database.sql("alter table t add column w int");
+        client.value("begin");
+        let reply = client.exchange(&described("s", &[]));
+        assert_eq!((reply.code(), reply.status), ("0A000", b'E'));
+        client.value("rollback");
+        client.value("begin");
+        let reply = client.exchange(&described("s", &[]));
+        assert_eq!((reply.tags.as_str(), reply.status), ("2TDCZ", b'T'));
+        client.value("commit");
+    }
+);
+
+both_shards!(
+    other_servers_prepare_anew_before_a_transaction_can_fail,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+        table(&stage);
+        let mut clients = [stage.client(), stage.client()];
+        for client in &mut clients {
+            prepare(client, "s", "select * from t");
+        }
+        // Both servers have the statement.
+        clients
+            .iter_mut()
+            .for_each(|client| drop(client.value("begin")));
+        for client in &mut clients {
+            assert_eq!(client.exchange(&described("s", &[])).tags, "2TDCZ");
+        }
+        clients
+            .iter_mut()
+            .for_each(|client| drop(client.value("commit")));
+        stage.database.sql("alter table t add column w int");
+        assert_eq!(clients[0].exchange(&described("s", &[])).tags, "2TDCZ");
+        clients
+            .iter_mut()
+            .for_each(|client| drop(client.value("begin")));
+        for client in &mut clients {
+            let reply = client.exchange(&described("s", &[]));
+            assert_eq!(reply.tags, "2TDCZ", "{reply:?}");
+        }
+    }
+);
+
+both_shards!(
+    client_that_relies_on_an_old_description_is_told_as_by_postgresql,
+    |shards| {
+        // it could misread binary values of another type; a driver prepares anew when it gets this error
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        table(&stage);
+        let mut client = stage.client();
+        prepare(&mut client, "s", "select v from t");
+        assert_eq!(client.exchange(&binary("s")).tags, "2DCZ");
+        stage
+            .database
+            .sql("alter table t alter column v type bigint");
+        let reply = client.exchange(&binary("s"));
+        assert_eq!((reply.tags.as_str(), reply.code()), ("EZ", "0A000"));
+        prepare(&mut client, "again", "select v from t");
+        assert_eq!(client.exchange(&binary("again")).tags, "2DCZ");
+    }
+);
+
+both_shards!(batch_behind_another_is_not_sent_twice, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    table(&stage);
+    let mut client = stage.client();
+    prepare(&mut client, "s", "select * from t");
+    prepare(&mut client, "add", "insert into t values (2, 20)");
+    client.exchange(&described("s", &[]));
+    stage.database.sql("alter table t add column w int");
+    let add = [run_prepared("add", &[]), sync()].concat();
+    client.send(&[described("s", &[]), add].concat());
+    assert_eq!(client.reply().code(), "0A000");
+    assert_eq!(client.reply().tags, "2CZ");
+    assert_eq!(client.value("select count(*) from t"), "2");
+});
+
+both_shards!(
+    statement_deallocated_behind_the_poolers_back_is_prepared_anew,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        let mut client = stage.client();
+        prepare(&mut client, "s", "select 'here'");
+        assert_eq!(client.exchange(&described("s", &[])).value(), "here");
+        client.value("do $$ begin execute 'deallocate all'; end $$");
+        assert_eq!(client.exchange(&described("s", &[])).value(), "here");
+    }
+);
+
+/// Runs statements of a client until told to stop; how many there were.
+fn keep_busy(stage: &Stage, number: usize, done: &AtomicBool, ready: &AtomicUsize) -> usize {
+    let mut client = stage.client();
+    prepare(&mut client, "all", "select * from t where id = $1");
+    prepare(&mut client, "one", "select v from t where id = $1");
+    prepare(
+        &mut client,
+        "set",
+        "update t set v = v where id = $1 returning *",
+    );
+    let mut count = 0;
+    loop {
+        for name in ["all", "one", "set"] {
+            let id = (number % 10).to_string();
+            let reply = client.exchange(&described(name, &[&id]));
+            assert!(reply.error.is_none() && !reply.closed, "{name}: {reply:?}");
+            assert_eq!(reply.rows.len(), 1, "{name}: {reply:?}");
+            assert_eq!(
+                reply.rows[0].len(),
+                reply.columns.len(),
+                "{name}: {reply:?}"
+            );
+            count += 1;
+        }
+        if count == 3 {
+            ready.fetch_add(1, Ordering::AcqRel);
+        }
+        if done.load(Ordering::Acquire) {
+            return count;
+        }
+    }
+}
+
+both_shards!(migration_under_busy_clients_is_seen_by_none, |shards| {
+    let _alone = alone();
+    let stage = Stage::pooled(Topology::new(shards).pool_size(8));
+    stage
+        .database
+        .sql("create table t (id int primary key, v int)");
+    stage
+        .database
+        .sql("insert into t select n, n from generate_series(0, 9) n");
+    let (done, ready) = (AtomicBool::new(false), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        let spawn = |number| {
+            let (stage, done, ready) = (&stage, &done, &ready);
+            scope.spawn(move || keep_busy(stage, number, done, ready))
+        };
+        let clients: Vec<_> = (0..CLIENTS).map(spawn).collect();
+        let all_went_round = |target: usize| ready.load(Ordering::Acquire) >= target;
+        wait_until("all are busy", || {
+            all_went_round(CLIENTS) || clients.iter().any(|client| client.is_finished())
+        });
+        let mut migration = stage.database.direct();
+        for change in [
+            "alter table t add column w text default 'w'",
+            "alter table t alter column v type bigint",
+            "alter table t drop column w",
+            "alter table t add column w int default 1, add column x int",
+            "alter table t alter column v type text",
+            "alter table t drop column x",
+        ] {
+            let before = stage.stats(&stage.entry, "total_query_count");
+            migration.value(change);
+            wait_until("everybody has met the change", || {
+                let now = stage.stats(&stage.entry, "total_query_count");
+                now > before + 6 * CLIENTS as u64
+                    || clients.iter().any(|client| client.is_finished())
+            });
+        }
+        done.store(true, Ordering::Release);
+        clients
+            .into_iter()
+            .for_each(|client| assert!(client.join().unwrap() > 6));
+    });
+    stage.assert_no_leak();
+});

@@ -1,0 +1,157 @@
+//! Every timeout: its message, that it fires in time, whose it is, and what it does not count.
+
+use std::time::{Duration, Instant};
+
+use crate::support::wire::*;
+use crate::support::*;
+
+/// Firing may take a second longer than the timeout; what a busy machine adds is not the pooler's fault.
+const LATE_MAX: Duration = Duration::from_secs(5);
+
+/// Waits for the farewell `text`, which is due `after` from `since`.
+#[track_caller]
+fn expect_farewell(client: &mut Client, text: &str, since: Instant, after: Duration) {
+    let reply = client.reply();
+    reply.assert_fatal(text);
+    assert_eq!(reply.code(), "08P01");
+    let took = since.elapsed();
+    assert!(
+        took >= after && took < after + LATE_MAX,
+        "{text} after {took:?}"
+    );
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+both_shards!(slow_query_is_cut_off, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).set("query_timeout", "1 s"));
+    let mut client = stage.client();
+    let since = Instant::now();
+    client.send(&query("select pg_sleep(60)"));
+    expect_farewell(&mut client, "query timeout", since, SECOND);
+    stage
+        .database
+        .wait_backends(0, "query like '%pg_sleep(60)%' and state = 'active'");
+    assert_eq!(stage.client().value("select 'alive'"), "alive");
+});
+
+both_shards!(
+    query_timeout_does_not_count_idle_time_in_a_transaction,
+    |shards| {
+        let topology = Topology::new(shards)
+            .set("query_timeout", "1 s")
+            .set("idle_transaction_timeout", "3 s");
+        let stage = Stage::pooled(topology);
+        let mut client = stage.client();
+        client.value("begin");
+        let since = Instant::now();
+        expect_farewell(&mut client, "idle transaction timeout", since, 3 * SECOND);
+    }
+);
+
+both_shards!(
+    idle_transaction_timeout_begins_anew_after_each_query,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).set("idle_transaction_timeout", "1 s"));
+        let mut client = stage.client();
+        client.value("begin");
+        client.value("select pg_sleep(2)");
+        let since = Instant::now();
+        expect_farewell(
+            &mut client,
+            "idle transaction timeout",
+            since,
+            SECOND * 9 / 10,
+        );
+        stage
+            .database
+            .wait_backends(0, "state = 'idle in transaction'");
+    }
+);
+
+both_shards!(transaction_timeout_counts_from_its_first_query, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).set("transaction_timeout", "2 s"));
+    let mut client = stage.client();
+    let since = Instant::now();
+    client.value("begin");
+    for _ in 0..100 {
+        client.send(&query("select pg_sleep(0.1)"));
+        let reply = client.reply();
+        if reply.closed {
+            reply.assert_fatal("transaction timeout");
+            let took = since.elapsed();
+            assert!(
+                took >= 2 * SECOND && took < 2 * SECOND + LATE_MAX,
+                "{took:?}"
+            );
+            return;
+        }
+    }
+    panic!("it never fired");
+});
+
+both_shards!(idle_client_is_sent_away, |shards| {
+    for mode in ["transaction", "session"] {
+        let topology = Topology::new(shards).set("client_idle_timeout", "1 s");
+        let stage = Stage::pooled(topology.mode(mode));
+        let mut client = stage.client();
+        client.value("select 1");
+        let since = Instant::now();
+        expect_farewell(&mut client, "client_idle_timeout", since, SECOND * 9 / 10);
+        stage.database.wait_backends(0, "state <> 'idle'");
+    }
+});
+
+both_shards!(client_in_line_is_sent_away, |shards| {
+    // the shorter of query_wait_timeout and query_timeout counts
+    for (wait, query_timeout) in [("1 s", "0"), ("1 min", "1 s")] {
+        let topology = Topology::new(shards)
+            .pool_size(1)
+            .set("query_wait_timeout", wait)
+            .user("postgres", "query_timeout", query_timeout);
+        let stage = Stage::pooled(topology);
+        let mut holder = stage.client();
+        holder.value("begin");
+        let mut late = stage.client();
+        let since = Instant::now();
+        late.send(&query("select 1"));
+        expect_farewell(&mut late, "query_wait_timeout", since, SECOND);
+        holder.value("commit");
+    }
+});
+
+both_shards!(user_comes_before_database_comes_before_the_rest, |shards| {
+    let database = Postgres::shared().database();
+    let ann = format!("ann_{}", database.name);
+    database.sql(&format!("create role {ann} login"));
+    let topology = Topology::new(shards)
+        .set("client_idle_timeout", "1 s")
+        .database("plain", &database, &[])
+        .database("patient", &database, &[("client_idle_timeout", "1 h")])
+        .user_secret(&ann, "")
+        .user(&ann, "client_idle_timeout", "1 s");
+    let stage = Stage::on(database, topology, &[]);
+    let login = |entry: &str, user: &str| {
+        Client::login_with(stage.address(), &[("user", user), ("database", entry)])
+    };
+    let since = Instant::now();
+    let mut patient = login("patient", "postgres");
+    for (entry, user) in [("plain", "postgres"), ("patient", ann.as_str())] {
+        let mut client = login(entry, user);
+        expect_farewell(&mut client, "client_idle_timeout", since, SECOND);
+    }
+    assert!(patient.has_nothing_to_read());
+    assert_eq!(patient.value("select 'here'"), "here");
+});
+
+both_shards!(console_knows_no_timeouts, |shards| {
+    let topology = Topology::new(shards)
+        .set("client_idle_timeout", "1 s")
+        .set("query_timeout", "1 s");
+    let stage = Stage::pooled(topology);
+    let mut console = Client::login(stage.address(), "ringbouncer");
+    let mut other = stage.client();
+    other.reply().assert_fatal("client_idle_timeout");
+    assert!(console.has_nothing_to_read());
+    assert!(console.query("SHOW VERSION").error.is_none());
+});
