@@ -13,7 +13,7 @@
 //! | 6 | [`relay`], [`admin`] | one client's life between client and server; the console |
 //! | 5 | [`server`], [`client`] | a connection we dialled; a connection that dialled us |
 //! | 4 | [`pool`] | who may use which server connection when: pure |
-//! | 3 | [`net`], [`mesh`] | the ring, sockets, TLS, buffers; mail between shards |
+//! | 3 | [`net`], [`mesh`], [`judge`] | the ring, sockets, TLS, buffers; mail between shards; who else is asked about a client |
 //! | 2 | [`auth`], [`session`] | SCRAM, md5, users; owed replies, prepared statements, parameters: pure |
 //! | 1 | [`wire`], [`config`], [`stats`] | protocol codec; settings; counters and histograms |
 //! | 0 | [`base`] | ids, hard limits, clock, secrets |
@@ -24,6 +24,7 @@ pub mod base;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod judge;
 pub mod mesh;
 pub mod net;
 pub mod pool;

@@ -224,6 +224,7 @@ fn a_steady_conversation_allocates_nothing() {
     let options = Options {
         path: config,
         shards: Some(1),
+        ..Options::default()
     };
     thread::spawn(move || run(&options).expect("the pooler starts"));
     let socket = directory.path().join(".s.PGSQL.6432");

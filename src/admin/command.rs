@@ -133,6 +133,8 @@ shows! {
     PeerPools = "PEER_POOLS", show::PEER_POOLS;
     /// How each core fares.
     Shards = "SHARDS", show::SHARDS;
+    /// Failed logins by address.
+    LoginFailures = "LOGIN_FAILURES", show::LOGIN_FAILURES;
     /// Percentiles by pool.
     Latency = "LATENCY", show::LATENCY;
     /// The certificates in force.

@@ -2,6 +2,7 @@
 
 use super::error::Refusal;
 use super::filter::Pick;
+use crate::auth::AddressFailures;
 use crate::base::ShardId;
 use crate::client::ClientState;
 use crate::config::{Config, PoolMode};
@@ -193,6 +194,17 @@ pub struct UserRow {
     pub current_client_connections: Option<u32>,
 }
 
+/// One address whose logins failed, for SHOW LOGIN_FAILURES.
+#[derive(Clone, Debug)]
+pub struct FailureRow {
+    /// The address, or the network of 64 bits.
+    pub address: IpAddr,
+    /// What is known of it.
+    pub failures: AddressFailures,
+    /// Whether it is refused at the moment.
+    pub is_blocked: bool,
+}
+
 /// What a console session can ask for.
 pub trait Office {
     /// The shard that the session runs on.
@@ -205,6 +217,8 @@ pub trait Office {
     fn pools(&self) -> Vec<PoolRow>;
     /// Every user that is known.
     fn users(&self) -> Vec<UserRow>;
+    /// Every address with failed logins, the latest first.
+    fn login_failures(&self) -> Vec<FailureRow>;
     /// The settings in force.
     fn config(&self) -> Arc<Config>;
     /// The certificates in force.

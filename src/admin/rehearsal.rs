@@ -74,6 +74,10 @@ impl Office for Desk {
         Vec::new()
     }
 
+    fn login_failures(&self) -> Vec<super::office::FailureRow> {
+        Vec::new()
+    }
+
     fn config(&self) -> Arc<Config> {
         Arc::default()
     }

@@ -1,7 +1,31 @@
 //! What a pooler may know to log in to PostgreSQL with.
 
-use super::{ScramKeys, Verifier};
+use super::{ScramKeys, ServerLoginError, StretchParameters, Verifier};
 use crate::base::Secret;
+
+/// The keys of a stored SCRAM secret, and the secret that they belong to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LearnedKeys {
+    /// ClientKey and ServerKey.
+    pub keys: ScramKeys,
+    /// The stored secret's salt.
+    pub salt: Vec<u8>,
+    /// Its iteration count.
+    pub iterations: u32,
+}
+
+impl LearnedKeys {
+    /// Why they cannot serve a server that asks for these parameters, if so.
+    pub(super) fn misfit(&self, wanted: &StretchParameters) -> Option<ServerLoginError> {
+        if self.iterations != wanted.iterations {
+            return Some(ServerLoginError::OtherIterations {
+                server: wanted.iterations,
+                known: self.iterations,
+            });
+        }
+        (self.salt != wanted.salt).then_some(ServerLoginError::OtherSalt)
+    }
+}
 
 /// What is known about a user when a server asks for proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +38,7 @@ pub enum ServerCredentials {
     Md5(Secret),
     /// The keys that a client's SCRAM login revealed: serve SCRAM, if the server stores the very
     /// same verifier (SCRAM pass-through).
-    Keys(ScramKeys),
+    Keys(LearnedKeys),
     /// Only a stored SCRAM verifier, which proves a client but cannot log in anywhere.
     VerifierOnly,
 }

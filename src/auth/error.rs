@@ -73,6 +73,27 @@ pub enum Refusal {
     /// The secret did not match.
     #[error("secret does not match")]
     WrongPassword,
+    /// A witness knows the client by a name that may not be this user.
+    #[error("name does not match")]
+    WrongName,
+}
+
+/// What can vouch for a client without asking it anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Witness {
+    /// Its certificate.
+    Certificate,
+    /// The kernel, about the process at the other end of a Unix socket.
+    UnixSocket,
+}
+
+/// Who is asked whether a password is right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Judge {
+    /// An LDAP server.
+    Ldap,
+    /// The system's PAM modules.
+    Pam,
 }
 
 /// A client's login that failed.
@@ -81,6 +102,21 @@ pub enum LoginError {
     /// Method `trust`, and the user does not exist.
     #[error("trust login: no such user")]
     Trust,
+    /// A witness does not know the client as this user.
+    #[error("{0:?} login: {1}")]
+    Witness(Witness, Refusal),
+    /// A judge said no.
+    #[error("{0:?} login: refused")]
+    Judge(Judge),
+    /// No rule of the HBA file is for this client.
+    #[error("no rule of the HBA file matches")]
+    NoRule,
+    /// A rule of the HBA file refuses it.
+    #[error("line {0} of the HBA file refuses it")]
+    Rejected(usize),
+    /// A rule of the HBA file wants a certificate that the client has not shown.
+    #[error("line {0} of the HBA file wants another certificate")]
+    NoCertificate(usize),
     /// A clear-text or md5 login failed.
     #[error("password login: {0}")]
     Password(Refusal),
@@ -99,6 +135,9 @@ pub enum LoginError {
     /// A message although none is awaited.
     #[error("password message out of order")]
     OutOfOrder,
+    /// So many logins are under way that this one cannot be worked on.
+    #[error("too many logins at the same time")]
+    Overload,
 }
 
 impl LoginError {
@@ -107,10 +146,19 @@ impl LoginError {
     pub const fn client_text(&self) -> &'static str {
         match self {
             LoginError::Trust => "\"trust\" authentication failed",
+            LoginError::Witness(Witness::Certificate, _) | LoginError::NoCertificate(_) => {
+                "certificate authentication failed"
+            }
+            LoginError::Witness(Witness::UnixSocket, _) => "unix socket login rejected",
+            LoginError::Judge(Judge::Ldap) => "LDAP authentication failed",
+            LoginError::Judge(Judge::Pam) => "PAM authentication failed",
+            LoginError::NoRule => "no authentication method is found",
+            LoginError::Rejected(_) => "login rejected",
             LoginError::EmptyPassword => "empty password returned by client",
             LoginError::Password(_) | LoginError::MalformedPassword | LoginError::OutOfOrder => {
                 "password authentication failed"
             }
+            LoginError::Overload => "too many logins at the same time",
             LoginError::Sasl(_) | LoginError::SaslBroken(_) => "SASL authentication failed",
         }
     }
@@ -126,6 +174,22 @@ pub enum ServerLoginError {
         asked: &'static str,
         /// What there is.
         known: &'static str,
+    },
+    /// The keys that the client's login revealed belong to another salt than the server's secret.
+    #[error(
+        "SCRAM pass-through needs the very secret that the server stores, but the server's has another salt"
+    )]
+    OtherSalt,
+    /// The keys that the client's login revealed belong to another iteration count than the server's
+    /// secret.
+    #[error(
+        "SCRAM pass-through needs the very secret that the server stores, but the server's has {server} iterations instead of {known}"
+    )]
+    OtherIterations {
+        /// The server's count.
+        server: u32,
+        /// Ours.
+        known: u32,
     },
     /// The server offers SASL, but not SCRAM-SHA-256.
     #[error("server offers no SASL mechanism that is supported")]

@@ -1,7 +1,8 @@
 //! A client's login, as steps without I/O: which challenge, and what its answer proves.
 //!
 //! ```text
-//! start --trust--> Over (accepted or refused)
+//! start --trust, any, a witness--> Over (accepted or refused)
+//! start --> Judged    --answer--> Awaiting --judged--> Over
 //! start --> Cleartext --answer--> [CheckingCleartext --stretch-->] Over
 //! start --> Md5       --answer--> Over
 //! start --> ScramFirst --answer--> [MakingUp --stretch-->] ScramFinal --answer--> Over
@@ -14,17 +15,28 @@ use std::sync::Arc;
 
 use super::scram::{InitialResponse, parse_initial_response};
 use super::{
-    CleartextCheck, Found, KdfCache, LoginError, NONCE_RANDOM_BYTES, Refusal, ScramError,
-    ScramVerifier, ServerCredentials, ServerExchange, Stretch, Verifier, made_up_salt,
-    md5_response_matches, mock_verifier, nonce_text,
+    CleartextCheck, Found, Judge, KdfCache, LearnedKeys, LoginError, NONCE_RANDOM_BYTES, Refusal,
+    ScramError, ScramVerifier, ServerCredentials, ServerExchange, Stretch, Verifier, Witness,
+    made_up_salt, md5_response_matches, mock_verifier, nonce_text,
 };
 use crate::base::Secret;
 
 /// How a client has to prove who it is (`auth_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
+    /// Not at all; the user need not even exist.
+    Any,
     /// Not at all; the user must exist.
     Trust,
+    /// By something outside of this exchange that has spoken already; the user must exist.
+    Witnessed {
+        /// What it is.
+        witness: Witness,
+        /// Whether it agrees that the client is who it says.
+        agrees: bool,
+    },
+    /// By the password in clear text, which somebody else judges.
+    Judged(Judge),
     /// By the password in clear text, checked against any kind of secret.
     Plain,
     /// By md5 from an md5 or plain-text secret; a user with a SCRAM secret is asked for SCRAM.
@@ -84,6 +96,8 @@ pub enum LoginStep {
     Continue(Vec<u8>),
     /// Call [`Login::stretch`] until it gives another step.
     Stretch,
+    /// Ask the judge about this password, then call [`Login::judged`].
+    Judge(Secret),
     /// The client is who it says.
     Accepted(Accepted),
 }
@@ -108,6 +122,11 @@ pub struct Login {
 }
 
 enum State {
+    Judged(Judge),
+    Awaiting {
+        judge: Judge,
+        password: Secret,
+    },
     Cleartext {
         verifier: Verifier,
     },
@@ -153,7 +172,7 @@ struct PlainProof {
 
 /// What a SCRAM login teaches. The keys recovered from a made-up verifier fit no server.
 enum Yields {
-    Keys,
+    Keys { salt: Vec<u8>, iterations: u32 },
     Password(Secret),
     Nothing,
 }
@@ -164,14 +183,19 @@ impl Login {
     /// Decides on the challenge.
     ///
     /// # Errors
-    /// [`LoginError::Trust`] at once; all other refusals wait for the client's answer.
+    /// [`LoginError::Trust`] and [`LoginError::Witness`] at once; all other refusals wait for the
+    /// client's answer.
     pub fn start(request: &LoginRequest<'_>) -> Result<(Login, LoginStep), LoginError> {
         let is_scram = match request.found {
             Found::Secret(verifier) => matches!(verifier, Verifier::Scram(_)),
             Found::Nobody | Found::NoSecret => request.mostly_scram,
         };
         match request.method {
-            Method::Trust => start_trust(request),
+            Method::Any => Ok(accept_at_once(request)),
+            Method::Trust if request.found == Found::Nobody => Err(LoginError::Trust),
+            Method::Trust => Ok(accept_at_once(request)),
+            Method::Witnessed { witness, agrees } => start_witnessed(request, witness, agrees),
+            Method::Judged(judge) => Ok(start_judged(request, judge)),
             Method::Plain => Ok(start_cleartext(request)),
             Method::Md5 if !is_scram => Ok(start_md5(request)),
             Method::Md5 | Method::ScramSha256 => Ok(start_scram(request)),
@@ -181,13 +205,27 @@ impl Login {
     /// Takes the body of a `p` message. After an error the login is over.
     pub fn answer(&mut self, body: &[u8], kdf: &mut KdfCache) -> Step {
         match mem::replace(&mut self.state, State::Over) {
+            State::Judged(judge) => self.take_judged(judge, body),
             State::Cleartext { verifier } => self.take_cleartext(&verifier, body, kdf),
             State::Md5 { verifier, salt } => self.take_md5(verifier, salt, body),
             State::ScramFirst { proof, nonce } => self.take_initial(proof, nonce, body, kdf),
             State::ScramFinal { exchange, yields } => self.take_final(exchange, yields, body),
-            State::CheckingCleartext { .. } | State::MakingUp { .. } | State::Over => {
-                Err(LoginError::OutOfOrder)
-            }
+            State::Awaiting { .. }
+            | State::CheckingCleartext { .. }
+            | State::MakingUp { .. }
+            | State::Over => Err(LoginError::OutOfOrder),
+        }
+    }
+
+    /// Takes the verdict that [`LoginStep::Judge`] asked for. The password is kept for servers.
+    pub fn judged(&mut self, is_right: bool) -> Step {
+        match mem::replace(&mut self.state, State::Over) {
+            State::Awaiting { password, .. } if is_right => Ok(LoginStep::Accepted(Accepted {
+                scram_final: None,
+                credentials: ServerCredentials::Password(password),
+            })),
+            State::Awaiting { judge, .. } => Err(LoginError::Judge(judge)),
+            _ => Err(LoginError::OutOfOrder),
         }
     }
 
@@ -231,9 +269,32 @@ impl Login {
         }
     }
 
+    /// Does all the stretching that [`LoginStep::Stretch`] asked for, in milliseconds: for a thread that
+    /// may take so long. [`Login::stretch`] then goes on at once.
+    pub fn stretch_ahead(&mut self) {
+        match &mut self.state {
+            State::CheckingCleartext { check, .. } => check.stretch_ahead(),
+            State::MakingUp { stretch, .. } => drop(stretch.finish()),
+            _ => {}
+        }
+    }
+
     fn keep_stretching(&mut self, state: State) -> Step {
         self.state = state;
         Ok(LoginStep::Stretch)
+    }
+
+    fn take_judged(&mut self, judge: Judge, body: &[u8]) -> Step {
+        let password = terminated(body)?;
+        if password.is_empty() {
+            return Err(LoginError::EmptyPassword);
+        }
+        let password = Secret::new(password);
+        self.state = State::Awaiting {
+            judge,
+            password: password.clone(),
+        };
+        Ok(LoginStep::Judge(password))
     }
 
     fn take_cleartext(&mut self, verifier: &Verifier, body: &[u8], kdf: &mut KdfCache) -> Step {
@@ -290,7 +351,11 @@ impl Login {
         let initial = parse_initial_response(body).map_err(LoginError::SaslBroken)?;
         match proof {
             ScramProof::Stored(verifier) => {
-                self.send_server_first(verifier, Yields::Keys, &nonce, initial)
+                let yields = Yields::Keys {
+                    salt: verifier.salt.clone(),
+                    iterations: verifier.iterations,
+                };
+                self.send_server_first(verifier, yields, &nonce, initial)
             }
             ScramProof::Mock(verifier) => {
                 self.send_server_first(verifier, Yields::Nothing, &nonce, initial)
@@ -334,7 +399,11 @@ impl Login {
             error => LoginError::SaslBroken(error),
         })?;
         let credentials = match yields {
-            Yields::Keys => ServerCredentials::Keys(done.keys),
+            Yields::Keys { salt, iterations } => ServerCredentials::Keys(LearnedKeys {
+                keys: done.keys,
+                salt,
+                iterations,
+            }),
             Yields::Password(password) => ServerCredentials::Password(password),
             Yields::Nothing => ServerCredentials::Nothing,
         };
@@ -345,16 +414,31 @@ impl Login {
     }
 }
 
-fn start_trust(request: &LoginRequest<'_>) -> Result<(Login, LoginStep), LoginError> {
-    if request.found == Found::Nobody {
-        return Err(LoginError::Trust);
-    }
+fn accept_at_once(request: &LoginRequest<'_>) -> (Login, LoginStep) {
     let credentials = ServerCredentials::from_verifier(request.found.verifier());
     let accepted = LoginStep::Accepted(Accepted {
         scram_final: None,
         credentials,
     });
-    Ok((login(request, None, State::Over), accepted))
+    (login(request, None, State::Over), accepted)
+}
+
+/// A witness speaks of names, not of users: the user must exist as well.
+fn start_witnessed(
+    request: &LoginRequest<'_>,
+    witness: Witness,
+    agrees: bool,
+) -> Result<(Login, LoginStep), LoginError> {
+    match request.found {
+        _ if !agrees => Err(LoginError::Witness(witness, Refusal::WrongName)),
+        Found::Nobody => Err(LoginError::Witness(witness, Refusal::UnknownUser)),
+        Found::NoSecret | Found::Secret(_) => Ok(accept_at_once(request)),
+    }
+}
+
+fn start_judged(request: &LoginRequest<'_>, judge: Judge) -> (Login, LoginStep) {
+    let login = login(request, None, State::Judged(judge));
+    (login, LoginStep::Challenge(Challenge::Cleartext))
 }
 
 /// A user who cannot log in is checked against a mock SCRAM verifier: the check that takes
@@ -445,319 +529,4 @@ fn terminated(body: &[u8]) -> Result<&[u8], LoginError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::auth::scram::{initial_response, testing::kdf};
-    use crate::auth::{
-        ClientExchange, SCRAM_SHA_256, ScramKeys, made_up_verifier, md5_response, md5_secret,
-    };
-
-    const SALT: [u8; 4] = [1, 2, 3, 4];
-
-    fn plain() -> Verifier {
-        Verifier::Plain(Secret::new("pencil"))
-    }
-
-    fn md5() -> Verifier {
-        Verifier::Md5(Secret::new(md5_secret(b"pencil", "user").to_vec()))
-    }
-
-    fn scram() -> Verifier {
-        Verifier::Scram(ScramVerifier::from_keys(&stored_keys(), b"salt", 3))
-    }
-
-    const PLAIN_SCRAM: Challenge = Challenge::Scram { plus: false };
-
-    fn stored_keys() -> ScramKeys {
-        kdf().keys(b"pencil", b"salt", 3)
-    }
-
-    fn request(method: Method, found: Found<'_>) -> LoginRequest<'_> {
-        LoginRequest {
-            channel: None,
-            method,
-            user: "user",
-            found,
-            mostly_scram: false,
-            process_secret: &[9; 32],
-            scram_iterations: 3,
-            md5_salt: SALT,
-            scram_nonce: [5; NONCE_RANDOM_BYTES],
-        }
-    }
-
-    /// Drives a login as a client who knows `password`. Gives the challenge and the outcome.
-    fn run(method: Method, found: Found<'_>, password: &str) -> (Option<Challenge>, Step) {
-        let (mut login, step) = match Login::start(&request(method, found)) {
-            Ok(started) => started,
-            Err(error) => return (None, Err(error)),
-        };
-        let LoginStep::Challenge(challenge) = step else {
-            return (None, Ok(step));
-        };
-        let cache = &mut kdf();
-        let outcome = match challenge {
-            Challenge::Cleartext => answer(&mut login, format!("{password}\0").as_bytes(), cache),
-            Challenge::Md5 { salt } => {
-                let response = md5_response(&*md5_secret(password.as_bytes(), "user"), salt);
-                answer(&mut login, format!("{response}\0").as_bytes(), cache)
-            }
-            Challenge::Scram { .. } => run_scram(&mut login, password, cache),
-        };
-        (Some(challenge), outcome)
-    }
-
-    fn run_scram(login: &mut Login, password: &str, cache: &mut KdfCache) -> Step {
-        let mut client = ClientExchange::new("client").unwrap();
-        let first = initial_response(SCRAM_SHA_256, &client.client_first()).unwrap();
-        let LoginStep::Continue(server_first) = answer(login, &first, cache)? else {
-            panic!("no server-first");
-        };
-        let wanted = client.server_first(&server_first).unwrap();
-        let keys = kdf().keys(password.as_bytes(), &wanted.salt, wanted.iterations);
-        let outcome = answer(login, &client.client_final(&keys).unwrap(), cache)?;
-        if let LoginStep::Accepted(Accepted {
-            scram_final: Some(message),
-            ..
-        }) = &outcome
-        {
-            client.server_final(message).unwrap();
-        }
-        Ok(outcome)
-    }
-
-    fn answer(login: &mut Login, body: &[u8], cache: &mut KdfCache) -> Step {
-        let mut step = login.answer(body, cache);
-        while let Ok(LoginStep::Stretch) = step {
-            step = login.stretch(cache, 1);
-        }
-        step
-    }
-
-    fn accepted(step: Step) -> ServerCredentials {
-        match step {
-            Ok(LoginStep::Accepted(accepted)) => accepted.credentials,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn method_and_secret_decide_on_challenge_and_credentials() {
-        let password = || ServerCredentials::Password(Secret::new("pencil"));
-        let digits = || ServerCredentials::from_verifier(Some(&md5()));
-        let keys = || ServerCredentials::Keys(stored_keys());
-        let md5_challenge = Challenge::Md5 { salt: SALT };
-        let cases = [
-            (Method::Trust, plain(), None, password()),
-            (Method::Trust, md5(), None, digits()),
-            (
-                Method::Trust,
-                scram(),
-                None,
-                ServerCredentials::VerifierOnly,
-            ),
-            (
-                Method::Plain,
-                plain(),
-                Some(Challenge::Cleartext),
-                password(),
-            ),
-            (Method::Plain, md5(), Some(Challenge::Cleartext), password()),
-            (
-                Method::Plain,
-                scram(),
-                Some(Challenge::Cleartext),
-                password(),
-            ),
-            (Method::Md5, plain(), Some(md5_challenge), password()),
-            (Method::Md5, md5(), Some(md5_challenge), digits()),
-            (Method::Md5, scram(), Some(PLAIN_SCRAM), keys()),
-            (Method::ScramSha256, plain(), Some(PLAIN_SCRAM), password()),
-            (Method::ScramSha256, scram(), Some(PLAIN_SCRAM), keys()),
-        ];
-        for (method, verifier, challenge, credentials) in cases {
-            let (asked, outcome) = run(method, Found::Secret(&verifier), "pencil");
-            assert_eq!(asked, challenge, "{method:?} {verifier:?}");
-            assert_eq!(accepted(outcome), credentials, "{method:?} {verifier:?}");
-        }
-    }
-
-    #[test]
-    fn a_wrong_password_is_refused_whatever_the_secret() {
-        for method in [Method::Plain, Method::Md5, Method::ScramSha256] {
-            for verifier in [plain(), md5(), scram()] {
-                let (_, outcome) = run(method, Found::Secret(&verifier), "pencils");
-                assert!(outcome.is_err(), "{method:?} {verifier:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_unknown_user_sees_what_a_known_one_with_a_wrong_password_sees() {
-        let cases = [
-            (Method::Plain, scram(), Challenge::Cleartext),
-            (Method::Md5, md5(), Challenge::Md5 { salt: SALT }),
-            (Method::ScramSha256, scram(), PLAIN_SCRAM),
-            (Method::ScramSha256, plain(), PLAIN_SCRAM),
-        ];
-        for (method, verifier, challenge) in cases {
-            let (asked, outcome) = run(method, Found::Secret(&verifier), "wrong");
-            let text = outcome.unwrap_err().client_text();
-            for nobody in [Found::Nobody, Found::NoSecret] {
-                let (asked_nobody, outcome) = run(method, nobody, "wrong");
-                assert_eq!((asked, asked_nobody), (Some(challenge), Some(challenge)));
-                assert_eq!(outcome.unwrap_err().client_text(), text);
-            }
-        }
-    }
-
-    #[test]
-    fn an_md5_secret_fails_scram_after_a_full_exchange() {
-        let verifier = md5();
-        let (asked, outcome) = run(Method::ScramSha256, Found::Secret(&verifier), "pencil");
-        assert_eq!(asked, Some(PLAIN_SCRAM));
-        assert_eq!(outcome, Err(LoginError::Sasl(Refusal::Md5Secret)));
-    }
-
-    #[test]
-    fn the_log_learns_why_but_the_client_does_not() {
-        let reason = |method, found| run(method, found, "x").1.unwrap_err();
-        let scram_nobody = reason(Method::ScramSha256, Found::Nobody);
-        assert_eq!(scram_nobody, LoginError::Sasl(Refusal::UnknownUser));
-        assert_eq!(scram_nobody.client_text(), "SASL authentication failed");
-        let md5_blank = reason(Method::Md5, Found::NoSecret);
-        assert_eq!(md5_blank, LoginError::Password(Refusal::NoSecret));
-        assert_eq!(md5_blank.client_text(), "password authentication failed");
-    }
-
-    #[test]
-    fn trust_lets_in_whoever_exists() {
-        let (_, nobody) = run(Method::Trust, Found::Nobody, "");
-        assert_eq!(
-            nobody.unwrap_err().client_text(),
-            "\"trust\" authentication failed"
-        );
-        let (_, blank) = run(Method::Trust, Found::NoSecret, "");
-        assert_eq!(accepted(blank), ServerCredentials::Nothing);
-    }
-
-    #[test]
-    fn the_mock_of_a_cleartext_login_stretches_like_a_true_one() {
-        for found in [Found::Nobody, Found::Secret(&scram())] {
-            let (mut login, _) = Login::start(&request(Method::Plain, found)).unwrap();
-            let cache = &mut kdf();
-            assert_eq!(login.answer(b"guess\0", cache), Ok(LoginStep::Stretch));
-            assert_eq!(login.stretch(cache, 1), Ok(LoginStep::Stretch));
-            assert!(login.stretch(cache, 1).is_err());
-        }
-    }
-
-    #[test]
-    fn md5_asks_unknown_users_for_what_it_asks_most_users_for() {
-        for (mostly_scram, expected) in
-            [(true, PLAIN_SCRAM), (false, Challenge::Md5 { salt: SALT })]
-        {
-            for found in [Found::Nobody, Found::NoSecret] {
-                let request = LoginRequest {
-                    mostly_scram,
-                    ..request(Method::Md5, found)
-                };
-                let (_, step) = Login::start(&request).unwrap();
-                assert_eq!(step, LoginStep::Challenge(expected));
-            }
-        }
-    }
-
-    #[test]
-    fn knowing_the_mock_secret_does_not_help() {
-        let zeros = md5_response(&[b'0'; 32], SALT);
-        let (mut login, _) = Login::start(&request(Method::Md5, Found::Nobody)).unwrap();
-        let step = login.answer(format!("{zeros}\0").as_bytes(), &mut kdf());
-        assert_eq!(step, Err(LoginError::Password(Refusal::UnknownUser)));
-    }
-
-    #[test]
-    fn a_plain_secrets_verifier_is_made_up_once() {
-        let cache = &mut kdf();
-        let verifier = plain();
-        let first = initial_response(SCRAM_SHA_256, b"n,,n=,r=abc").unwrap();
-        for round in 0..2 {
-            let request = request(Method::ScramSha256, Found::Secret(&verifier));
-            let (mut login, _) = Login::start(&request).unwrap();
-            let step = login.answer(&first, cache).unwrap();
-            assert_eq!(step == LoginStep::Stretch, round == 0);
-            if step == LoginStep::Stretch {
-                login.stretch(cache, 100).unwrap();
-            }
-        }
-        let made_up = made_up_verifier(&[9; 32], "user", b"pencil", 3, cache);
-        assert_eq!((cache.len(), made_up.iterations), (1, 3));
-    }
-
-    #[test]
-    fn malformed_password_messages_are_refused() {
-        let cases: [(&[u8], LoginError); 6] = [
-            (b"", LoginError::MalformedPassword),
-            (b"pencil", LoginError::MalformedPassword),
-            (b"pen\0cil\0", LoginError::MalformedPassword),
-            (b"pencil\0\0", LoginError::MalformedPassword),
-            (b"\0", LoginError::EmptyPassword),
-            (b"penci\0", LoginError::Password(Refusal::WrongPassword)),
-        ];
-        for (body, want) in cases {
-            for method in [Method::Plain, Method::Md5] {
-                let verifier = plain();
-                let request = request(method, Found::Secret(&verifier));
-                let (mut login, _) = Login::start(&request).unwrap();
-                assert_eq!(login.answer(body, &mut kdf()), Err(want), "{method:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_login_that_is_over_takes_no_more_messages() {
-        let verifier = plain();
-        let request = request(Method::Plain, Found::Secret(&verifier));
-        let (mut login, _) = Login::start(&request).unwrap();
-        let cache = &mut kdf();
-        assert_eq!(login.stretch(cache, 1), Err(LoginError::OutOfOrder));
-        assert_eq!(
-            login.answer(b"pencil\0", cache),
-            Err(LoginError::OutOfOrder)
-        );
-    }
-
-    #[test]
-    fn no_junk_gets_anybody_in() {
-        let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
-        let mut random = || {
-            seed ^= seed << 13;
-            seed ^= seed >> 7;
-            seed ^= seed << 17;
-            seed
-        };
-        for _ in 0..2000 {
-            let method = [Method::Plain, Method::Md5, Method::ScramSha256][(random() % 3) as usize];
-            let verifier = [plain(), md5(), scram()][(random() % 3) as usize].clone();
-            let request = request(method, Found::Secret(&verifier));
-            let (mut login, _) = Login::start(&request).unwrap();
-            for _ in 0..3 {
-                let mut body: Vec<u8> = (0..random() % 40)
-                    .map(|_| random().to_le_bytes()[0])
-                    .collect();
-                if random() % 2 == 0 {
-                    body = initial_response(
-                        SCRAM_SHA_256,
-                        &[b"n,,n=,r=abc,x=", body.as_slice()].concat(),
-                    )
-                    .unwrap();
-                }
-                let step = answer(&mut login, &body, &mut kdf());
-                assert!(
-                    !matches!(step, Ok(LoginStep::Accepted(_))),
-                    "{method:?} {verifier:?}"
-                );
-            }
-        }
-    }
-}
+mod tests;

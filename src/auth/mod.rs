@@ -1,28 +1,35 @@
 //! Who somebody is, to us and to PostgreSQL: SCRAM-SHA-256, md5 and clear text, both sides of
-//! each, and the table of users.
+//! each; HBA rules and ident maps; the table of users, and what servers said about others.
 //!
 //! Everything here is pure: no I/O, no clock, no source of randomness (salts and nonces are
 //! arguments). Functions that take a peer's bytes are total. Key stretching is cut into slices
 //! ([`Stretch`]), so that a login cannot stall a core.
 
+mod answers;
 mod credentials;
 mod error;
+mod failures;
+pub mod hba;
 mod kdf;
 mod login;
 mod md5;
 mod password;
+mod peer;
 mod scram;
 mod server_login;
 mod userlist;
 mod users;
 mod verifier;
 
-pub use credentials::ServerCredentials;
-pub use error::{LoginError, Refusal, ScramError, ServerLoginError};
+pub use answers::{Answers, Lookup, LookupKey, Turn};
+pub use credentials::{LearnedKeys, ServerCredentials};
+pub use error::{Judge, LoginError, Refusal, ScramError, ServerLoginError, Witness};
+pub use failures::{AddressFailures, FailureLimit, LoginFailures};
 pub use kdf::{KdfCache, STRETCH_SLICE_ITERATIONS, Stretch};
 pub use login::{Accepted, Challenge, Login, LoginRequest, LoginStep, Method};
 pub use md5::{md5_response, md5_response_matches, md5_secret};
 pub use password::{CleartextCheck, check_cleartext};
+pub use peer::PeerIdentity;
 pub use scram::{
     ClientExchange, ITERATIONS_MAX, NONCE_BYTES_MAX, NONCE_RANDOM_BYTES, SALT_BYTES_MAX,
     SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramKeys, ScramVerifier, ServerExchange, ServerFinal,

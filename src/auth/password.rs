@@ -37,6 +37,13 @@ impl CleartextCheck {
         })
     }
 
+    /// Does all of the stretching; the verdict is ready then.
+    pub fn stretch_ahead(&mut self) {
+        if let Check::Scram { stretch, .. } = &mut self.0 {
+            stretch.finish();
+        }
+    }
+
     /// Does at most `iterations` more of the stretching; the verdict once it is done. Only a
     /// password that matched is remembered.
     pub fn advance(&mut self, kdf: &mut KdfCache, iterations: u32) -> Option<bool> {

@@ -222,8 +222,11 @@ impl ServerLogin {
         kdf: &mut KdfCache,
     ) -> Step {
         let wanted = exchange.server_first(data)?;
-        if let ServerCredentials::Keys(keys) = &self.credentials {
-            let keys = keys.clone();
+        if let ServerCredentials::Keys(learned) = &self.credentials {
+            if let Some(misfit) = learned.misfit(&wanted) {
+                return Err(misfit);
+            }
+            let keys = learned.keys.clone();
             return self.send_client_final(exchange, &keys);
         }
         let password = self.password(SCRAM_SHA_256)?.expose();
@@ -261,7 +264,7 @@ fn terminated(text: &[u8]) -> Secret {
 mod tests {
     use super::*;
     use crate::auth::scram::{parse_initial_response, testing::kdf};
-    use crate::auth::{ScramError, ScramVerifier, ServerExchange};
+    use crate::auth::{LearnedKeys, ScramError, ScramVerifier, ServerExchange};
 
     const SALT: [u8; 4] = [1, 2, 3, 4];
     const SASL: AuthRequest<'_> = AuthRequest::Sasl {
@@ -270,6 +273,14 @@ mod tests {
 
     fn keys() -> ScramKeys {
         kdf().keys(b"pencil", b"salt", 3)
+    }
+
+    fn learned() -> LearnedKeys {
+        LearnedKeys {
+            keys: keys(),
+            salt: b"salt".to_vec(),
+            iterations: 3,
+        }
     }
 
     fn password() -> ServerCredentials {
@@ -375,12 +386,12 @@ mod tests {
                 "server asks for a clear-text password but only an md5 secret is known",
             ),
             (
-                ServerCredentials::Keys(keys()),
+                ServerCredentials::Keys(learned()),
                 AuthRequest::Cleartext,
                 "server asks for a clear-text password but only a pair of SCRAM keys is known",
             ),
             (
-                ServerCredentials::Keys(keys()),
+                ServerCredentials::Keys(learned()),
                 AuthRequest::Md5 { salt: SALT },
                 "server asks for an md5 password but only a pair of SCRAM keys is known",
             ),
@@ -432,7 +443,7 @@ mod tests {
 
     #[test]
     fn scram_logs_in_with_a_password_or_with_keys() {
-        for credentials in [password(), ServerCredentials::Keys(keys())] {
+        for credentials in [password(), ServerCredentials::Keys(learned())] {
             let mut login = login(credentials);
             let last = up_to_client_final(&mut login);
             let step = login.answer(AuthRequest::SaslFinal(&last), &mut kdf());
@@ -503,5 +514,30 @@ mod tests {
             step,
             Err(ServerLoginError::Scram(ScramError::WrongServerSignature))
         );
+    }
+
+    #[test]
+    fn keys_of_another_secret_are_not_sent_and_the_reason_is_told() {
+        let cases = [
+            ("r=%,s=c2FsdA==,i=3", None),
+            (
+                "r=%,s=c2FsdA==,i=4",
+                Some(ServerLoginError::OtherIterations {
+                    server: 4,
+                    known: 3,
+                }),
+            ),
+            ("r=%,s=cGVwcGVy,i=3", Some(ServerLoginError::OtherSalt)),
+        ];
+        for (template, fault) in cases {
+            let mut login = login(ServerCredentials::Keys(learned()));
+            let cache = &mut kdf();
+            let first = sent(login.answer(SASL, cache));
+            let text = String::from_utf8_lossy(first.expose()).into_owned();
+            let nonce = text.rsplit("r=").next().unwrap();
+            let server_first = template.replace('%', &format!("{nonce}server"));
+            let step = login.answer(AuthRequest::SaslContinue(server_first.as_bytes()), cache);
+            assert_eq!(step.err(), fault, "{template}");
+        }
     }
 }

@@ -25,3 +25,11 @@ pub const USER_NAME_BYTES_MAX: usize = 127;
 
 /// PBKDF2 iterations of SCRAM verifiers that are made here (PostgreSQL: scram_iterations).
 pub const SCRAM_ITERATIONS: u32 = 4096;
+
+/// Clients beyond `max_client_conn` that may be on their way in: they are told that there are too
+/// many, unless they are the console's. More are closed unheard, so that whoever just opens
+/// connections cannot use up the descriptors.
+pub const LOBBY_CLIENTS_MAX: usize = 256;
+
+/// Clients on the Unix socket beyond those, so that an operator always gets in.
+pub const CONSOLE_RESERVE: usize = 16;

@@ -59,6 +59,10 @@ macro_rules! farewells {
 farewells! {
     /// Start-up and login took too long.
     LOGIN_TIMEOUT = "client_login_timeout";
+    /// Too many logins from its address have failed.
+    TOO_MANY_FAILURES = "too many failed logins from this address";
+    /// A user could not be looked up, for a reason that is not the client's business.
+    CONFIG_ERROR = "bouncer config error";
     /// Too many clients.
     TOO_MANY_CLIENTS = "no more connections allowed (max_client_conn)";
     /// Too many clients of its database.

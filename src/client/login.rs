@@ -4,8 +4,9 @@ use super::farewell::Farewell;
 use super::intake::{Intake, IntakeError};
 use crate::auth::{
     Accepted, Challenge, KdfCache, Login, LoginError, LoginRequest, LoginStep, SCRAM_SHA_256,
-    SCRAM_SHA_256_PLUS, STRETCH_SLICE_ITERATIONS, ServerCredentials,
+    SCRAM_SHA_256_PLUS, ServerCredentials,
 };
+use crate::base::Secret;
 use crate::wire::backend;
 use std::cell::RefCell;
 
@@ -36,6 +37,14 @@ impl AuthenticateError {
     }
 }
 
+/// What a login needs done that takes longer than a shard can afford.
+pub trait Outside {
+    /// Whether a password is right, if the method leaves that to somebody else.
+    fn judge(&self, password: Secret) -> impl Future<Output = bool>;
+    /// [`Login::stretch_ahead`], elsewhere; `None` if nobody has the time.
+    fn stretch(&self, login: Login) -> impl Future<Output = Option<Login>>;
+}
+
 /// Runs the login to its end; AuthenticationOk is not sent yet.
 ///
 /// # Errors
@@ -44,6 +53,7 @@ pub async fn authenticate(
     intake: &mut Intake,
     request: &LoginRequest<'_>,
     kdf: &RefCell<KdfCache>,
+    outside: &impl Outside,
 ) -> Result<Account, AuthenticateError> {
     let (mut login, mut step) = Login::start(request)?;
     loop {
@@ -59,10 +69,10 @@ pub async fn authenticate(
                 answer(intake, &mut login, kdf).await?
             }
             LoginStep::Stretch => {
-                // Running queries get a turn between two slices.
-                futures_lite::future::yield_now().await;
-                login.stretch(&mut kdf.borrow_mut(), STRETCH_SLICE_ITERATIONS)?
+                login = outside.stretch(login).await.ok_or(LoginError::Overload)?;
+                login.stretch(&mut kdf.borrow_mut(), 0)?
             }
+            LoginStep::Judge(password) => login.judged(outside.judge(password).await)?,
             LoginStep::Accepted(accepted) => return Ok(accept(intake, accepted)),
         };
     }

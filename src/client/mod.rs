@@ -10,4 +10,4 @@ pub use entry::{ClientEntry, ClientState, Link, Signal, Who};
 pub use farewell::Farewell;
 pub use handshake::{Encryption, Greeted, Greeting, first_packet, greet, reject_protocol};
 pub use intake::{Intake, IntakeError};
-pub use login::{Account, AuthenticateError, authenticate};
+pub use login::{Account, AuthenticateError, Outside, authenticate};

@@ -2,9 +2,10 @@
 
 use super::dialect::Dialect;
 use super::document::dotted;
-use super::keys::{Database, General, Peer};
+use super::keys::{Database, General, Peer, User};
 use super::model::{AuthType, Config, SslMode};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Settings that cannot hold together.
@@ -22,7 +23,13 @@ pub(super) struct Fault {
 /// Every such fault of `config`.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
     let general = &config.general;
-    let whole = [nobody_can_log_in(config), nowhere_to_listen(general)];
+    let whole = [
+        nobody_can_log_in(config),
+        nowhere_to_listen(general),
+        rules_nobody_reads(general),
+        nobody_to_judge(general),
+        lookup_in_the_console(config),
+    ];
     let cores = [core_named_twice(general), more_shards_than_cores(general)];
     let keepalive = [
         ("tcp_keepidle", general.tcp_keepidle),
@@ -32,7 +39,14 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
     let databases = config
         .databases
         .values()
-        .filter_map(|database| password_without_user(database));
+        .flat_map(|database| {
+            [
+                password_without_user(database),
+                own_lookup_in_the_console(database),
+                nobody_to_be(config, database),
+            ]
+        })
+        .flatten();
     let tls = client_tls_faults(general)
         .into_iter()
         .chain(server_tls_faults(general));
@@ -47,6 +61,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         .values()
         .filter_map(|peer| peer_without_host(peer));
     let all = found.chain(databases).chain(peers);
+    let all = all.chain(several_secrets(config));
     let counts = |fault: &Fault| config.dialect == Dialect::Toml || fault.is_fatal_to_pgbouncer;
     all.filter(counts).collect()
 }
@@ -64,19 +79,67 @@ fn of_general(blamed: &str, others: &[&str], text: impl Into<String>) -> Option<
 
 fn nobody_can_log_in(config: &Config) -> Option<Fault> {
     let general = &config.general;
-    let asks = general.auth_type != AuthType::Trust;
-    if !asks || general.auth_file.is_some() || config.users.values().any(|u| u.password.is_some()) {
+    let needs_secrets = matches!(
+        general.auth_type,
+        AuthType::Plain | AuthType::Md5 | AuthType::ScramSha256
+    );
+    let looks_up = |database: &Arc<Database>| database.auth_user.is_some();
+    if !needs_secrets
+        || general.auth_file.is_some()
+        || !general.auth_user.is_empty()
+        || config.databases.values().any(looks_up)
+        || config.users.values().any(|user| has_secret(user))
+    {
         return None;
     }
     let text = format!(
-        "nobody could log in: {:?} needs a password in [users.NAME], or an auth_file",
+        "nobody could log in: {:?} needs a password in [users.NAME], an auth_file or an auth_user",
         general.auth_type.as_str()
     );
-    let fault = of_general("auth_type", &["ringbouncer.auth_file", "users"], text)?;
+    let others = [
+        "ringbouncer.auth_file",
+        "ringbouncer.auth_user",
+        "databases",
+        "users",
+    ];
+    let fault = of_general("auth_type", &others, text)?;
     Some(Fault {
         is_fatal_to_pgbouncer: false,
         ..fault
     })
+}
+
+fn has_secret(user: &User) -> bool {
+    user.password.is_some() || user.password_file.is_some() || !user.password_env.is_empty()
+}
+
+fn rules_nobody_reads(general: &General) -> Option<Fault> {
+    let is_hba = general.auth_type == AuthType::Hba;
+    if is_hba && general.auth_hba_file.is_none() {
+        let text = "nobody could log in: \"hba\" needs an auth_hba_file";
+        let fault = of_general("auth_type", &["ringbouncer.auth_hba_file"], text)?;
+        return Some(Fault {
+            is_fatal_to_pgbouncer: false,
+            ..fault
+        });
+    }
+    None
+}
+
+fn nobody_to_judge(general: &General) -> Option<Fault> {
+    let is_ldap = general.auth_type == AuthType::Ldap;
+    if is_ldap && general.auth_ldap_options.is_empty() {
+        let text = "nobody could log in: \"ldap\" needs auth_ldap_options";
+        return of_general("auth_type", &["ringbouncer.auth_ldap_options"], text);
+    }
+    None
+}
+
+fn lookup_in_the_console(config: &Config) -> Option<Fault> {
+    let is_console = |name: &str| matches!(name, "pgbouncer" | "ringbouncer");
+    is_console(&config.general.auth_dbname)
+        .then(|| of_general("auth_dbname", &[], "the console cannot run auth_query"))
+        .flatten()
 }
 
 fn nowhere_to_listen(general: &General) -> Option<Fault> {
@@ -175,13 +238,16 @@ fn revokes_without_ca(side: &str, has_crl: bool, has_ca: bool) -> Option<Fault> 
 }
 
 fn password_without_user(database: &Database) -> Option<Fault> {
-    if database.password.is_none() || database.user.is_some() {
-        return None;
-    }
+    let given = sources(
+        database.password.is_some(),
+        database.password_file.is_some(),
+        !database.password_env.is_empty(),
+    );
+    let name = given.first().filter(|_| database.user.is_none())?;
     let table = dotted(&["databases", &database.name]);
     let text = "has no effect without user; passwords of users stand in [users.NAME]";
     Some(Fault {
-        key: format!("{table}.password"),
+        key: format!("{table}.{name}"),
         concerns: vec![table],
         text: text.to_owned(),
         is_fatal_to_pgbouncer: false,
@@ -199,5 +265,72 @@ fn peer_without_host(peer: &Peer) -> Option<Fault> {
         concerns: vec![table],
         text: "a peer needs one host".to_owned(),
         is_fatal_to_pgbouncer: true,
+    })
+}
+
+/// The keys of a table that say where its secret is.
+fn sources(password: bool, file: bool, variable: bool) -> Vec<&'static str> {
+    let all = [
+        ("password", password),
+        ("password_file", file),
+        ("password_env", variable),
+    ];
+    let given = all.into_iter().filter(|(_, is_given)| *is_given);
+    given.map(|(name, _)| name).collect()
+}
+
+/// Which of two secrets counts should not have to be guessed.
+fn several_secrets(config: &Config) -> Vec<Fault> {
+    let databases = config.databases.values().map(|own| {
+        let given = sources(
+            own.password.is_some(),
+            own.password_file.is_some(),
+            !own.password_env.is_empty(),
+        );
+        (dotted(&["databases", &own.name]), given)
+    });
+    let users = config.users.values().map(|own| {
+        let given = sources(
+            own.password.is_some(),
+            own.password_file.is_some(),
+            !own.password_env.is_empty(),
+        );
+        (dotted(&["users", &own.name]), given)
+    });
+    let several = databases.chain(users).filter(|(_, given)| given.len() > 1);
+    let fault = |(table, given): (String, Vec<&str>)| Fault {
+        key: format!("{table}.{}", given.last().unwrap_or(&"password")),
+        concerns: vec![table],
+        text: format!("only one of {} can be given", given.join(", ")),
+        is_fatal_to_pgbouncer: false,
+    };
+    several.map(fault).collect()
+}
+
+fn own_lookup_in_the_console(database: &Database) -> Option<Fault> {
+    let name = database.auth_dbname.as_deref()?;
+    if !matches!(name, "pgbouncer" | "ringbouncer") {
+        return None;
+    }
+    let table = dotted(&["databases", &database.name]);
+    Some(Fault {
+        key: format!("{table}.auth_dbname"),
+        concerns: vec![table],
+        text: "the console cannot run auth_query".to_owned(),
+        is_fatal_to_pgbouncer: true,
+    })
+}
+
+/// With `any` the client's name means nothing, so servers need a name of their own.
+fn nobody_to_be(config: &Config, database: &Database) -> Option<Fault> {
+    if config.general.auth_type != AuthType::Any || database.user.is_some() {
+        return None;
+    }
+    let table = dotted(&["databases", &database.name]);
+    Some(Fault {
+        key: format!("{table}.user"),
+        concerns: vec![table, "ringbouncer.auth_type".to_owned()],
+        text: "is needed with auth_type \"any\", which does not tell clients apart".to_owned(),
+        is_fatal_to_pgbouncer: false,
     })
 }

@@ -220,6 +220,9 @@ const USER_NAME: Kind = Kind::Name {
 /// Longest statement that the file can ask for, in bytes.
 const STATEMENT_BYTES_MAX: usize = 8192;
 
+/// Longest name of an environment variable, in bytes.
+const VARIABLE_BYTES_MAX: usize = 255;
+
 const TLS_PROTOCOLS: Kind = Kind::Parsed {
     allowed: "secure, default or all (each is TLS 1.2 and 1.3), or a list of tlsv1.2 and tlsv1.3; ! takes one away",
     fault: |text| parse_protocols(text).err(),
@@ -313,9 +316,37 @@ settings! {
     }
     "Login" {
         auth_type: AuthType = Kind::Word(AuthType::WORDS), default(r#""scram-sha-256""#), NewConnections,
-            "How clients prove who they are. trust asks for nothing; plain asks for the password in clear text; with md5, users whose secret is a SCRAM one are asked for SCRAM.";
+            "How clients prove who they are. trust asks for nothing but a user that exists, any not even for that (every database then needs user); plain asks for the password in clear text; with md5, users whose secret is a SCRAM one are asked for SCRAM; cert takes the name in the client's certificate; ldap and pam have the password (in clear text) judged by an LDAP server or the system's PAM modules; hba lets auth_hba_file decide.";
+        auth_hba_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Rules for auth_type hba, in the format of PostgreSQL's pg_hba.conf; without the file everybody is refused.";
+        auth_ident_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "Maps from names in certificates and of the system's users to users, in the format of PostgreSQL's pg_ident.conf.";
         auth_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
             "File of users and secrets in PgBouncer's format (\"user\" \"secret\" on each line), besides those of [users].";
+        auth_ldap_options: String = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, default(r#""""#), NewConnections,
+            "Options for auth_type ldap, as in pg_hba.conf: ldapserver=.. ldapport=.. ldaptls=1 ldapprefix=.. ldapsuffix=.. or ldapbasedn=.. ldapbinddn=.. ldapbindpasswd=.. ldapsearchattribute=.. ldapsearchfilter=.. or ldapurl=...";
+        auth_pam_service: String = USER_NAME, default(r#""pgbouncer""#), NewConnections,
+            "Name of the PAM service for auth_type pam (a file in /etc/pam.d).";
+        auth_user: String = Kind::Text { bytes_max: limit::USER_NAME_BYTES_MAX }, default(r#""""#), NewConnections,
+            "User that runs auth_query: users without a secret in [users] and auth_file are then looked up on the server. \"\" is nobody.";
+        auth_query: String = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, default(r#""SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname=$1 AND rolcanlogin""#), NewConnections,
+            "Query that gives name and secret of the user $1 in two columns. It must heed VALID UNTIL by itself.";
+        auth_dbname: String = Kind::Text { bytes_max: limit::DATABASE_NAME_BYTES_MAX }, default(r#""""#), NewConnections,
+            "Database entry in which auth_query is run; \"\" is the one that the client asks for.";
+        auth_query_ttl: Duration = SPAN, default(r#""10 s""#), NewConnections,
+            "How long the answer of auth_query about a user who exists is used again; 0 asks at every login. A failed login and RELOAD forget it.";
+        auth_query_negative_ttl: Duration = SPAN, default(r#""2 s""#), NewConnections,
+            "How long the answer that a user does not exist is used again; 0 asks at every login.";
+        login_failure_delay: Duration = Kind::Duration {
+            min: Duration::ZERO,
+            max: Duration::from_secs(60),
+            bare: Bare::Seconds,
+        }, default(r#""100 ms""#), NewConnections,
+            "How long a client whose password was wrong waits until it is told.";
+        login_failures_max: u32 = int(0, 1_000_000), default("0"), Live,
+            "Failed logins within login_failures_window after which an address (of IPv6: a network of 64 bits) is refused until the window is over; 0 is no limit. SHOW LOGIN_FAILURES has the table.";
+        login_failures_window: Duration = SPAN_NOT_ZERO, default(r#""1 min""#), Live,
+            "Time over which failed logins are counted.";
         admin_users: Vec<String> = Kind::List, default("[]"), NewConnections,
             "Users who may run every command of the console (database ringbouncer or pgbouncer).";
         stats_users: Vec<String> = Kind::List, default("[]"), NewConnections,
@@ -485,6 +516,16 @@ settings! {
             "User for all server connections, so that all clients of this database share one pool.";
         password: Option<Secret> = Kind::Secret, unset("the secret of the user in [users] or auth_file", r#""change-me""#), NewConnections,
             "Password of `user` on the server.";
+        password_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "File whose first line is that password, read at start and at each RELOAD.";
+        password_env: String = Kind::Text { bytes_max: VARIABLE_BYTES_MAX }, default(r#""""#), Restart,
+            "Name of an environment variable that holds that password; \"\" is none.";
+        auth_user: Option<String> = USER_NAME, unset("auth_user of [ringbouncer]", r#""pooler_auth""#), NewConnections,
+            "User that runs auth_query for this database.";
+        auth_query: Option<String> = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, unset("auth_query of [ringbouncer]", r#""SELECT usename, passwd FROM auth.lookup($1)""#), NewConnections,
+            "Query that gives name and secret of a user of this database.";
+        auth_dbname: Option<String> = DATABASE_NAME, unset("auth_dbname of [ringbouncer]", r#""postgres""#), NewConnections,
+            "Database entry in which auth_query is run for this database.";
         pool_size: Option<u32> = POOL_SIZE, unset("default_pool_size", "50"), Live,
             "Server connections that each pool of this database may have; 0 is no limit.";
         min_pool_size: Option<u32> = CONNECTIONS, unset("min_pool_size of [ringbouncer]", "5"), Live,
@@ -520,6 +561,10 @@ settings! {
     "User" {
         password: Option<Secret> = Kind::Secret, unset("the one of auth_file; if there is none, only trust lets the user in", r#""change-me""#), NewConnections,
             "The user's secret: the password, or as PostgreSQL stores it: md5..., or SCRAM-SHA-256$... (which serves to check clients; to log in to servers, the password itself is needed unless they use md5 or trust).";
+        password_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
+            "File whose first line is the user's secret, read at start and at each RELOAD.";
+        password_env: String = Kind::Text { bytes_max: VARIABLE_BYTES_MAX }, default(r#""""#), Restart,
+            "Name of an environment variable that holds the user's secret; \"\" is none.";
         pool_size: Option<u32> = POOL_SIZE, unset("pool_size of the database", "30"), Live,
             "Server connections that each pool of this user may have; 0 is no limit.";
         reserve_pool_size: Option<u32> = CONNECTIONS, unset("reserve_pool_size of the database", "5"), Live,

@@ -31,7 +31,7 @@ pub use keys::{Database, General, Key, Peer, Preset, Reload, Section, User, keys
 pub use kind::{Bare, Kind};
 pub use model::{
     AuthType, Config, LoadBalanceHosts, LogLevel, PoolMode, SslMode, SyslogFacility, Timeouts,
-    socket_path,
+    UserLookup, socket_path,
 };
 pub use reference::reference_toml;
 pub use show::config_rows;

@@ -33,6 +33,17 @@ pub struct Config {
     pub path: PathBuf,
 }
 
+/// How a user is looked up on a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UserLookup<'a> {
+    /// Who runs the query.
+    pub user: &'a str,
+    /// The query.
+    pub query: &'a str,
+    /// The database entry to run it in; none is the one that the client asks for.
+    pub database: Option<&'a str>,
+}
+
 impl Config {
     /// The database that a client asks for as `name`: its entry, or a copy of the `*` entry under
     /// this name.
@@ -45,6 +56,21 @@ impl Config {
             name: name.to_owned(),
             ..Database::clone(any)
         }))
+    }
+
+    /// How users are looked up who ask for `database`: what the database says, else `[ringbouncer]`.
+    /// None unless there is an `auth_user`; without a `database` its own settings are left out.
+    pub fn user_lookup<'a>(&'a self, database: Option<&'a Database>) -> Option<UserLookup<'a>> {
+        let general = &self.general;
+        let user = database.and_then(|own| own.auth_user.as_deref());
+        let query = database.and_then(|own| own.auth_query.as_deref());
+        let place = database.and_then(|own| own.auth_dbname.as_deref());
+        let given = |text: &'a str| Some(text).filter(|text| !text.is_empty());
+        Some(UserLookup {
+            user: user.or(given(&general.auth_user))?,
+            query: query.unwrap_or(&general.auth_query),
+            database: place.or(given(&general.auth_dbname)),
+        })
     }
 
     /// When servers go back to the pool of `database` and `user`: what the user says, else the
@@ -327,7 +353,9 @@ words! {
 words! {
     /// How clients prove who they are.
     AuthType {
-        /// Not at all.
+        /// Not at all, and whoever they say they are.
+        Any = "any",
+        /// Not at all; but the user must exist.
         Trust = "trust",
         /// With the password in clear text.
         Plain = "plain",
@@ -335,6 +363,14 @@ words! {
         Md5 = "md5",
         /// With SCRAM (RFC 5802, RFC 7677).
         ScramSha256 = "scram-sha-256",
+        /// With a certificate that has their name.
+        Cert = "cert",
+        /// With the password in clear text, judged by an LDAP server.
+        Ldap = "ldap",
+        /// With the password in clear text, judged by PAM.
+        Pam = "pam",
+        /// As the rules of `auth_hba_file` say.
+        Hba = "hba",
     }
 }
 

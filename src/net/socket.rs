@@ -300,6 +300,15 @@ impl Socket {
         Endpoint::local_of(self.net.0.slot_fd(self.index))
     }
 
+    /// The user id of the process at the other end, when it connected; `None` unless this is a Unix
+    /// socket.
+    pub fn peer_uid(&self) -> Option<u32> {
+        let fd = self.net.0.slot_fd(self.index);
+        Endpoint::local_of(fd).is_unix().then_some(())?;
+        let peer = rustix::net::sockopt::socket_peercred(fd).ok()?;
+        Some(peer.uid.as_raw())
+    }
+
     /// Whether the peer has hung up, or the connection failed, with nothing left to read.
     pub fn has_ended(&self) -> bool {
         self.net.0.has_ended(self.index)

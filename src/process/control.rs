@@ -227,12 +227,13 @@ fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64
             old.tls.clone()
         }
     };
-    let snapshot = Snapshot {
-        config: Arc::new(config),
-        tls,
-        ..Snapshot::clone(&old)
-    };
-    apply(common, options, snapshot, version);
+    match sources::with_rules(config, old.users.clone(), tls) {
+        Ok(snapshot) => apply(common, options, snapshot, version),
+        Err(error) => {
+            tracing::error!(%error, "SET failed");
+            return false;
+        }
+    }
     true
 }
 
@@ -268,6 +269,7 @@ fn publish(common: &Common, snapshot: Snapshot, version: u64) {
     let snapshot = Arc::new(snapshot);
     common.snapshot.store(snapshot.clone());
     common.set_limits();
+    common.forget_answers();
     common
         .board
         .forget(|name| snapshot.config.database(name).is_some());

@@ -1,6 +1,7 @@
 //! Why the process does not start: one clear sentence each, with what to do about it.
 
 use crate::auth::UserListError;
+use crate::auth::hba::RuleFault;
 use crate::config::ConfigError;
 use crate::net::SetupError;
 use std::io;
@@ -31,6 +32,17 @@ pub enum StartError {
     /// Certificates or keys cannot be used.
     #[error(transparent)]
     Tls(#[from] SetupError),
+    /// `auth_ldap_options` is wrong.
+    #[error("auth_ldap_options: {0}")]
+    Ldap(RuleFault),
+    /// A secret that stands elsewhere cannot be had.
+    #[error("cannot read the secret of {key}: {reason}")]
+    Secret {
+        /// The key that names the place.
+        key: String,
+        /// Why not.
+        reason: String,
+    },
     /// The kernel has no usable io_uring.
     #[error("{0}")]
     IoUring(String),

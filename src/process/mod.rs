@@ -10,6 +10,7 @@ mod pidfile;
 mod placement;
 mod preflight;
 mod resolve;
+mod secrets;
 mod sources;
 mod start;
 mod syslog;

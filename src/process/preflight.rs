@@ -2,6 +2,7 @@
 //! missing.
 
 use super::error::StartError;
+use crate::base::limit::{CONSOLE_RESERVE, LOBBY_CLIENTS_MAX};
 use crate::config::Config;
 use crate::net;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -63,7 +64,8 @@ fn check_descriptors(config: &Config, shards: usize) -> Result<(), StartError> {
         .values()
         .map(|database| u64::from(config.pool_size(database, "")))
         .sum();
-    let clients = config.general.max_client_conn as u64;
+    let beyond = LOBBY_CLIENTS_MAX + CONSOLE_RESERVE;
+    let clients = (config.general.max_client_conn + beyond) as u64;
     let needed = clients + pools + DESCRIPTORS_RESERVE + DESCRIPTORS_PER_SHARD * shards as u64;
     let limit = raise(Resource::Nofile, needed);
     if limit < needed {

@@ -1,10 +1,14 @@
 //! Reads the files that make up the configuration: all of them, or none.
 
 use super::error::StartError;
+use super::secrets;
+use crate::auth::hba::{Hba, HbaSources, HbaWarning, IdentMaps, Interface, LdapSettings};
 use crate::auth::{UserList, Users};
 use crate::config::Config;
 use crate::net::{SetupError, TlsSetup};
 use crate::shard::Snapshot;
+use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,7 +22,8 @@ const EXPIRES_SOON_SECONDS: i64 = 14 * DAY_SECONDS;
 /// # Errors
 /// Whatever is wrong with them.
 pub fn load(path: &Path, old: Option<&Snapshot>) -> Result<Snapshot, StartError> {
-    let config = Config::load(path)?;
+    let mut config = Config::load(path)?;
+    secrets::fetch(&mut config)?;
     let list = match &config.general.auth_file {
         None => UserList::default(),
         Some(path) => read_user_list(path)?,
@@ -32,10 +37,30 @@ pub fn load(path: &Path, old: Option<&Snapshot>) -> Result<Snapshot, StartError>
         .map(|(name, user)| (name.clone(), user.password.clone()));
     let users = Users::new(configured, list);
     let tls = load_tls(&config, old)?;
+    with_rules(config, Arc::new(users), Arc::new(tls))
+}
+
+/// `config`, `users` and `tls` together with the rules that the configuration names.
+///
+/// # Errors
+/// If `auth_ldap_options` is wrong; broken files of rules let nobody in.
+pub(super) fn with_rules(
+    config: Config,
+    users: Arc<Users>,
+    tls: Arc<TlsSetup>,
+) -> Result<Snapshot, StartError> {
+    let maps = read_ident_maps(config.general.auth_ident_file.as_deref());
+    let hba = read_hba(config.general.auth_hba_file.as_deref(), &maps);
+    let ldap = match config.general.auth_ldap_options.as_str() {
+        "" => None,
+        options => Some(LdapSettings::parse(options).map_err(StartError::Ldap)?),
+    };
     Ok(Snapshot {
         config: Arc::new(config),
-        users: Arc::new(users),
-        tls: Arc::new(tls),
+        users,
+        tls,
+        hba: Arc::new(hba),
+        ldap: ldap.map(Arc::new),
     })
 }
 
@@ -79,5 +104,80 @@ fn read_user_list(path: &Path) -> Result<UserList, StartError> {
     UserList::parse(&text).map_err(|source| StartError::UserList {
         path: path.to_owned(),
         source,
+    })
+}
+
+/// A file that cannot be read has no maps: a rule that names one lets nobody in.
+fn read_ident_maps(path: Option<&Path>) -> IdentMaps {
+    let Some(path) = path else {
+        return IdentMaps::default();
+    };
+    let mut warnings = Vec::new();
+    let maps = match std::fs::read(path) {
+        Ok(text) => IdentMaps::parse(path, &text, &mut warnings),
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "cannot read auth_ident_file");
+            IdentMaps::default()
+        }
+    };
+    warn(&warnings);
+    maps
+}
+
+/// A file that cannot be read has no rules: everybody is refused.
+fn read_hba(path: Option<&Path>, maps: &IdentMaps) -> Hba {
+    let Some(path) = path else {
+        return Hba::default();
+    };
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "cannot read auth_hba_file; everybody is refused");
+            return Hba::default();
+        }
+    };
+    let sources = HbaSources {
+        path,
+        maps,
+        machine: &interfaces(),
+        read: &|path| std::fs::read(path),
+    };
+    let mut warnings = Vec::new();
+    let hba = Hba::parse(&text, &sources, &mut warnings);
+    warn(&warnings);
+    hba
+}
+
+fn warn(warnings: &[HbaWarning]) {
+    for warning in warnings {
+        let (file, line) = (warning.file.display(), warning.line);
+        tracing::warn!(%file, line, fault = %warning.fault, "line of an authentication file ignored in part or whole");
+    }
+}
+
+/// The addresses of this machine; none if the system does not say.
+fn interfaces() -> Vec<Interface> {
+    match nix::ifaddrs::getifaddrs() {
+        Ok(all) => all.filter_map(|one| interface(&one)).collect(),
+        Err(error) => {
+            let error = io::Error::from(error);
+            tracing::warn!(%error, "cannot list this machine's addresses; samehost and samenet match nothing");
+            Vec::new()
+        }
+    }
+}
+
+fn interface(found: &nix::ifaddrs::InterfaceAddress) -> Option<Interface> {
+    let (address, mask) = (found.address.as_ref()?, found.netmask.as_ref()?);
+    let v4 = |storage: &nix::sys::socket::SockaddrStorage| {
+        let v4 = storage.as_sockaddr_in()?;
+        Some(IpAddr::from(v4.ip().to_be_bytes()))
+    };
+    let v6 = |storage: &nix::sys::socket::SockaddrStorage| {
+        Some(IpAddr::from(storage.as_sockaddr_in6()?.ip()))
+    };
+    Some(Interface {
+        address: v4(address).or_else(|| v6(address))?,
+        mask: v4(mask).or_else(|| v6(mask))?,
     })
 }

@@ -7,6 +7,7 @@ mod connect;
 mod dial;
 mod entry;
 mod error;
+mod lookup;
 mod messages;
 mod reset;
 
@@ -16,4 +17,5 @@ pub use connect::{ServerTls, Target};
 pub use dial::{Login, dial};
 pub use entry::{ServerEntry, ServerState};
 pub use error::DialError;
+pub use lookup::{LookupError, UserRow, look_up};
 pub use reset::{request_settings, run_query};

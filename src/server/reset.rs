@@ -83,7 +83,8 @@ pub async fn run_query(server: &mut Server, text: &str) -> Result<(), DialError>
     }
 }
 
-fn take(tag: u8, body: &[u8], dialogue: &mut Dialogue) -> Result<(), DialError> {
+/// Ticks off one message of the answer to a query of the pooler's own.
+pub(super) fn take(tag: u8, body: &[u8], dialogue: &mut Dialogue) -> Result<(), DialError> {
     let reply = dialogue
         .replies
         .reply(tag)

@@ -4,21 +4,23 @@
 //! then is it told whether the database exists. Nothing is revealed before.
 
 use super::balance::Homes;
+use super::entrance::Admission;
 use super::opening::fill_random;
 use super::pools::{Counter, Pool};
 use super::root::{Present, Shard};
 use super::shared::{Phase, Snapshot};
 use crate::admin::{self, Access};
-use crate::auth::{LoginRequest, Method, ServerCredentials};
-use crate::base::{Clock, limit};
+use crate::auth::ServerCredentials;
+use crate::base::Clock;
 use crate::client::{
-    Account, ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake,
-    IntakeError, Signal, Who, authenticate, first_packet, greet, reject_protocol,
+    ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake, IntakeError, Signal,
+    Who, first_packet, greet, reject_protocol,
 };
 use crate::config::{AuthType, Database, Dialect};
 use crate::net::{Detached, Socket};
 use crate::pool::Permits;
 use crate::relay::{Denial, Ending, Relay, RelaySettings, Waiter};
+use crate::server::Server;
 use crate::session::{CancelKey, ServerParams, Settings, is_setting_name};
 use crate::stats::PoolStats;
 use crate::wire::{SqlState, StartupPacket, parse_options};
@@ -82,9 +84,9 @@ pub(super) fn go_on(
 }
 
 /// One client on its way in.
-struct Guest {
-    shard: Rc<Shard>,
-    entry: Rc<ClientEntry>,
+pub(super) struct Guest {
+    pub(super) shard: Rc<Shard>,
+    pub(super) entry: Rc<ClientEntry>,
     slot: usize,
     _counted: Present,
 }
@@ -124,7 +126,7 @@ impl Drop for Seat {
 struct Admitted {
     intake: Intake,
     packet: StartupPacket,
-    account: Account,
+    admission: Admission,
 }
 
 impl Guest {
@@ -250,7 +252,7 @@ impl Guest {
     }
 
     async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Stay {
-        let is_console = CONSOLE.contains(&packet.database());
+        let is_console = is_console(&packet);
         let seat = if is_console {
             None
         } else if let Some(seat) = Seat::take(&self.shard.common.clients) {
@@ -261,8 +263,8 @@ impl Guest {
         let snapshot = self.shard.snapshot();
         self.log_attempt(&packet, &snapshot);
         let login = self.log_in(&mut intake, &packet, &snapshot);
-        let account = match self.unless_told_to_leave(login).await {
-            Ok(Ok(account)) => account,
+        let admission = match self.unless_told_to_leave(login).await {
+            Ok(Ok(admission)) => admission,
             Ok(Err(ending)) | Err(ending) => {
                 self.shard.stats.login_failures.inc();
                 return self.part(intake, ending);
@@ -274,7 +276,7 @@ impl Guest {
         let admitted = Admitted {
             intake,
             packet,
-            account,
+            admission,
         };
         match seat {
             None => self.console(admitted, &snapshot).await,
@@ -290,46 +292,21 @@ impl Guest {
         }
     }
 
-    async fn log_in(
-        &self,
-        intake: &mut Intake,
-        packet: &StartupPacket,
-        snapshot: &Snapshot,
-    ) -> Result<Account, Ending> {
-        if packet.user().len() > limit::USER_NAME_BYTES_MAX
-            || packet.database().len() > limit::DATABASE_NAME_BYTES_MAX
-        {
-            return Err(away(Farewell::new("name is too long")));
-        }
-        let (mut md5_salt, scram_nonce) = ([0; 4], super::opening::random());
-        fill_random(&mut md5_salt);
-        let peer = intake.socket().tls_peer();
-        let request = LoginRequest {
-            method: method(snapshot.config.general.auth_type),
-            user: packet.user(),
-            found: snapshot.users.lookup(packet.user()),
-            mostly_scram: snapshot.users.are_mostly_scram(),
-            process_secret: &self.shard.common.process_secret,
-            scram_iterations: limit::SCRAM_ITERATIONS,
-            md5_salt,
-            scram_nonce,
-            channel: peer.as_ref().and_then(|peer| peer.channel_binding.as_ref()),
-        };
-        let login = authenticate(intake, &request, &self.shard.kdf).await;
-        login.map_err(|error| {
-            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), reason = reason(&error), "login failed");
-            error.farewell().map_or(Ending::Vanished, Ending::SentAway)
-        })
-    }
-
     // ---- the console ---------------------------------------------------------------------
 
     async fn console(&self, admitted: Admitted, snapshot: &Snapshot) -> Stay {
-        let Admitted { intake, packet, .. } = admitted;
+        let Admitted {
+            intake,
+            packet,
+            admission,
+        } = admitted;
         let general = &snapshot.config.general;
-        let has = |users: &[String]| users.iter().any(|user| user == packet.user());
+        let has = |users: &[String]| users.iter().any(|user| *user == *admission.user);
         let access = match (has(&general.admin_users), has(&general.stats_users)) {
+            _ if admission.is_owner => Access::Admin,
             (true, _) => Access::Admin,
+            // Whoever says whatever: PgBouncer lets them look.
+            (false, false) if general.auth_type == AuthType::Any => Access::Stats,
             (false, true) => Access::Stats,
             _ => return self.part(intake, Ending::SentAway(Farewell::NOT_ALLOWED)),
         };
@@ -339,7 +316,12 @@ impl Guest {
             .registry
             .pool(self.shard.id, CONSOLE_POOL, CONSOLE_POOL);
         stats.client_login_count.inc();
-        let key = self.introduce(&packet, &CONSOLE_POOL.into(), stats.clone());
+        let key = self.introduce(
+            &packet,
+            &admission.user,
+            &CONSOLE_POOL.into(),
+            stats.clone(),
+        );
         let session = admin::Session { access, key, stats };
         let (socket, ahead) = intake.into_parts();
         let desk = super::inbox::Desk::new(self.shard.clone());
@@ -367,14 +349,16 @@ impl Guest {
         let Admitted {
             intake,
             packet,
-            account,
+            admission: Admission {
+                user, credentials, ..
+            },
         } = admitted;
-        let prepared = match self.prepare(&packet, account, snapshot) {
+        let prepared = match self.prepare(&packet, &user, credentials, snapshot) {
             Ok(prepared) => prepared,
             Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
         };
         let (pool, mut settings) = prepared;
-        let [of_database, of_user] = match self.sit_down(&pool.common.key.database, packet.user()) {
+        let [of_database, of_user] = match self.sit_down(&pool.common.key.database, &user) {
             Ok(seats) => seats,
             Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
         };
@@ -389,10 +373,11 @@ impl Guest {
         };
         settings.fill(&welcome);
         let settings = self.shard.recent_settings.borrow_mut().share(settings);
-        let key = self.introduce(&packet, &pool.common.key.database, pool.stats.clone());
+        let database = &pool.common.key.database;
+        let key = self.introduce(&packet, &user, database, pool.stats.clone());
         pool.stats.client_login_count.inc();
         if snapshot.config.general.log_connections && snapshot.config.dialect == Dialect::Toml {
-            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, database = packet.database(), user = packet.user(), "login");
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, database = packet.database(), user = &*user, "login");
         }
         let (socket, ahead) = intake.into_parts();
         let mut out = Vec::new();
@@ -437,7 +422,8 @@ impl Guest {
     fn prepare(
         &self,
         packet: &StartupPacket,
-        account: Account,
+        user: &str,
+        credentials: ServerCredentials,
         snapshot: &Snapshot,
     ) -> Result<(Rc<Pool>, Settings), Farewell> {
         // Who came by TCP before its listener closed is served until WAIT_FOR_SERVERS; the Unix socket is open for
@@ -460,16 +446,8 @@ impl Guest {
                 .application_name
                 .replace(String::from_utf8_lossy(name).into());
         }
-        let pool = self
-            .shard
-            .pool(&database, database.server_user(packet.user()));
-        learn(
-            &pool,
-            &database,
-            packet.user(),
-            account.credentials,
-            snapshot,
-        );
+        let pool = self.shard.pool(&database, database.server_user(user));
+        learn(&pool, &database, user, credentials, snapshot);
         Ok((pool, settings))
     }
 
@@ -477,6 +455,7 @@ impl Guest {
     fn introduce(
         &self,
         packet: &StartupPacket,
+        user: &Arc<str>,
         database: &Arc<str>,
         stats: Arc<PoolStats>,
     ) -> CancelKey {
@@ -493,7 +472,7 @@ impl Guest {
         }
         let who = Who {
             database: database.clone(),
-            user: packet.user().into(),
+            user: user.clone(),
             cancel_key: cancel_key.clone(),
             stats,
         };
@@ -568,24 +547,9 @@ fn say_farewell(socket: &Socket, ending: &Ending) {
     }
 }
 
-fn away(farewell: Farewell) -> Ending {
-    Ending::SentAway(farewell)
-}
-
-fn reason(error: &crate::client::AuthenticateError) -> String {
-    use std::error::Error;
-    error
-        .source()
-        .map_or_else(|| error.to_string(), ToString::to_string)
-}
-
-fn method(auth_type: AuthType) -> Method {
-    match auth_type {
-        AuthType::Trust => Method::Trust,
-        AuthType::Plain => Method::Plain,
-        AuthType::Md5 => Method::Md5,
-        AuthType::ScramSha256 => Method::ScramSha256,
-    }
+/// Whether a client asks for the console.
+pub(super) fn is_console(packet: &StartupPacket) -> bool {
+    CONSOLE.contains(&packet.database())
 }
 
 /// Keeps what a login taught us for logins to servers, if servers are logged in as the same user.
@@ -610,7 +574,13 @@ fn learn(
         }
         learned => learned,
     };
-    if **pool.common.credentials.load() != credentials {
+    let is_worthless = matches!(
+        credentials,
+        ServerCredentials::Nothing | ServerCredentials::VerifierOnly
+    );
+    let known = pool.common.credentials.load();
+    // What lets nobody in does not replace what another way of logging in has taught.
+    if **known != credentials && !(is_worthless && **known != ServerCredentials::Nothing) {
         pool.common.credentials.store(Arc::new(credentials));
     }
 }
@@ -659,22 +629,27 @@ async fn welcome(pool: &Rc<Pool>) -> Result<Arc<ServerParams>, Farewell> {
     if let Some(welcome) = pool.common.welcome.load_full() {
         return Ok(welcome);
     }
-    let place = Line {
-        pool,
-        waiter: Rc::default(),
-    };
-    pool.request(&place.waiter, true);
-    let granted = poll_fn(|cx| place.waiter.poll(cx)).await;
-    let server = granted.map_err(|denial| match denial {
-        Denial::Leave(farewell) => farewell,
-        Denial::Busy(text) => Farewell::with(SqlState::TOO_MANY_CONNECTIONS, text),
-    })?;
+    let server = in_line(pool).await?;
     let welcome = Arc::new(server.dialogue.params.clone());
     if pool.outdated(&server).is_none() {
         pool.common.welcome.store(Some(welcome.clone()));
     }
     pool.take_back(server);
     Ok(welcome)
+}
+
+/// Waits for a server of the pool, as patiently as a client that logs in.
+pub(super) async fn in_line(pool: &Rc<Pool>) -> Result<Server, Farewell> {
+    let place = Line {
+        pool,
+        waiter: Rc::default(),
+    };
+    pool.request(&place.waiter, true);
+    let granted = poll_fn(|cx| place.waiter.poll(cx)).await;
+    granted.map_err(|denial| match denial {
+        Denial::Leave(farewell) => farewell,
+        Denial::Busy(text) => Farewell::with(SqlState::TOO_MANY_CONNECTIONS, text),
+    })
 }
 
 struct Line<'a> {

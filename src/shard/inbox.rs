@@ -3,8 +3,8 @@
 use super::message::{Answer, Ask, Mail};
 use super::root::Shard;
 use crate::admin::{
-    ClientRow, DatabaseFlags, Hold, Later, Office, Order, Pick, PoolRow, Refusal, ServerRow,
-    Shutdown, UserRow,
+    ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order, Pick, PoolRow, Refusal,
+    ServerRow, Shutdown, UserRow,
 };
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, ClientState};
@@ -420,6 +420,18 @@ impl Office for Desk {
             name,
         });
         rows.collect()
+    }
+
+    fn login_failures(&self) -> Vec<FailureRow> {
+        let common = &self.shard.common;
+        let (limit, now) = (common.failure_limit(), self.shard.net.now());
+        let rows = common.failures().rows(now, limit);
+        let row = |(address, failures, is_blocked)| FailureRow {
+            address,
+            failures,
+            is_blocked,
+        };
+        rows.into_iter().map(row).collect()
     }
 
     fn config(&self) -> Arc<Config> {

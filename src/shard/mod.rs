@@ -3,13 +3,16 @@
 
 mod balance;
 mod canceling;
+mod entrance;
 mod guest;
 mod inbox;
+mod lookup;
 mod message;
 mod obeying;
 mod opening;
 mod orders;
 mod pools;
+mod promise;
 mod root;
 mod shared;
 mod upkeep;

@@ -8,6 +8,7 @@ use super::shared::{Common, Phase, Snapshot};
 use super::{guest, inbox, opening, upkeep};
 use crate::auth::KdfCache;
 use crate::base::ShardId;
+use crate::base::limit::{CONSOLE_RESERVE, LOBBY_CLIENTS_MAX};
 use crate::client::{ClientEntry, Greeted};
 use crate::config::General;
 use crate::net::{Detached, Driver, Listener, Net, NetOptions, TcpOptions, spawn};
@@ -202,9 +203,23 @@ impl Shard {
 
     /// Takes a client in that has said nothing yet.
     pub(super) fn admit(self: &Rc<Self>, socket: Detached) {
-        if let Some(place) = self.seat_client() {
+        if self.has_room(&socket)
+            && let Some(place) = self.seat_client()
+        {
             spawn(self.net, guest::serve(self.clone(), place, socket));
         }
+    }
+
+    /// Whether the process may have one more client, told or untold who it is.
+    fn has_room(&self, socket: &Detached) -> bool {
+        let shards = self.common.registry.shards().iter();
+        let clients: u64 = shards.map(|shard| shard.clients.load()).sum();
+        let reserve = match socket.local().is_unix() {
+            true => CONSOLE_RESERVE,
+            false => 0,
+        };
+        let max = self.snapshot.borrow().config.general.max_client_conn;
+        clients < (max + LOBBY_CLIENTS_MAX + reserve) as u64
     }
 
     /// Takes a client in that has said on another shard what it wants.

@@ -2,11 +2,14 @@
 
 use super::message::{Mail, PoolKey};
 use super::orders::{Board, Notes};
+use super::promise::Promise;
 use crate::admin::Order;
-use crate::auth::{ServerCredentials, Users};
+use crate::auth::hba::{Hba, LdapSettings};
+use crate::auth::{Answers, FailureLimit, LoginFailures, Lookup, ServerCredentials, Users};
 use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
 use crate::config::{Config, Database};
+use crate::judge::Workers;
 use crate::mesh::Mesh;
 use crate::net::TlsSetup;
 use crate::pool::{PERMITS_MAX, Permits, SharedPool};
@@ -29,7 +32,14 @@ pub struct Snapshot {
     pub users: Arc<Users>,
     /// Certificates and keys.
     pub tls: Arc<TlsSetup>,
+    /// Who has to prove what, for `auth_type` hba.
+    pub hba: Arc<Hba>,
+    /// Whom to ask, for `auth_type` ldap.
+    pub ldap: Option<Arc<LdapSettings>>,
 }
+
+/// What auth_query said about a user, or what a client is told instead.
+pub(super) type LookedUp = Result<Arc<Lookup>, Farewell>;
 
 /// What clients may still do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -190,6 +200,14 @@ pub struct Common {
     pub listening: AtomicUsize,
     /// Memory for prepared statements (`prepared_statements_bytes_max`).
     pub statements_budget: Arc<Budget>,
+    /// What auth_query said about users.
+    pub(super) answers: Mutex<Answers<Promise<LookedUp>>>,
+    /// Failed logins by address.
+    failures: Mutex<LoginFailures>,
+    /// Threads for questions to LDAP, PAM and the system.
+    pub judges: Workers,
+    /// Threads for key stretching.
+    pub stretchers: Workers,
     /// Random bytes, drawn once.
     pub process_secret: [u8; 32],
     /// When the process began to serve.
@@ -225,6 +243,10 @@ impl Common {
             board: Board::new(shards),
             listening: AtomicUsize::new(0),
             statements_budget: Arc::new(Budget::new(statements_bytes)),
+            answers: Mutex::default(),
+            failures: Mutex::default(),
+            judges: Workers::judging(),
+            stretchers: Workers::computing(),
             process_secret,
             started: now,
             ids: AtomicU64::new(1),
@@ -293,6 +315,30 @@ impl Common {
     pub fn peer_permits(&self, id: u16) -> Arc<Permits> {
         let config = self.snapshot.load().config.clone();
         self.directory().permits(Scope::Peer(id), &config)
+    }
+
+    /// What auth_query said, under its lock.
+    pub(super) fn answers(&self) -> MutexGuard<'_, Answers<Promise<LookedUp>>> {
+        self.answers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Failed logins by address, under their lock.
+    pub(super) fn failures(&self) -> MutexGuard<'_, LoginFailures> {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many logins of an address may fail.
+    pub(super) fn failure_limit(&self) -> FailureLimit {
+        let general = &self.snapshot.load().config.general;
+        FailureLimit {
+            max: general.login_failures_max,
+            window: general.login_failures_window,
+        }
+    }
+
+    /// Forgets what auth_query said: a reload asks again.
+    pub fn forget_answers(&self) {
+        self.answers().clear();
     }
 
     /// Puts every limit of the configuration in force. Done once per reload, not by each shard: a

@@ -302,3 +302,194 @@ both_shards!(scram_secret_is_passed_through_to_postgres, |shards| {
         wait_until("the pool is empty", || stage.database.backends("true") == 0);
     }
 });
+
+/// A file of one line, gone with the guard.
+fn secret_file(content: &str) -> (tempfile::TempDir, String) {
+    let home = tempfile::tempdir().unwrap();
+    let path = home.path().join("secret");
+    std::fs::write(&path, content).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (home, path)
+}
+
+both_shards!(
+    secrets_may_stand_in_a_file_and_are_read_again_by_reload,
+    |shards| {
+        let name = role(MUST_SCRAM, "scram-sha-256");
+        let (_home, path) = secret_file("wrong\n");
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .set("server_login_retry", "10 ms")
+            .user("client", "password_file", path.clone());
+        let keys = [("user", name.as_str()), ("password_file", path.as_str())];
+        let stage = Stage::with_keys(topology, &keys);
+        let login = |password| driver::try_login(stage.address(), "client", password, &stage.entry);
+        assert!(login("wrong").is_err(), "PostgreSQL does not take it");
+        std::fs::write(&path, format!("{PASSWORD}\r\nsecond line\n")).unwrap();
+        assert_eq!(stage.as_owner("RELOAD").complete, ["RELOAD"]);
+        assert_eq!(login(PASSWORD), Ok(name));
+        assert!(login("wrong").is_err());
+        let shown = stage.as_owner("SHOW CONFIG");
+        assert!(!format!("{shown:?} {}", stage.log()).contains(PASSWORD));
+    }
+);
+
+both_shards!(secrets_may_stand_in_the_environment, |shards| {
+    let name = role(MUST_SCRAM, "scram-sha-256");
+    let database = Postgres::shared().database();
+    let keys = [
+        ("user", name.as_str()),
+        ("password_env", "TEST_SHOP_PASSWORD"),
+    ];
+    let topology = Topology::new(shards).database(&database.name, &database, &keys);
+    let log = Pooler::try_start(&topology).err().expect("a refusal");
+    assert!(
+        log.contains("password_env") && log.contains("TEST_SHOP_PASSWORD"),
+        "{log}"
+    );
+    let pooler = Pooler::start_with(&topology, |command| {
+        command.env("TEST_SHOP_PASSWORD", PASSWORD);
+    });
+    let outcome = driver::try_login(pooler.address, "postgres", "", &database.name);
+    assert_eq!(outcome, Ok(name));
+});
+
+both_shards!(
+    secret_that_cannot_be_read_keeps_the_old_configuration,
+    |shards| {
+        let (home, path) = secret_file("secret");
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .user("client", "password_file", path);
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        drop(home);
+        assert!(stage.as_owner("RELOAD").error.is_some());
+        let outcome = driver::try_login(stage.address(), "client", "secret", &stage.entry);
+        assert!(outcome.is_ok(), "{outcome:?}");
+        wait_until("the log names the key", || {
+            stage.log().contains("users.client.password_file")
+        });
+    }
+);
+
+both_shards!(pass_through_that_cannot_work_says_why, |shards| {
+    let name = role(MUST_SCRAM, "scram-sha-256");
+    let stored = Postgres::shared().stored_secret(&name);
+    let salt = stored.split(['$', ':']).nth(2).unwrap();
+    // The same password, but a verifier of its own.
+    for (iterations, reason) in [
+        ("4096", "another salt"),
+        ("5000", "4096 iterations instead of 5000"),
+    ] {
+        let made = crate::support::pooler::program()
+            .args([
+                "scram-verifier",
+                &name,
+                PASSWORD,
+                "--iterations",
+                iterations,
+            ])
+            .output()
+            .unwrap();
+        let line = String::from_utf8(made.stdout).unwrap();
+        let secret = line
+            .trim()
+            .split("\" \"")
+            .nth(1)
+            .unwrap()
+            .trim_end_matches('"')
+            .to_owned();
+        assert!(!secret.contains(salt));
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .user_secret(&name, &secret);
+        let stage = Stage::pooled(topology);
+        let refused =
+            driver::try_login(stage.address(), &name, PASSWORD, &stage.entry).unwrap_err();
+        assert!(
+            refused.1.contains("pass-through") && refused.1.contains(reason),
+            "{refused:?}"
+        );
+    }
+});
+
+/// One row of SHOW LOGIN_FAILURES: recent, total, refused, blocked.
+fn failures(stage: &Stage) -> Option<[u64; 4]> {
+    let table = stage.as_owner("SHOW LOGIN_FAILURES").table();
+    let row = table
+        .into_iter()
+        .find(|row| row["address"] == "127.0.0.1")?;
+    Some(["recent", "total", "refused", "blocked"].map(|column| row[column].parse().unwrap()))
+}
+
+both_shards!(
+    address_with_too_many_failures_is_refused_for_a_while,
+    |shards| {
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .set("login_failures_max", 3)
+            .set("login_failures_window", "1 h")
+            .set("login_failure_delay", 0)
+            .user_secret("client", "right");
+        let stage = Stage::with_keys(topology.clone(), &[("user", "postgres")]);
+        let login = |password| driver::try_login(stage.address(), "client", password, &stage.entry);
+        assert_eq!(failures(&stage), None);
+        assert!(login("right").is_ok());
+        for _ in 0..3 {
+            assert_eq!(login("wrong").unwrap_err().1, "SASL authentication failed");
+        }
+        for password in ["right", "wrong"] {
+            let refused = login(password).unwrap_err().1;
+            assert_eq!(refused, "too many failed logins from this address");
+        }
+        assert_eq!(failures(&stage), Some([3, 3, 2, 1]));
+        // The window is over at once.
+        let topology = topology.set("login_failures_window", "1 ms");
+        let topology = topology.database(&stage.entry, &stage.database, &[("user", "postgres")]);
+        stage.rewrite(&topology);
+        assert_eq!(stage.as_owner("RELOAD").complete, ["RELOAD"]);
+        assert!(login("right").is_ok());
+        assert_eq!(failures(&stage), Some([0, 3, 2, 0]));
+    }
+);
+
+both_shards!(
+    failed_login_is_told_after_a_delay_that_harms_nobody_else,
+    |shards| {
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .set("login_failure_delay", "2 s")
+            .user_secret("client", "right");
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        let login = |password| driver::try_login(stage.address(), "client", password, &stage.entry);
+        assert!(login("right").is_ok());
+        let begun = std::time::Instant::now();
+        std::thread::scope(|scope| {
+            let wrong = scope.spawn(|| login("wrong"));
+            wait_until("the failure is counted", || failures(&stage).is_some());
+            assert!(login("right").is_ok());
+            assert!(!wrong.is_finished() || begun.elapsed().as_secs() >= 2);
+            assert!(wrong.join().unwrap().is_err());
+        });
+        assert!(begun.elapsed().as_secs() >= 2);
+    }
+);
+
+both_shards!(
+    crowd_that_says_nothing_does_not_keep_the_operator_out,
+    |shards| {
+        let topology = Topology::new(shards).set("max_client_conn", 5);
+        let stage = Stage::pooled(topology);
+        let limit = 5 + 256;
+        let crowd: Vec<_> = (0..limit + 40)
+            .map(|_| Client::connect(stage.address()))
+            .collect();
+        let listed = || stage.as_owner("SHOW CLIENTS").table().len();
+        wait_until("the crowd is in", || listed() >= limit);
+        assert!(listed() <= limit + 16, "and no more than may be");
+        assert_eq!(stage.as_owner("RELOAD").complete, ["RELOAD"]);
+        drop(crowd);
+        wait_until("the crowd is gone", || listed() < 5);
+        assert_eq!(stage.client().value("select 'served'"), "served");
+    }
+);

@@ -3,6 +3,7 @@
 //! Every claim runs with one shard and with three; claims that PostgreSQL itself must satisfy run against it as well
 //! (`direct`), which proves the test. Names are claims. Nothing sleeps: [`support::wait`] waits with a deadline.
 
+mod auth_query;
 mod balance;
 mod cancel;
 mod command_line;
@@ -10,13 +11,17 @@ mod console;
 mod console_orders;
 mod console_show;
 mod copy;
+mod cve;
 mod drop_in;
 mod faults;
+mod hba;
 mod hosts;
 mod ini;
+mod ldap;
 mod limits;
 mod login;
 mod modes;
+mod pam;
 mod parameters;
 mod peers;
 mod pool;
@@ -25,6 +30,7 @@ mod query;
 mod queue;
 mod reload;
 mod schema;
+mod scripts;
 mod shutdown;
 mod soak;
 mod spoken;

@@ -1,6 +1,6 @@
 //! Which rows belong to which SHOW.
 
-use super::{certificates, connections, counters, internals, pools, settings, shards};
+use super::{certificates, connections, counters, failures, internals, pools, settings, shards};
 use crate::admin::command::Show;
 use crate::admin::filter::{Filter, Pick};
 use crate::admin::office::{ClientRow, Office};
@@ -101,6 +101,7 @@ pub(in crate::admin) async fn rows(
                 .into_iter()
                 .map(certificates::certificate),
         ),
+        Show::LoginFailures => all(failures::login_failures(office.login_failures())),
         Show::Latency => counters::latency(office.registry().pools()),
         Show::Variable(variable) => one(vec![Value::text(variable.value)]),
     }
@@ -209,6 +210,9 @@ mod tests {
     fn help_names_every_table() {
         let text = help();
         assert!(text.starts_with("\n\tSHOW HELP|VERSION|STATS|"), "{text}");
-        assert!(text.contains("|SHARDS|LATENCY|TLS\n"), "{text}");
+        assert!(
+            text.contains("|SHARDS|LOGIN_FAILURES|LATENCY|TLS\n"),
+            "{text}"
+        );
     }
 }

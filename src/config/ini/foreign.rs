@@ -54,13 +54,6 @@ const fn loose(section: Section, name: &'static str) -> Foreign {
 
 /// Keys of the one table go before rows of the same name here.
 const FOREIGN: &[Foreign] = &[
-    // What a rule file, a query or a certificate demands cannot be left out: auth_type says whether it is asked for.
-    of_general("auth_hba_file", Kind::Text),
-    of_general("auth_ident_file", Kind::Text),
-    of_general("auth_ldap_options", Kind::Text),
-    of_general("auth_user", Kind::Text),
-    of_general("auth_query", Kind::Text),
-    of_general("auth_dbname", Kind::Text),
     guarded("disable_pqexec", Kind::Int, &["0"]),
     of_general("application_name_add_host", Kind::Int),
     of_general("autodb_idle_timeout", Kind::Time),
@@ -81,9 +74,6 @@ const FOREIGN: &[Foreign] = &[
     of_general("suspend_timeout", Kind::Time),
     of_general("track_extra_parameters", Kind::Text),
     loose(Section::Database, "application_name"),
-    loose(Section::Database, "auth_dbname"),
-    loose(Section::Database, "auth_query"),
-    loose(Section::Database, "auth_user"),
     loose(Section::Database, "client_encoding"),
     loose(Section::Database, "connect_query"),
     loose(Section::Database, "datestyle"),

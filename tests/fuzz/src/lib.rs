@@ -15,7 +15,9 @@ mod parsers;
 mod wire;
 
 pub use mutate::{Rng, mutated};
-pub use parsers::{certificate, command, config, frame, login, replies, userlist};
+pub use parsers::{
+    certificate, command, config, frame, hba, login, replies, scram, userlist,
+};
 pub use wire::{backend, frontend, options, startup};
 
 use std::path::PathBuf;
@@ -67,6 +69,14 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "userlist",
         run: userlist,
+    },
+    Target {
+        name: "hba",
+        run: hba,
+    },
+    Target {
+        name: "scram",
+        run: scram,
     },
     Target {
         name: "login",

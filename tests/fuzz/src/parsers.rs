@@ -2,9 +2,10 @@
 //! configuration, the user list, and what servers and clients say while they log in.
 
 use ringbouncer::admin::Command;
+use ringbouncer::auth::hba::{Arrival, Hba, HbaMethod, HbaSources, IdentMaps};
 use ringbouncer::auth::{
-    AuthRequest, Found, KdfCache, Login, LoginRequest, LoginStep, Method, ServerCredentials,
-    ServerLogin, UserList, Verifier,
+    AuthRequest, ClientExchange, Found, KdfCache, Login, LoginRequest, LoginStep, Method,
+    ScramVerifier, ServerCredentials, ServerExchange, ServerLogin, UserList, Verifier,
 };
 use ringbouncer::base::Secret;
 use ringbouncer::config::{Config, convert};
@@ -126,6 +127,89 @@ pub fn userlist(data: &[u8]) {
         for (_, secret) in list.into_users() {
             let _ = Verifier::parse(secret.expose());
         }
+    }
+}
+
+/// An HBA file and, behind a line of a form feed, an ident file: whatever they say, what is rejected
+/// or unknown decides for nobody, and a name of the one map is let in only by a line that has it.
+pub fn hba(data: &[u8]) {
+    let mut parts = data.splitn(2, |byte| *byte == b'\x0c');
+    let (rules, ident) = (parts.next().unwrap_or(&[]), parts.next().unwrap_or(&[]));
+    let mut warnings = Vec::new();
+    let maps = IdentMaps::parse(Path::new("ident"), ident, &mut warnings);
+    if let Some(map) = maps.get("m") {
+        let _ = map.allows("alice@example.net", "alice");
+    }
+    let sources = HbaSources {
+        path: Path::new("dir/hba"),
+        maps: &maps,
+        machine: &[],
+        read: &|path| match path.to_str() {
+            Some("dir/f") => Ok(ident.to_vec()),
+            _ => Err(std::io::ErrorKind::NotFound.into()),
+        },
+    };
+    let hba = Hba::parse(rules, &sources, &mut warnings);
+    for address in [None, Some([127, 0, 0, 1].into())] {
+        for is_physical_replication in [false, true] {
+            let arrival = Arrival {
+                address,
+                is_tls: false,
+                database: "db",
+                user: "alice",
+                is_physical_replication,
+            };
+            let Some(rule) = hba.decide(&arrival) else {
+                continue;
+            };
+            assert!(
+                !matches!(rule.method, HbaMethod::Cert(_)),
+                "a certificate without TLS"
+            );
+            assert!(
+                address.is_none() || !matches!(rule.method, HbaMethod::Peer(_)),
+                "peer over TCP"
+            );
+        }
+    }
+}
+
+/// Both sides of SCRAM, message by message: neither takes junk for proof.
+pub fn scram(data: &[u8]) {
+    let mut kdf = KdfCache::new([7; 32], NonZeroUsize::MIN);
+    let verifier = ScramVerifier::from_password(b"correct horse", b"salt", 1, &mut kdf);
+    let mut server = ServerExchange::new(verifier, true, "servernonce");
+    let mut messages = bodies(data);
+    if let Some(first) = messages.next()
+        && server.client_first(false, first).is_ok()
+        && let Some(last) = messages.next()
+    {
+        assert!(
+            server.client_final(last).is_err(),
+            "a proof without the secret"
+        );
+    }
+    let Ok(mut client) = ClientExchange::new("clientnonce") else {
+        return;
+    };
+    let mut messages = bodies(data);
+    let Some(Ok(wanted)) = messages.next().map(|first| client.server_first(first)) else {
+        return;
+    };
+    if wanted.iterations > 1000 {
+        return;
+    }
+    let keys = kdf.keys(b"correct horse", &wanted.salt, wanted.iterations);
+    if client.client_final(&keys).is_ok()
+        && let Some(last) = messages.next()
+    {
+        assert!(
+            client.server_final(last).is_err(),
+            "a server that does not know the secret"
+        );
+    }
+    if let Ok(text) = std::str::from_utf8(data) {
+        let _ = Verifier::parse(text.as_bytes());
     }
 }
 

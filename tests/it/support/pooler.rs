@@ -16,6 +16,7 @@ use toml::{Table, Value};
 use super::peer::{Client, Reply};
 use super::postgres::{Database, spawn_mortal};
 use super::wait::{PATIENCE, holds_within, wait_until};
+use super::wire::PROTOCOL_3_0;
 
 /// A configuration in the making. Defaults: pool of four, transaction mode, everybody in the user list trusted.
 #[derive(Clone)]
@@ -268,6 +269,17 @@ impl Pooler {
     #[track_caller]
     pub fn console(&self, command: &str) -> Reply {
         Client::login(self.address, "ringbouncer").query(command)
+    }
+
+    /// The same as the owner of the process, whom no method of logging in keeps out.
+    #[track_caller]
+    pub fn as_owner(&self, command: &str) -> Reply {
+        let path = self.unix.as_ref().expect("a Unix socket");
+        let mut client = Client::connect_unix(path);
+        let params = [("user", "pgbouncer"), ("database", "pgbouncer")];
+        let reply = client.start(PROTOCOL_3_0, &params);
+        assert!(reply.error.is_none(), "{reply:?}");
+        client.query(command)
     }
 
     /// The sum of one column of `SHOW POOLS` over the pools of a database entry.

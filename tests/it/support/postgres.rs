@@ -302,6 +302,18 @@ fn postmaster_command(data: &Path, port: u16) -> Command {
     command
 }
 
+/// Spawns a child that gets `signal` when this process ends, whatever becomes of the calling thread.
+pub fn spawn_lasting(command: Command, signal: Signal) -> Child {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        sender.send(spawn_mortal(command, signal)).unwrap();
+        loop {
+            thread::park();
+        }
+    });
+    receiver.recv().unwrap()
+}
+
 /// Spawns a child that gets `signal` when the calling thread ends.
 #[allow(unsafe_code)]
 pub fn spawn_mortal(mut command: Command, signal: Signal) -> Child {

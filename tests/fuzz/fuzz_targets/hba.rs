@@ -1,0 +1,3 @@
+//! The target `hba` under libFuzzer.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ringbouncer_fuzz::hba(data));

@@ -1,0 +1,316 @@
+//! Users that no file knows, looked up on the server.
+
+use std::thread;
+
+use rustix::process::Signal;
+
+use crate::support::postgres::MUST_SCRAM;
+use crate::support::wire::*;
+use crate::support::*;
+
+const PASSWORD: &str = "secret of a role";
+
+fn topology(shards: usize) -> Topology {
+    Topology::new(shards)
+        .set("auth_type", "scram-sha-256")
+        .set("auth_user", "postgres")
+}
+
+fn role() -> String {
+    Postgres::shared().role(MUST_SCRAM, "scram-sha-256", PASSWORD)
+}
+
+fn login(stage: &Stage, user: &str, password: &str) -> Result<String, (String, String)> {
+    driver::try_login(stage.address(), user, password, &stage.entry)
+}
+
+fn text(outcome: Result<String, (String, String)>) -> String {
+    outcome.expect_err("a refusal").1
+}
+
+/// The log is written a little later than the client is answered.
+fn logs(stage: &Stage, text: &str) {
+    wait_until(text, || stage.log().contains(text));
+}
+
+/// A function that counts its calls and gives what `row` says.
+fn counted(database: &Database, row: &str) -> String {
+    database.sql("create sequence calls");
+    let body = format!("select nextval('calls'); select pg_sleep(0.2); {row}");
+    database.sql(&format!(
+        "create function look_up(wanted text) returns table (name text, secret text) \
+         language sql security definer as $$ {body} $$"
+    ));
+    "select name, secret from public.look_up($1)".to_owned()
+}
+
+fn calls(database: &Database) -> String {
+    let value = "case when is_called then last_value else 0 end";
+    let reply = database.sql(&format!("select {value}::text from calls"));
+    reply.value()
+}
+
+const STORED: &str = "select rolname::text, rolpassword from pg_authid where rolname = wanted";
+
+both_shards!(role_of_the_server_logs_in_as_itself, |shards| {
+    let stage = Stage::pooled(topology(shards));
+    let name = role();
+    for _ in 0..2 {
+        assert_eq!(login(&stage, &name, PASSWORD), Ok(name.clone()));
+    }
+    assert_eq!(
+        text(login(&stage, &name, "wrong")),
+        "SASL authentication failed"
+    );
+    assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
+});
+
+both_shards!(nobody_looks_like_a_wrong_password, |shards| {
+    let stage = Stage::pooled(topology(shards));
+    let name = role();
+    let wrong = login(&stage, &name, "wrong").unwrap_err();
+    assert_eq!(login(&stage, "nobody_at_all", "wrong").unwrap_err(), wrong);
+    let elsewhere = driver::try_login(stage.address(), &name, "wrong", "no_database");
+    assert_eq!(elsewhere.unwrap_err(), wrong);
+});
+
+both_shards!(secret_of_a_file_goes_before_the_server, |shards| {
+    let name = role();
+    let stage = Stage::with_keys(
+        topology(shards).user_secret(&name, "of the file"),
+        &[("user", "postgres")],
+    );
+    assert_eq!(login(&stage, &name, "of the file"), Ok("postgres".into()));
+    assert_eq!(
+        text(login(&stage, &name, PASSWORD)),
+        "SASL authentication failed"
+    );
+});
+
+both_shards!(user_without_a_secret_in_the_file_is_looked_up, |shards| {
+    let name = role();
+    let stage = Stage::pooled(topology(shards).user_secret(&name, ""));
+    assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
+});
+
+both_shards!(
+    query_runs_in_auth_dbname_and_by_the_databases_own_settings,
+    |shards| {
+        let database = Postgres::shared().database();
+        let elsewhere = Postgres::shared().database();
+        database.sql("create table users (name text, secret text)");
+        database.sql("insert into users values ('only_here', 'x')");
+        let query = "select name, secret from users where name = $1";
+        let keys = [
+            ("user", "postgres"),
+            ("auth_dbname", database.name.as_str()),
+            ("auth_query", query),
+            ("auth_user", "postgres"),
+        ];
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .user_secret("listed", "y")
+            .database(&elsewhere.name, &elsewhere, &keys);
+        let stage = Stage::on(database, topology, &[("user", "postgres")]);
+        let address = stage.address();
+        assert!(driver::try_login(address, "only_here", "x", &elsewhere.name).is_ok());
+        // The other entry has no auth_user.
+        assert!(login(&stage, "only_here", "x").is_err());
+        assert!(login(&stage, "listed", "y").is_ok());
+    }
+);
+
+both_shards!(name_in_the_answer_is_the_user_who_is_logged_in, |shards| {
+    let name = role();
+    let query = format!(
+        "select '{name}'::text, rolpassword from pg_authid where rolname = '{name}' and $1 = 'alias'"
+    );
+    let stage = Stage::pooled(topology(shards).set("auth_query", query));
+    assert_eq!(login(&stage, "alias", PASSWORD), Ok(name.clone()));
+    let users: Vec<_> = stage.as_owner("SHOW POOLS").table();
+    assert!(users.iter().any(|row| row["user"] == name), "{users:?}");
+});
+
+both_shards!(
+    answers_that_make_no_sense_say_nothing_to_the_client,
+    |shards| {
+        let cases = [
+            ("select 'a', 'b', $1::text", "exactly 2 columns"),
+            ("select $1::text", "exactly 2 columns"),
+            ("select null::text, $1::text", "without a name"),
+            ("select ''::text, $1::text", "without a name"),
+            ("select no_such_column, $1::text", "no_such_column"),
+            ("select $1::text, (1/0)::text", "division by zero"),
+            (
+                "select v, $1::text from (values ('a'), ('b')) as t(v)",
+                "more than one row",
+            ),
+            ("listen $1", "auth_query"),
+        ];
+        for (query, logged) in cases {
+            let stage = Stage::pooled(topology(shards).set("auth_query", query));
+            assert_eq!(
+                text(login(&stage, "somebody", "x")),
+                "bouncer config error",
+                "{query}"
+            );
+            logs(&stage, logged);
+        }
+    }
+);
+
+both_shards!(
+    database_to_ask_that_does_not_exist_is_an_error_of_the_configuration,
+    |shards| {
+        let stage = Stage::pooled(topology(shards).set("auth_dbname", "not_configured"));
+        assert_eq!(text(login(&stage, "somebody", "x")), "bouncer config error");
+        logs(&stage, "authentication database is not configured");
+    }
+);
+
+both_shards!(null_secret_never_matches, |shards| {
+    let stage = Stage::pooled(topology(shards).set("auth_query", "select $1::text, null::text"));
+    for password in ["", "null", "x"] {
+        assert!(login(&stage, "somebody", password).is_err());
+    }
+});
+
+both_shards!(many_logins_of_one_user_ask_once, |shards| {
+    let database = Postgres::shared().database();
+    let query = counted(&database, STORED);
+    let stage = Stage::on(database, topology(shards).set("auth_query", query), &[]);
+    let name = role();
+    thread::scope(|scope| {
+        for _ in 0..12 {
+            scope.spawn(|| assert_eq!(login(&stage, &name, PASSWORD), Ok(name.clone())));
+        }
+    });
+    assert_eq!(calls(&stage.database), "1");
+    assert_eq!(login(&stage, &name, PASSWORD), Ok(name.clone()));
+    assert_eq!(calls(&stage.database), "1", "the answer is remembered");
+    assert_eq!(stage.as_owner("RELOAD").complete, ["RELOAD"]);
+    assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
+    assert_eq!(calls(&stage.database), "2", "a reload forgets it");
+});
+
+both_shards!(without_a_time_to_live_every_login_asks, |shards| {
+    let database = Postgres::shared().database();
+    let query = counted(&database, STORED);
+    let topology = topology(shards)
+        .set("auth_query", query)
+        .set("auth_query_ttl", 0)
+        .set("auth_query_negative_ttl", 0);
+    let stage = Stage::on(database, topology, &[]);
+    let name = role();
+    for _ in 0..2 {
+        assert_eq!(login(&stage, &name, PASSWORD), Ok(name.clone()));
+        assert!(login(&stage, "nobody_at_all", PASSWORD).is_err());
+    }
+    assert_eq!(calls(&stage.database), "4");
+});
+
+both_shards!(
+    changed_password_is_noticed_by_the_login_that_fails,
+    |shards| {
+        let topology = topology(shards)
+            .set("auth_query_ttl", "1 h")
+            .set("auth_query_negative_ttl", 0);
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        let name = role();
+        assert!(login(&stage, &name, PASSWORD).is_ok());
+        stage
+            .database
+            .sql(&format!("alter role {name} password 'newer'"));
+        assert!(
+            login(&stage, &name, "newer").is_err(),
+            "the old answer is still used"
+        );
+        assert!(
+            login(&stage, &name, "newer").is_ok(),
+            "and doubted once it failed"
+        );
+    }
+);
+
+both_shards!(first_client_to_ask_may_leave, |shards| {
+    let database = Postgres::shared().database();
+    let query = counted(&database, STORED);
+    let stage = Stage::on(database, topology(shards).set("auth_query", query), &[]);
+    let name = role();
+    let mut first = Client::connect(stage.address());
+    first.send(&startup(
+        PROTOCOL_3_0,
+        &[("user", &name), ("database", &stage.entry)],
+    ));
+    wait_until("the query runs", || {
+        stage.database.backends("state = 'active'") > 0
+    });
+    thread::scope(|scope| {
+        let second = scope.spawn(|| login(&stage, &name, PASSWORD));
+        drop(first);
+        assert_eq!(second.join().unwrap(), Ok(name.clone()));
+    });
+    assert_eq!(calls(&stage.database), "1");
+});
+
+both_shards!(
+    server_that_dies_in_the_query_fails_the_login_only,
+    |shards| {
+        let database = Postgres::shared().database();
+        let query = counted(&database, STORED);
+        let stage = Stage::on(database, topology(shards).set("auth_query", query), &[]);
+        let name = role();
+        thread::scope(|scope| {
+            let victim = scope.spawn(|| login(&stage, &name, PASSWORD));
+            wait_until("the query runs", || {
+                stage.database.backends("state = 'active'") > 0
+            });
+            let kill =
+                "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = ";
+            stage.database.sql(&format!(
+                "{kill} '{}' and pid <> pg_backend_pid()",
+                stage.entry
+            ));
+            assert_eq!(text(victim.join().unwrap()), "bouncer config error");
+        });
+        assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
+        logs(&stage, "auth_query failed");
+    }
+);
+
+both_shards!(lookups_keep_to_the_limits_of_their_pool, |shards| {
+    let database = Postgres::shared().database();
+    let query = counted(&database, STORED);
+    let topology = topology(shards).set("auth_query", query).pool_size(1);
+    let stage = Stage::on(database, topology, &[]);
+    let names: Vec<_> = (0..4).map(|_| role()).collect();
+    thread::scope(|scope| {
+        for name in &names {
+            scope.spawn(|| assert_eq!(login(&stage, name, PASSWORD), Ok(name.clone())));
+        }
+        wait_until("all have been looked up", || {
+            assert!(
+                stage
+                    .database
+                    .backends("usename = 'postgres' and state = 'active'")
+                    <= 1
+            );
+            calls(&stage.database) == "4"
+        });
+    });
+});
+
+both_shards!(console_users_can_be_looked_up_in_auth_dbname, |shards| {
+    let name = role();
+    let database = Postgres::shared().database();
+    let topology = topology(shards)
+        .set("auth_dbname", database.name.clone())
+        .set("admin_users", vec![name.clone()]);
+    let stage = Stage::on(database, topology, &[]);
+    // A driver's first query is none of the console's; the refusal shows that it is in.
+    let outcome = driver::try_login(stage.address(), &name, PASSWORD, "ringbouncer");
+    assert!(text(outcome) != "SASL authentication failed");
+    let outcome = driver::try_login(stage.address(), &name, "wrong", "ringbouncer");
+    assert_eq!(text(outcome), "SASL authentication failed");
+    stage.signal(Signal::HUP);
+});

@@ -1,0 +1,269 @@
+//! What has been wrong with PgBouncer, by the number under which it was published: none of it is here.
+
+use crate::support::postgres::MUST_SCRAM;
+use crate::support::wire::*;
+use crate::support::*;
+
+const PASSWORD: &str = "correct horse";
+
+fn role() -> String {
+    Postgres::shared().role(MUST_SCRAM, "scram-sha-256", PASSWORD)
+}
+
+fn asking(shards: usize) -> Topology {
+    Topology::new(shards)
+        .set("auth_type", "scram-sha-256")
+        .set("auth_user", "postgres")
+}
+
+/// Sends raw bytes in the place of a SCRAM initial response.
+fn answer_sasl(stage: &Stage, body: &[u8]) -> peer::Reply {
+    let mut client = Client::connect(stage.address());
+    let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+    client.send(&startup(PROTOCOL_3_0, &params));
+    client.expect(b'R');
+    client.send(&message(b'p', body));
+    client.reply()
+}
+
+// Length arithmetic: a SASL initial response that claims more bytes than there are.
+both_shards!(cve_2026_6664_huge_length_in_a_sasl_response, |shards| {
+    let topology = Topology::new(shards)
+        .set("auth_type", "scram-sha-256")
+        .user_secret("postgres", "x");
+    let stage = Stage::pooled(topology);
+    for length in [
+        0x7fff_ffff_u32,
+        0x8000_0000,
+        0xffff_fffe,
+        0xffff_ffff,
+        65_536,
+    ] {
+        let body = [
+            b"SCRAM-SHA-256\0",
+            &length.to_be_bytes()[..],
+            b"n,,n=,r=abc",
+        ]
+        .concat();
+        let reply = answer_sasl(&stage, &body);
+        reply.assert_fatal("SASL authentication failed");
+    }
+    for length in [i32::MIN, -1, 0, 3, i32::MAX] {
+        let mut client = Client::connect(stage.address());
+        let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+        client.send(&startup(PROTOCOL_3_0, &params));
+        client.expect(b'R');
+        client.send(&with_length(b'p', b"", length));
+        assert!(client.reply().closed, "{length}");
+    }
+    assert!(stage.as_owner("SHOW VERSION").error.is_none());
+});
+
+// A malicious server's nonce, far longer than any buffer.
+both_shards!(cve_2026_6665_overlong_nonce_of_a_server, |shards| {
+    let server = FakeServer::start(|mut conversation| {
+        if !conversation.read_startup() {
+            return;
+        }
+        conversation.send(&message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"));
+        let Some(first) = conversation.read() else {
+            return;
+        };
+        let text = String::from_utf8_lossy(&first.body).into_owned();
+        let nonce = text.rsplit("r=").next().unwrap_or_default();
+        let long = "n".repeat(60_000);
+        let reply = format!("r={nonce}{long},s=c2FsdA==,i=4096");
+        conversation.send(&message(b'R', &[b"\0\0\0\x0b", reply.as_bytes()].concat()));
+        conversation.wait_closed();
+    });
+    let keys = [("user", "postgres"), ("password", "x")];
+    let topology = Topology::new(shards).set("client_login_timeout", "3 s");
+    let pooler = Pooler::start(&topology.database_at("evil", server.address, &keys));
+    let params = [("user", "postgres"), ("database", "evil")];
+    let reply = Client::connect(pooler.address).start(PROTOCOL_3_0, &params);
+    reply.assert_fatal("server login failed");
+    assert!(pooler.console("SHOW VERSION").error.is_none());
+});
+
+// An ErrorResponse without the field for SQLSTATE, or without any.
+both_shards!(cve_2026_6666_error_of_a_server_without_sqlstate, |shards| {
+    for fields in [
+        &[(b'S', "FATAL"), (b'M', "no code")][..],
+        &[(b'M', "no code")],
+    ] {
+        let refusal = error(fields);
+        let server = FakeServer::start(move |mut conversation| {
+            if conversation.read_startup() {
+                conversation.send(&refusal);
+                conversation.wait_closed();
+            }
+        });
+        let topology = Topology::new(shards);
+        let pooler = Pooler::start(&topology.database_at("odd", server.address, &[]));
+        let params = [("user", "postgres"), ("database", "odd")];
+        let reply = Client::connect(pooler.address).start(PROTOCOL_3_0, &params);
+        reply.assert_fatal("no code");
+    }
+});
+
+// A console command that stats_users could use.
+both_shards!(cve_2026_6667_stats_user_commands_nothing, |shards| {
+    let topology = Topology::new(shards)
+        .user_secret("watcher", "")
+        .set("stats_users", vec!["watcher"]);
+    let stage = Stage::pooled(topology);
+    let mut victim = stage.client();
+    let id = stage
+        .console("SHOW CLIENTS")
+        .table()
+        .into_iter()
+        .find(|row| row["database"] == stage.entry)
+        .expect("the victim is listed")["id"]
+        .clone();
+    let params = [("user", "watcher"), ("database", "pgbouncer")];
+    for command in [
+        format!("KILL_CLIENT {id}"),
+        "KILL".to_owned(),
+        format!("KILL {}", stage.entry),
+        "PAUSE".to_owned(),
+        "SUSPEND".to_owned(),
+        "RECONNECT".to_owned(),
+        format!("DISABLE {}", stage.entry),
+        "RELOAD".to_owned(),
+        "SHUTDOWN".to_owned(),
+        "SET default_pool_size = 1".to_owned(),
+    ] {
+        let mut watcher = Client::connect(stage.address());
+        watcher.start(PROTOCOL_3_0, &params);
+        assert!(watcher.query(&command).error.is_some(), "{command}");
+    }
+    assert_eq!(victim.value("select 'alive'"), "alive");
+});
+
+// search_path of a client that is not authenticated yet, on the connection that runs auth_query.
+both_shards!(
+    cve_2025_12819_start_up_settings_do_not_reach_auth_query,
+    |shards| {
+        let database = Postgres::shared().database();
+        let name = role();
+        database.sql("create table logins (name text, secret text)");
+        database.sql(&format!("insert into logins values ('{name}', 'right')"));
+        database.sql("create schema evil");
+        database.sql("create table evil.logins (name text, secret text)");
+        database.sql(&format!(
+            "insert into evil.logins values ('{name}', 'wrong')"
+        ));
+        let query = "select name, secret from logins where name = $1";
+        let topology = asking(shards)
+            .pool_size(1)
+            .set("auth_query", query)
+            .set("auth_query_ttl", 0)
+            .set("auth_query_negative_ttl", 0)
+            .user_secret("postgres", "owner");
+        let stage = Stage::on(database, topology, &[]);
+        let with_path = |user: &str, password: &str| {
+            let config = format!(
+                "host=127.0.0.1 port={} user={user} password={password} dbname={} options='-c search_path=evil'",
+                stage.address().port(),
+                stage.entry
+            );
+            driver::block_on(async {
+                let (client, connection) =
+                    tokio_postgres::connect(&config, tokio_postgres::NoTls).await?;
+                tokio::spawn(connection);
+                client.query_one("select 1", &[]).await.map(drop)
+            })
+        };
+        let refused = with_path(&name, "wrong").unwrap_err();
+        let text = refused
+            .as_db_error()
+            .expect("a refusal")
+            .message()
+            .to_owned();
+        assert_eq!(text, "SASL authentication failed");
+        // Nor what another client of the very same pool has set on the very same server.
+        with_path("postgres", "owner").expect("the pool's own user logs in");
+        assert!(with_path(&name, "wrong").is_err());
+        let shown = stage.as_owner("SHOW SERVERS").table();
+        assert!(
+            shown.iter().any(|row| row["user"] == "postgres"),
+            "{shown:?}"
+        );
+    }
+);
+
+// Roles that are no longer valid.
+both_shards!(cve_2025_2291_expired_password_does_not_log_in, |shards| {
+    let stage = Stage::pooled(asking(shards).set("auth_query_negative_ttl", 0));
+    let name = role();
+    let login = || driver::try_login(stage.address(), &name, PASSWORD, &stage.entry);
+    let until = |when: &str| {
+        let sql = format!("alter role {name} valid until '{when}'");
+        stage.database.sql(&sql);
+        assert_eq!(stage.as_owner("RELOAD").complete, ["RELOAD"]);
+    };
+    until("2001-01-01");
+    assert_eq!(login().unwrap_err().1, "SASL authentication failed");
+    until("infinity");
+    assert_eq!(login(), Ok(name.clone()));
+    until("2001-01-01");
+    assert_eq!(login().unwrap_err().1, "SASL authentication failed");
+});
+
+// Bytes sent along with SSLRequest, which would be read as if they were encrypted.
+both_shards!(
+    cve_2021_3935_data_sent_along_with_an_ssl_request,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards));
+        let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+        let injected = [startup(PROTOCOL_3_0, &params), query("select 'injected'")].concat();
+        for request in [ssl_request(), gssenc_request()] {
+            let mut client = Client::connect(stage.address());
+            client.send(&[request, injected.clone()].concat());
+            let bytes = client.read_to_end();
+            let said = String::from_utf8_lossy(&bytes);
+            assert!(
+                said.contains("received unencrypted data after SSL request"),
+                "{said}"
+            );
+            assert!(!said.contains("injected"), "{said}");
+        }
+    }
+);
+
+// A user whom auth_query does not know, logged in as the user who runs it.
+both_shards!(
+    cve_2015_6817_unknown_user_is_not_logged_in_as_auth_user,
+    |shards| {
+        let stage = Stage::pooled(asking(shards));
+        for auth_type in ["trust", "md5", "plain", "scram-sha-256"] {
+            let topology = asking(shards).set("auth_type", auth_type).database(
+                &stage.entry,
+                &stage.database,
+                &[],
+            );
+            stage.rewrite(&topology);
+            assert_eq!(stage.as_owner("RELOAD").complete, ["RELOAD"]);
+            for password in ["", "x"] {
+                let outcome = driver::try_login(stage.address(), "nobody", password, &stage.entry);
+                assert!(outcome.is_err(), "{auth_type}: {outcome:?}");
+            }
+        }
+    }
+);
+
+// A database name longer than any buffer, for the entry that stands for all names.
+both_shards!(cve_2012_4575_overlong_database_name, |shards| {
+    let database = Postgres::shared().database();
+    let topology = Topology::new(shards).database("*", &database, &[]);
+    let pooler = Pooler::start(&topology);
+    for length in [63, 64, 128, 5_000, 60_000] {
+        let name = "d".repeat(length);
+        let params = [("user", "postgres"), ("database", name.as_str())];
+        let reply = Client::connect(pooler.address).start(PROTOCOL_3_0, &params);
+        assert_eq!(reply.error.is_none(), length == 63, "{length}: {reply:?}");
+    }
+    let params = [("user", "postgres"), ("database", "other")];
+    let reply = Client::connect(pooler.address).start(PROTOCOL_3_0, &params);
+    assert!(reply.error.is_none(), "{reply:?}");
+});
