@@ -216,20 +216,16 @@ fn lookup(host: &str) -> io::Result<Vec<IpAddr>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::{UserList, Users};
     use crate::base::Clock;
-    use crate::shard::Snapshot;
-    use std::path::Path;
 
     const TOML: &str = "[ringbouncer]\nauth_type = \"trust\"\ndns_max_ttl = \"1 h\"\ndns_nxdomain_ttl = \"0 s\"\n\
         [databases.a]\nhost = \"one, 10.0.0.1,/run\"\n[peers.2]\nhost = \"two\"\n";
 
     fn common() -> Common {
-        let config = Config::parse(TOML, Path::new("r.toml")).unwrap();
-        let snapshot = Snapshot {
-            config: Arc::new(config),
-            users: Arc::new(Users::new(std::iter::empty(), UserList::default())),
-        };
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("r.toml");
+        std::fs::write(&path, TOML).unwrap();
+        let snapshot = crate::process::load(&path, None).unwrap();
         Common::new(1, snapshot, [0; 32], channel().0, Clock::now()).unwrap()
     }
 
