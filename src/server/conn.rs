@@ -98,16 +98,16 @@ impl Server {
             && self.entry.close_needed.get().is_none()
     }
 
-    /// As [`Server::is_reusable`], for a server that nobody has: notifications that have come for nobody
-    /// are dropped (as in PgBouncer). If it is not, it has to be closed, since anything else is dropped, too.
-    pub fn is_fit(&self, cx: &Context<'_>) -> bool {
+    /// Whether a server that nobody has may go on being idle: it has said nothing but notifications, whole or in
+    /// part, which are dropped, as there is nobody to hear them (as in PgBouncer).
+    pub fn may_stay(&self, cx: &Context<'_>) -> bool {
         while self.dialogue.replies.is_clean() && !self.socket.is_quiet() {
             match self.socket.poll_recv(cx) {
                 Poll::Ready(Ok(Some(chunk))) if self.dialogue.only_notifies(&chunk) => {}
                 _ => return false,
             }
         }
-        self.is_reusable()
+        self.dialogue.replies.is_clean() && self.entry.close_needed.get().is_none()
     }
 
     /// Takes an idle server off this shard's ring.

@@ -395,8 +395,13 @@ impl Pool {
 
     /// Whether a server that nobody has may be given to a client; else it has to be closed.
     pub(super) fn is_fit(&self, server: &Server) -> bool {
+        self.may_stay(server) && server.is_reusable()
+    }
+
+    /// Whether a server that nobody has may go on being idle; else it has to be closed.
+    pub(super) fn may_stay(&self, server: &Server) -> bool {
         match &*self.shard.idle_watch.borrow() {
-            Some(waker) => server.is_fit(&Context::from_waker(waker)),
+            Some(waker) => server.may_stay(&Context::from_waker(waker)),
             None => server.is_reusable(),
         }
     }

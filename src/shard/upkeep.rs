@@ -157,7 +157,7 @@ fn expire_servers(pool: &Rc<Pool>, config: &Config) {
         let is_due = |server: &crate::server::Server, since: Moment| {
             let is_idle_long = spare > 0 && !idle_max.is_zero() && now.since(since) >= idle_max;
             spare -= u32::from(is_idle_long);
-            is_idle_long || !pool.is_fit(server) || pool.has_outlived(server)
+            is_idle_long || !pool.may_stay(server) || pool.has_outlived(server)
         };
         if local.idle().len() > 0 {
             local.expire_idle(is_due, actions);
@@ -183,7 +183,7 @@ impl Pool {
             let noisy = self
                 .local
                 .borrow_mut()
-                .remove_idle(|server| !self.is_fit(server));
+                .remove_idle(|server| !self.may_stay(server));
             let Some(server) = noisy else { return };
             let why = server.entry.close_needed.get();
             self.close(
