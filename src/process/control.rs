@@ -259,6 +259,7 @@ fn apply(common: &Common, options: &Options, snapshot: Snapshot, version: u64) {
         .lock()
         .unwrap_or_else(PoisonError::into_inner)
         .set_period(general.stats_period);
+    sources::log_remarks(&snapshot.remarks);
     publish(common, snapshot, version);
     tracing::info!("configuration reloaded");
 }

@@ -13,15 +13,16 @@ use std::sync::Arc;
 use zeroize::Zeroizing;
 
 /// Fetches the secrets that databases and users name the place of; they stand in the configuration
-/// from then on as if they had been written there.
+/// from then on as if they had been written there. Gives what is odd about them.
 ///
 /// # Errors
 /// [`StartError::Secret`] for the first that cannot be had.
-pub(super) fn fetch(config: &mut Config) -> Result<(), StartError> {
+pub(super) fn fetch(config: &mut Config) -> Result<Vec<String>, StartError> {
+    let mut remarks = Vec::new();
     for (name, database) in &mut config.databases {
         let (file, variable) = (&database.password_file, &database.password_env);
         let table = format!("databases.{name}");
-        if let Some(secret) = secret(&table, file.as_deref(), variable)? {
+        if let Some(secret) = secret(&table, file.as_deref(), variable, &mut remarks)? {
             let database = Arc::make_mut(database);
             database.password = Some(secret);
             database.password_file = None;
@@ -31,19 +32,19 @@ pub(super) fn fetch(config: &mut Config) -> Result<(), StartError> {
     for (name, user) in &mut config.users {
         let (file, variable) = (&user.password_file, &user.password_env);
         let table = format!("users.{name}");
-        if let Some(secret) = secret(&table, file.as_deref(), variable)? {
+        if let Some(secret) = secret(&table, file.as_deref(), variable, &mut remarks)? {
             let user = Arc::make_mut(user);
             user.password = Some(secret);
             user.password_file = None;
             user.password_env.clear();
         }
     }
-    Ok(())
+    Ok(remarks)
 }
 
 fn secret(table: &str, file: Option<&Path>, variable: &str) -> Result<Option<Secret>, StartError> {
     let fetched = match (file, variable) {
-        (Some(file), _) => of_file(file).map_err(|reason| ("password_file", reason)),
+        (Some(file), _) => of_file(file, remarks).map_err(|reason| ("password_file", reason)),
         (None, "") => return Ok(None),
         (None, variable) => of_environment(variable).map_err(|reason| ("password_env", reason)),
     };
@@ -54,12 +55,15 @@ fn secret(table: &str, file: Option<&Path>, variable: &str) -> Result<Option<Sec
     fetched.map(Some)
 }
 
-fn of_file(path: &Path) -> Result<Secret, String> {
+fn of_file(path: &Path, remarks: &mut Vec<String>) -> Result<Secret, String> {
     let told = |error: std::io::Error| format!("{}: {error}", path.display());
     let file = File::open(path).map_err(told)?;
     let mode = file.metadata().map_err(told)?.permissions().mode();
     if mode & 0o007 != 0 {
-        tracing::warn!(path = %path.display(), mode = format!("{:o}", mode & 0o777), "everybody may read or write a file with a password");
+        let (path, mode) = (path.display(), mode & 0o777);
+        remarks.push(format!(
+            "{path}: everybody may read or write this file with a password (mode {mode:o})"
+        ));
     }
     let mut bytes = Zeroizing::new(Vec::new());
     let bytes_max = AUTH_MESSAGE_BYTES_MAX as u64 + 2;
@@ -93,7 +97,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("secret");
         std::fs::write(&path, content).unwrap();
-        of_file(&path)
+        of_file(&path, &mut Vec::new())
     }
 
     #[test]
@@ -113,8 +117,21 @@ mod tests {
                 "{reason}"
             );
         }
-        assert!(of_file(Path::new("/nonexistent/secret")).is_err());
-        assert!(of_file(Path::new("/dev/zero")).is_err());
+        assert!(of_file(Path::new("/nonexistent/secret"), &mut Vec::new()).is_err());
+        assert!(of_file(Path::new("/dev/zero"), &mut Vec::new()).is_err());
         assert!(of_environment("RINGBOUNCER_NO_SUCH_VARIABLE").is_err());
+    }
+
+    #[test]
+    fn file_that_everybody_may_read_is_remarked_upon() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("secret");
+        std::fs::write(&path, "x").unwrap();
+        for (mode, count) in [(0o600, 0), (0o640, 0), (0o644, 1)] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let mut remarks = Vec::new();
+            of_file(&path, &mut remarks).unwrap();
+            assert_eq!(remarks.len(), count, "{mode:o}: {remarks:?}");
+        }
     }
 }

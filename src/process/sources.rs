@@ -2,7 +2,7 @@
 
 use super::error::StartError;
 use super::secrets;
-use crate::auth::hba::{Hba, HbaSources, HbaWarning, IdentMaps, Interface, LdapSettings};
+use crate::auth::hba::{Hba, HbaSources, IdentMaps, Interface, LdapSettings};
 use crate::auth::{UserList, Users};
 use crate::config::Config;
 use crate::net::{SetupError, TlsSetup};
@@ -23,13 +23,16 @@ const EXPIRES_SOON_SECONDS: i64 = 14 * DAY_SECONDS;
 /// Whatever is wrong with them.
 pub fn load(path: &Path, old: Option<&Snapshot>) -> Result<Snapshot, StartError> {
     let mut config = Config::load(path)?;
-    secrets::fetch(&mut config)?;
+    let mut remarks = secrets::fetch(&mut config)?;
     let list = match &config.general.auth_file {
         None => UserList::default(),
         Some(path) => read_user_list(path)?,
     };
     for duplicate in list.duplicates() {
-        tracing::warn!(user = %duplicate.name, "user stands in auth_file more than once; the last line counts");
+        let (name, line) = (&duplicate.name, duplicate.line);
+        remarks.push(format!(
+            "auth_file: user {name:?} stands in it more than once; line {line} counts"
+        ));
     }
     let configured = config
         .users
@@ -37,7 +40,17 @@ pub fn load(path: &Path, old: Option<&Snapshot>) -> Result<Snapshot, StartError>
         .map(|(name, user)| (name.clone(), user.password.clone()));
     let users = Users::new(configured, list);
     let tls = load_tls(&config, old)?;
-    with_rules(config, Arc::new(users), Arc::new(tls))
+    let mut snapshot = with_rules(config, Arc::new(users), Arc::new(tls))?;
+    remarks.extend_from_slice(&snapshot.remarks);
+    snapshot.remarks = remarks.into();
+    Ok(snapshot)
+}
+
+/// Logs what is odd about the files, which they may not say before it is known where logs go.
+pub(super) fn log_remarks(remarks: &[String]) {
+    for remark in remarks {
+        tracing::warn!("{remark}");
+    }
 }
 
 /// `config`, `users` and `tls` together with the rules that the configuration names.
@@ -49,8 +62,9 @@ pub(super) fn with_rules(
     users: Arc<Users>,
     tls: Arc<TlsSetup>,
 ) -> Result<Snapshot, StartError> {
-    let maps = read_ident_maps(config.general.auth_ident_file.as_deref());
-    let hba = read_hba(config.general.auth_hba_file.as_deref(), &maps);
+    let mut remarks = Vec::new();
+    let maps = read_ident_maps(config.general.auth_ident_file.as_deref(), &mut remarks);
+    let hba = read_hba(config.general.auth_hba_file.as_deref(), &maps, &mut remarks);
     let ldap = match config.general.auth_ldap_options.as_str() {
         "" => None,
         options => Some(LdapSettings::parse(options).map_err(StartError::Ldap)?),
@@ -61,6 +75,7 @@ pub(super) fn with_rules(
         tls,
         hba: Arc::new(hba),
         ldap: ldap.map(Arc::new),
+        remarks: remarks.into(),
     })
 }
 
@@ -108,7 +123,7 @@ fn read_user_list(path: &Path) -> Result<UserList, StartError> {
 }
 
 /// A file that cannot be read has no maps: a rule that names one lets nobody in.
-fn read_ident_maps(path: Option<&Path>) -> IdentMaps {
+fn read_ident_maps(path: Option<&Path>, remarks: &mut Vec<String>) -> IdentMaps {
     let Some(path) = path else {
         return IdentMaps::default();
     };
@@ -116,52 +131,51 @@ fn read_ident_maps(path: Option<&Path>) -> IdentMaps {
     let maps = match std::fs::read(path) {
         Ok(text) => IdentMaps::parse(path, &text, &mut warnings),
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "cannot read auth_ident_file");
+            let path = path.display();
+            remarks.push(format!("cannot read auth_ident_file {path}: {error}"));
             IdentMaps::default()
         }
     };
-    warn(&warnings);
+    remarks.extend(warnings.iter().map(ToString::to_string));
     maps
 }
 
 /// A file that cannot be read has no rules: everybody is refused.
-fn read_hba(path: Option<&Path>, maps: &IdentMaps) -> Hba {
+fn read_hba(path: Option<&Path>, maps: &IdentMaps, remarks: &mut Vec<String>) -> Hba {
     let Some(path) = path else {
         return Hba::default();
     };
     let text = match std::fs::read(path) {
         Ok(text) => text,
         Err(error) => {
-            tracing::error!(path = %path.display(), %error, "cannot read auth_hba_file; everybody is refused");
+            let path = path.display();
+            remarks.push(format!(
+                "cannot read auth_hba_file {path}, so everybody is refused: {error}"
+            ));
             return Hba::default();
         }
     };
     let sources = HbaSources {
         path,
         maps,
-        machine: &interfaces(),
+        machine: &interfaces(remarks),
         read: &|path| std::fs::read(path),
     };
     let mut warnings = Vec::new();
     let hba = Hba::parse(&text, &sources, &mut warnings);
-    warn(&warnings);
+    remarks.extend(warnings.iter().map(ToString::to_string));
     hba
 }
 
-fn warn(warnings: &[HbaWarning]) {
-    for warning in warnings {
-        let (file, line) = (warning.file.display(), warning.line);
-        tracing::warn!(%file, line, fault = %warning.fault, "line of an authentication file ignored in part or whole");
-    }
-}
-
 /// The addresses of this machine; none if the system does not say.
-fn interfaces() -> Vec<Interface> {
+fn interfaces(remarks: &mut Vec<String>) -> Vec<Interface> {
     match nix::ifaddrs::getifaddrs() {
         Ok(all) => all.filter_map(|one| interface(&one)).collect(),
         Err(error) => {
             let error = io::Error::from(error);
-            tracing::warn!(%error, "cannot list this machine's addresses; samehost and samenet match nothing");
+            remarks.push(format!(
+                "cannot list this machine's addresses, so samehost and samenet match nothing: {error}"
+            ));
             Vec::new()
         }
     }

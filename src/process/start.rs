@@ -76,6 +76,7 @@ fn serve(options: &Options) -> Result<(), StartError> {
     settle_user(options, &config)?;
     log::apply(&config, options.wishes()).map_err(|source| StartError::LogFile { source })?;
     warn_of_root(&config);
+    sources::log_remarks(&snapshot.remarks);
     sources::warn_of_expiry(&snapshot.tls);
     if let Some(path) = &general.pidfile {
         PidFile::check(path)?;

@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub hba: Arc<Hba>,
     /// Whom to ask, for `auth_type` ldap.
     pub ldap: Option<Arc<LdapSettings>>,
+    /// What is odd about the files, for the log.
+    pub remarks: Arc<[String]>,
 }
 
 /// What auth_query said about a user, or what a client is told instead.

@@ -101,7 +101,7 @@ both_shards!(first_matching_rule_decides, |shards| {
         let outcome = driver::try_login(stage.address(), "asked", password, &stage.entry);
         assert_eq!(outcome.is_ok(), good, "{outcome:?}");
     }
-    logs(&stage, "line=3");
+    logs(&stage, "hba:3: ");
     logs(&stage, "host names are not supported");
 });
 
