@@ -42,7 +42,12 @@ pub(super) fn fetch(config: &mut Config) -> Result<Vec<String>, StartError> {
     Ok(remarks)
 }
 
-fn secret(table: &str, file: Option<&Path>, variable: &str) -> Result<Option<Secret>, StartError> {
+fn secret(
+    table: &str,
+    file: Option<&Path>,
+    variable: &str,
+    remarks: &mut Vec<String>,
+) -> Result<Option<Secret>, StartError> {
     let fetched = match (file, variable) {
         (Some(file), _) => of_file(file, remarks).map_err(|reason| ("password_file", reason)),
         (None, "") => return Ok(None),
