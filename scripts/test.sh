@@ -74,6 +74,11 @@ need_component() {
     rustup component add "$2"
 }
 
+# Tests start an LDAP server of their own; the one that Debian's package may start is not used.
+need_ldap() {
+    if ! { [ -x /usr/sbin/slapd ] || has slapd; } || ! has ldapsearch; then apt_install slapd ldap-utils; fi
+}
+
 need_shellcheck() { has shellcheck || apt_install shellcheck; }
 
 need_python() {
@@ -165,6 +170,7 @@ step_fuzz() {
 step_it() {
     need_postgres
     need_pgbouncer
+    need_ldap
     cargo test --locked --test it -- --skip torture:: --skip soak::
 }
 

@@ -216,7 +216,7 @@ fn a_steady_conversation_allocates_nothing() {
     let config = directory.path().join("ringbouncer.toml");
     let text = format!(
         "[ringbouncer]\nlisten_addr = []\nunix_socket_dir = {:?}\nlisten_port = 6432\npool_mode = \"transaction\"\n\
-         default_pool_size = 1\nauth_type = \"trust\"\nlog_level = \"error\"\n\
+         default_pool_size = 1\nserver_tls_sslmode = \"disable\"\nauth_type = \"trust\"\nlog_level = \"error\"\n\
          [databases.shop]\nhost = \"127.0.0.1\"\nport = {port}\n[users.alice]\n",
         directory.path()
     );

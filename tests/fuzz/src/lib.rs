@@ -15,9 +15,7 @@ mod parsers;
 mod wire;
 
 pub use mutate::{Rng, mutated};
-pub use parsers::{
-    certificate, command, config, frame, hba, login, replies, scram, userlist,
-};
+pub use parsers::{certificate, command, config, frame, hba, login, replies, scram, userlist};
 pub use wire::{backend, frontend, options, startup};
 
 use std::path::PathBuf;
