@@ -162,6 +162,14 @@ impl Socket {
         poll_fn(|cx| self.poll_queued(cx, 0)).await
     }
 
+    /// Ready once everything queued has been sent.
+    ///
+    /// # Errors
+    /// Why sending failed.
+    pub fn poll_flushed(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_queued(cx, 0)
+    }
+
     fn poll_queued(&self, cx: &Context<'_>, queued: usize) -> Poll<io::Result<()>> {
         match self.net.0.writable(self.index, queued) {
             Err(errno) => Poll::Ready(Err(error_of(errno))),
@@ -206,6 +214,34 @@ impl Socket {
         let fd = self.net.0.extract(self.index);
         std::mem::forget(self);
         Ok(Detached(fd))
+    }
+
+    /// As [`Socket::detach`], but takes along what has arrived and was not read.
+    ///
+    /// # Errors
+    /// Gives the socket back, still on the ring and receiving, if it has ended or failed.
+    pub async fn unload(self) -> Result<(Detached, Vec<u8>), Socket> {
+        self.pause(true);
+        poll_fn(|cx| {
+            if self.is_ending() || self.net.0.is_detachable(self.index) {
+                return Poll::Ready(());
+            }
+            self.watch(cx);
+            let _ = self.poll_queued(cx, 0);
+            Poll::Pending
+        })
+        .await;
+        if self.is_ending() {
+            self.pause(false);
+            return Err(self);
+        }
+        let mut unread = Vec::new();
+        while let Some(Ok(data)) = self.net.0.take_received(self.index) {
+            unread.extend_from_slice(&self.chunk(data));
+        }
+        let fd = self.net.0.extract(self.index);
+        std::mem::forget(self);
+        Ok((Detached(fd), unread))
     }
 
     /// Says no more than what is queued, with `abort` not even that, and waits until the peer has

@@ -4,8 +4,10 @@
 mod downstream;
 mod lease;
 mod outlet;
+mod parcel;
 mod run;
 mod upstream;
 
 pub use lease::{Denial, Grant, Servers, Waiter};
+pub use parcel::RelayParcel;
 pub use run::{Ending, Relay, RelaySettings};

@@ -9,7 +9,7 @@ mod replies;
 pub use cancel_key::{CancelKey, SLOTS_MAX};
 pub use params::{RecentSettings, ServerParams, Setting, Settings, TRACKED, is_setting_name};
 pub use prepared::{
-    Change, ClientChange, ClientStatements, NameInUse, Preparation, ServerChange, ServerStatements,
-    Statement, StatementId, Statements, server_name,
+    Change, ClientChange, ClientStatements, NameInUse, PackedStatements, Preparation, ServerChange,
+    ServerStatements, Statement, StatementId, Statements, server_name,
 };
 pub use replies::{Fate, Kind, OutOfStep, Replies, Reply};

@@ -200,6 +200,55 @@ impl ClientStatements {
     }
 }
 
+/// A client's names on their way to another shard, each with the statement's text.
+#[derive(Debug, Default)]
+pub struct PackedStatements {
+    names: Vec<PackedName>,
+    serial: u64,
+}
+
+#[derive(Debug)]
+struct PackedName {
+    name: Box<[u8]>,
+    serial: u64,
+    is_confirmed: bool,
+    body: Box<[u8]>,
+}
+
+impl ClientStatements {
+    /// Takes the names off this shard.
+    pub fn pack(self) -> PackedStatements {
+        let names = self.names.into_iter().map(|(name, registered)| PackedName {
+            name,
+            serial: registered.serial,
+            is_confirmed: registered.is_confirmed,
+            body: registered.statement.body().into(),
+        });
+        PackedStatements {
+            names: names.collect(),
+            serial: self.serial,
+        }
+    }
+}
+
+impl PackedStatements {
+    /// The names on the shard whose statements these are.
+    pub fn unpack(self, statements: &mut Statements) -> ClientStatements {
+        let names = self.names.into_iter().map(|packed| {
+            let registered = Registered {
+                serial: packed.serial,
+                statement: statements.intern(&packed.body),
+                is_confirmed: packed.is_confirmed,
+            };
+            (packed.name, registered)
+        });
+        ClientStatements {
+            names: names.collect(),
+            serial: self.serial,
+        }
+    }
+}
+
 /// What a Parse or Close did to a client's names.
 #[derive(Debug)]
 pub enum ClientChange {
@@ -417,6 +466,26 @@ mod tests {
             statements.intern(&n.to_be_bytes());
         }
         assert!(statements.known.len() <= 65);
+    }
+
+    #[test]
+    fn names_that_move_stand_for_the_same_statements() {
+        let (mut here, mut there) = (Statements::default(), Statements::default());
+        let mut client = ClientStatements::default();
+        let statement = here.intern(b"select 1\0\0\0");
+        let registered = client.register(b"s", statement.clone()).unwrap();
+        let mut moved = client.pack().unpack(&mut there);
+        assert_eq!(
+            moved.get(b"s").map(|moved| moved.id()),
+            Some(statement.id())
+        );
+        assert!(Rc::ptr_eq(
+            moved.get(b"s").unwrap(),
+            &there.intern(b"select 1\0\0\0")
+        ));
+        // A reply that is still to come finds the registration.
+        moved.undo(registered);
+        assert!(moved.is_empty());
     }
 
     #[test]

@@ -22,6 +22,7 @@ use crate::relay::{Denial, Ending, Relay, RelaySettings, Waiter};
 use crate::session::{CancelKey, ServerParams, Settings, is_setting_name};
 use crate::stats::PoolStats;
 use crate::wire::{SqlState, StartupPacket, parse_options};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -61,7 +62,7 @@ pub(super) fn serve(
 pub(super) fn go_on(
     shard: Rc<Shard>,
     counted: Present,
-    greeted: Box<Greeted>,
+    greeted: Greeted,
 ) -> impl Future<Output = ()> {
     let entry = ClientEntry::new(
         greeted.id,
@@ -80,16 +81,18 @@ pub(super) fn go_on(
     }
 }
 
-/// One client on its way in.
-struct Guest {
-    shard: Rc<Shard>,
-    entry: Rc<ClientEntry>,
-    slot: usize,
+/// One client of this shard.
+pub(super) struct Guest {
+    pub(super) shard: Rc<Shard>,
+    pub(super) entry: Rc<ClientEntry>,
+    pub(super) slot: usize,
+    /// How often it has moved.
+    pub(super) moves: Cell<u32>,
     _counted: Present,
 }
 
 /// What has become of a client that wanted in.
-enum Stay {
+pub(super) enum Stay {
     /// Its connection has ended.
     Ended(Ending),
     /// It goes on at another shard.
@@ -99,13 +102,14 @@ enum Stay {
 }
 
 /// A client that has logged in, and its places under the limits.
-struct Settled {
-    relay: Relay,
-    _seats: [Seat; 3],
+pub(super) struct Settled {
+    pub(super) relay: Relay,
+    pub(super) pool: Rc<Pool>,
+    pub(super) seats: [Seat; 3],
 }
 
 /// A client's place under a limit on clients, given back when dropped.
-struct Seat(Arc<Permits>);
+pub(super) struct Seat(Arc<Permits>);
 
 impl Seat {
     fn take(permits: &Arc<Permits>) -> Option<Seat> {
@@ -127,23 +131,24 @@ struct Admitted {
 }
 
 impl Guest {
-    fn new(shard: Rc<Shard>, counted: Present, entry: ClientEntry) -> Guest {
+    pub(super) fn new(shard: Rc<Shard>, counted: Present, entry: ClientEntry) -> Guest {
         let entry = Rc::new(entry);
         let slot = shard.clients.borrow_mut().insert(entry.clone());
         Guest {
             shard,
             entry,
             slot,
+            moves: Cell::new(0),
             _counted: counted,
         }
     }
 
     /// Serves a client that is in; takes leave of every one.
-    async fn conclude(&self, stay: Stay) {
+    pub(super) async fn conclude(&self, stay: Stay) {
         let ending = match stay {
             Stay::Moved => None,
             Stay::Ended(ending) => Some(ending),
-            Stay::Settled(mut settled) => Some(settled.relay.run().await),
+            Stay::Settled(settled) => self.stay(settled).await,
         };
         if let Some(ending) = ending {
             self.log_ending(&ending);
@@ -378,7 +383,8 @@ impl Guest {
         );
         Stay::Settled(Box::new(Settled {
             relay,
-            _seats: [seat, of_database, of_user],
+            pool,
+            seats: [seat, of_database, of_user],
         }))
     }
 
@@ -434,9 +440,7 @@ impl Guest {
         database: &Arc<str>,
         stats: Arc<PoolStats>,
     ) -> CancelKey {
-        let mut secret = [0; 32];
-        fill_random(&mut secret);
-        let cancel_key = CancelKey::new(self.shard.id, self.slot, packet.minor() >= 2, secret);
+        let cancel_key = self.fresh_key(packet.minor() >= 2);
         let who = Who {
             database: database.clone(),
             user: packet.user().into(),
@@ -445,6 +449,18 @@ impl Guest {
         };
         self.entry.logged_in(who, self.shard.net.now());
         cancel_key
+    }
+
+    /// A cancel key that nobody has, not even somebody who had this slot and has moved.
+    fn fresh_key(&self, is_long: bool) -> CancelKey {
+        loop {
+            let mut secret = [0; 32];
+            fill_random(&mut secret);
+            let key = CancelKey::new(self.shard.id, self.slot, is_long, secret);
+            if !self.shard.strays.borrow().knows(key.bytes()) {
+                return key;
+            }
+        }
     }
 
     // ---- leaving -------------------------------------------------------------------------
@@ -496,6 +512,8 @@ impl Guest {
                 }
                 &farewell.text
             }
+            // It has not left.
+            Ending::Moving(_) => return,
         };
         if general.log_disconnections && self.entry.state() != ClientState::Login {
             tracing::info!(client = %id, %remote, database, user, why, "closing client connection");
@@ -503,7 +521,7 @@ impl Guest {
     }
 }
 
-fn say_farewell(socket: &Socket, ending: &Ending) {
+pub(super) fn say_farewell(socket: &Socket, ending: &Ending) {
     if let Ending::SentAway(farewell) = ending {
         let mut out = Vec::new();
         farewell.write(&mut out);

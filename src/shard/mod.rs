@@ -6,6 +6,7 @@ mod canceling;
 mod guest;
 mod inbox;
 mod message;
+mod moving;
 mod obeying;
 mod opening;
 mod orders;
