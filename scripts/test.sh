@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib.sh"
 cd "$ROOT"
 
-ALL_STEPS=(fmt clippy shell unit tidy loom sim steady fuzz it drivers torture soak loadtest)
+ALL_STEPS=(fmt clippy shell unit tidy loom sim steady instructions fuzz it drivers torture soak loadtest)
 DRIVERS=$ROOT/target/drivers
 KEEP_GOING=no STEPS=()
 export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
@@ -27,6 +27,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   loom      every interleaving of the lock-free parts
   sim       the pool under simulation
   steady    no allocation in a conversation that runs
+  instructions  instructions per relayed transaction, against benches/instructions.budget
   fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 10)
   it        the program against real PostgreSQL and scripted peers
   drivers   psycopg, asyncpg, SQLAlchemy, node-postgres, psql and pgbench, with 1 and with 3 shards
@@ -155,6 +156,15 @@ step_loom() {
 }
 
 step_sim() { cargo test --locked --test sim; }
+need_valgrind() { has valgrind || apt_install valgrind; }
+
+# The C library and the processor do not matter, the toolchain does: with another one nothing is enforced.
+step_instructions() {
+    need_python
+    need_valgrind
+    python3 scripts/instructions.py
+}
+
 step_steady() { cargo test --locked --test steady; }
 
 # Not --locked: the lock file of that package follows the pooler's own dependencies.

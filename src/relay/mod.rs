@@ -4,8 +4,10 @@
 mod downstream;
 mod lease;
 mod outlet;
+mod rehearsal;
 mod run;
 mod upstream;
 
 pub use lease::{Denial, Grant, Servers, Waiter};
+pub use rehearsal::Rehearsal;
 pub use run::{Ending, Relay, RelaySettings};
