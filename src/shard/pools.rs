@@ -18,7 +18,11 @@ use crate::wire::frontend::terminate;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Context;
+
+/// Why a server is closed that another pool needs the place of.
+const EVICTED: &str = "evicted";
 
 type Actions = Vec<Action<Server, Rc<Waiter>>>;
 
@@ -381,6 +385,10 @@ impl Pool {
             }
             socket.close().await;
             pool.step(|local, now, actions| local.closed(now, actions));
+            // Only now: until the permit is back, nobody else has to make room.
+            if why == EVICTED {
+                pool.common.evictions.fetch_sub(1, Ordering::Relaxed);
+            }
         });
     }
 
@@ -473,7 +481,8 @@ impl Pool {
     pub(super) fn evict(self: &Rc<Self>) {
         let evicted = self.local.borrow_mut().evict();
         if let Some(server) = evicted {
-            self.close(server, "evicted");
+            self.common.evictions.fetch_add(1, Ordering::Relaxed);
+            self.close(server, EVICTED);
         }
     }
 

@@ -89,6 +89,8 @@ pub struct CommonPool {
     pub failures: AtomicUsize,
     /// Attempts that were made.
     pub attempts: AtomicUsize,
+    /// Servers that are being closed for another pool's sake and still have their permits.
+    pub evictions: AtomicUsize,
     /// Why the last attempt to open a server failed, until one succeeds.
     pub last_failure: ArcSwapOption<Farewell>,
     /// When a server was last closed for its age.
@@ -295,6 +297,7 @@ impl Common {
             credentials: ArcSwap::from_pointee(ServerCredentials::Nothing),
             failures: AtomicUsize::new(0),
             attempts: AtomicUsize::new(0),
+            evictions: AtomicUsize::new(0),
             last_failure: ArcSwapOption::empty(),
             aged_out: AtomicU64::new(0),
         });
@@ -363,7 +366,7 @@ impl Common {
     }
 
     /// The pool, and the shard, with the longest idle server among those that share a limit with `pool`
-    /// which keeps it from opening one. Takes a mutex and looks at every pool: for a client that waits
+    /// which keeps it from opening one; none while one of them makes room already. Takes a mutex and looks at every pool: for a client that waits
     /// while the limit is used up, at most once in 10 ms and shard.
     pub fn victim(&self, pool: &CommonPool) -> Option<(PoolKey, ShardId)> {
         let directory = self.directory();
@@ -374,11 +377,16 @@ impl Common {
         let key = &pool.key;
         let database_is_full = is_full(Scope::Database(key.database.clone()));
         let user_is_full = is_full(Scope::User(key.user.clone()));
-        let others = directory.pools.values().filter(|other| {
+        let shares = |other: &&Arc<CommonPool>| {
             other.key != *key
                 && (database_is_full && other.key.database == key.database
                     || user_is_full && other.key.user == key.user)
-        });
+        };
+        let mut others = directory.pools.values().filter(shares);
+        if others.any(|other| other.evictions.load(Ordering::Relaxed) > 0) {
+            return None;
+        }
+        let others = directory.pools.values().filter(shares);
         let idle = others.filter_map(|other| Some((other.shared.longest_idle()?, &other.key)));
         let ((_, shard), key) = idle.min_by_key(|((since, _), _)| *since)?;
         Some((key.clone(), shard))
