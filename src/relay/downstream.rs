@@ -2,7 +2,7 @@
 //! up those it did not ask the server for. Bodies are read only where the pooler must know:
 //! transaction status, settings, and whether all statements were deallocated.
 
-use super::kept::Kept;
+use super::kept::{Kept, News};
 use super::outlet::Outlet;
 use super::spoken::{Spoken, failure_of};
 use crate::server::Dialogue;
@@ -53,6 +53,8 @@ pub(super) struct Downstream {
     /// ParameterDescription, held until it is known whether the rest of the description follows:
     /// PostgreSQL sends it ahead of the error that makes the batch be sent again.
     held: Vec<u8>,
+    /// The news that the batch is refused, and what was held ahead of it, until the batch is whole.
+    refusal: Vec<u8>,
 }
 
 /// Both sides of a lease, as far as the server's messages touch them.
@@ -148,7 +150,8 @@ impl Downstream {
         Ok(())
     }
 
-    /// Keeps a ParameterDescription back until the message behind it comes.
+    /// Keeps a ParameterDescription back until the message behind it comes, and the news of a refusal until
+    /// the batch is whole.
     #[inline]
     fn hold(
         &mut self,
@@ -161,12 +164,21 @@ impl Downstream {
         if header.tag == tag::PARAMETER_DESCRIPTION && forward {
             self.held.extend_from_slice(self.scanner.header_bytes());
             self.held.extend_from_slice(body);
+        } else if header.tag == tag::ERROR_RESPONSE && audience.kept.is_waiting() {
+            self.refusal.append(&mut self.held);
+            self.refusal.extend_from_slice(self.scanner.header_bytes());
+            self.refusal.extend_from_slice(body);
         } else if !self.held.is_empty() {
             if audience.kept.is_refused() {
                 self.held.clear();
             }
             outlet.append(&mut self.held);
         }
+    }
+
+    /// The news that has been held: the client is to have it now, or nobody.
+    pub(super) fn take_refusal(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.refusal)
     }
 
     fn finish_gathered(
@@ -280,10 +292,14 @@ fn hold_back(reply: &Reply<Change>, body: &[u8], audience: &mut Audience<'_>) ->
     }
     let replies = &mut audience.dialogue.replies;
     // A transaction has failed with its statement: that cannot be undone.
-    replies.status() == b'I'
-        && failure.can_retry
-        && audience.kept.refused()
-        && replies.swallow_end()
+    if replies.status() != b'I' || !failure.can_retry {
+        return false;
+    }
+    match audience.kept.refused() {
+        News::Tell => false,
+        News::Hold => true,
+        News::Drop => replies.swallow_end(),
+    }
 }
 
 /// Puts the pooler's own refusal in the place of the error that it has made the server give.

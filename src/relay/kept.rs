@@ -3,9 +3,12 @@
 //!
 //! ```text
 //!  Armed ──Bind, Describe──► Keeping ──Sync──► Whole ──refused──► Again ──sent again──► Armed
-//!    │                          │                │
+//!    │                          │ └─refused─► Refused ──Sync──────────▲
 //!    └──────────────────────────┴────────────────┴── a reply, anything else, too long ──► Over
 //! ```
+//!
+//! A server refuses as soon as it has read the Bind, which may be before the client has sent the rest. Until
+//! the Sync tells whether the batch can be sent again, the client is not told.
 
 use crate::wire::frontend::{Bind, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
@@ -27,7 +30,20 @@ enum State {
     Query,
     Keeping,
     Whole,
+    /// The server has refused it and skips the rest, which is still to come.
+    Refused,
     Again,
+}
+
+/// What becomes of the news that the server has refused the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    /// The client gets it.
+    Tell,
+    /// It is held until it is known which: see [`Kept::is_waiting`].
+    Hold,
+    /// The client can do without: the batch is going to be sent again.
+    Drop,
 }
 
 /// See the file's comment.
@@ -63,6 +79,11 @@ impl Kept {
                 State::Keeping
             }
             (State::Keeping, tag::SYNC) => State::Whole,
+            (
+                State::Refused,
+                tag::BIND | tag::DESCRIBE | tag::PARSE | tag::CLOSE | tag::EXECUTE,
+            ) => State::Refused,
+            (State::Refused, tag::SYNC) if is_self_describing(&self.bytes) => State::Again,
             (State::Armed, tag::QUERY) => {
                 self.state = State::Query;
                 return;
@@ -75,7 +96,7 @@ impl Kept {
 
     /// More of the body of the message begun last.
     pub(super) fn goes_on(&mut self, body: &[u8]) {
-        if matches!(self.state, State::Keeping | State::Whole) {
+        if matches!(self.state, State::Keeping | State::Whole | State::Refused) {
             self.bytes.extend_from_slice(body);
             if self.bytes.len() > KEPT_BYTES_MAX {
                 self.forget();
@@ -100,15 +121,27 @@ impl Kept {
         }
     }
 
-    /// The server has refused the batch because a statement is out of date. True if the client can do
-    /// without that news: the batch is going to be sent again.
-    pub(super) fn refused(&mut self) -> bool {
-        let may_retry =
-            self.state == State::Whole && self.times < AGAIN_MAX && is_self_describing(&self.bytes);
-        if may_retry {
-            self.state = State::Again;
+    /// The server has refused the batch because a statement is out of date.
+    pub(super) fn refused(&mut self) -> News {
+        if self.times >= AGAIN_MAX {
+            return News::Tell;
         }
-        may_retry
+        match self.state {
+            State::Keeping => {
+                self.state = State::Refused;
+                News::Hold
+            }
+            State::Whole if is_self_describing(&self.bytes) => {
+                self.state = State::Again;
+                News::Drop
+            }
+            _ => News::Tell,
+        }
+    }
+
+    /// Whether the news of the refusal is to be held.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.state == State::Refused
     }
 
     /// Whether the batch is going to be sent again.
@@ -230,7 +263,7 @@ mod tests {
         let (mut kept, batch) = (Kept::default(), text_batch());
         kept.arm();
         feed(&mut kept, &batch);
-        assert!(kept.refused());
+        assert_eq!(kept.refused(), News::Drop);
         assert_eq!(kept.take_again(), Some(batch));
         assert_eq!(kept.take_again(), None);
     }
@@ -241,7 +274,7 @@ mod tests {
         kept.arm();
         feed(&mut kept, &text_batch());
         kept.answered();
-        assert!(!kept.refused());
+        assert_eq!(kept.refused(), News::Tell);
     }
 
     #[test]
@@ -249,23 +282,50 @@ mod tests {
         let batch = text_batch();
         let mut query = Vec::new();
         build::query(&mut query, "select 1");
-        let half = &batch[..batch.len() - 5];
-        let cases = [
-            half.to_vec(),
-            [&batch[..], &batch].concat(),
-            [&query[..], &batch].concat(),
-        ];
+        let cases = [[&batch[..], &batch].concat(), [&query[..], &batch].concat()];
         for case in cases {
             let mut kept = Kept::default();
             kept.arm();
             feed(&mut kept, &case);
-            assert!(!kept.refused(), "{case:?}");
+            assert_eq!(kept.refused(), News::Tell, "{case:?}");
         }
     }
 
     #[test]
+    fn news_is_held_until_the_rest_of_the_batch_decides() {
+        let cases = [
+            (text_batch(), 14, true),
+            (described(&binary_bind(), true), 17, true),
+            (described(&binary_bind(), false), 17, false),
+        ];
+        for (batch, bind_bytes, is_sent_again) in cases {
+            let mut kept = Kept::default();
+            kept.arm();
+            feed(&mut kept, &batch[..bind_bytes]);
+            assert_eq!(kept.refused(), News::Hold, "{batch:?}");
+            feed(&mut kept, &batch[bind_bytes..batch.len() - 5]);
+            assert!(kept.is_waiting());
+            feed(&mut kept, &batch[batch.len() - 5..]);
+            assert!(!kept.is_waiting());
+            assert_eq!(kept.take_again(), is_sent_again.then_some(batch));
+        }
+    }
+
+    #[test]
+    fn client_that_waits_for_the_news_is_told() {
+        let mut kept = Kept::default();
+        kept.arm();
+        feed(&mut kept, &binary_bind());
+        assert_eq!(kept.refused(), News::Hold);
+        let mut flush = Vec::new();
+        message(&mut flush, tag::FLUSH, |_| {});
+        feed(&mut kept, &flush);
+        assert!(!kept.is_waiting() && !kept.is_open());
+    }
+
+    #[test]
     fn client_that_relies_on_an_old_description_is_told() {
-        for (describes, expected) in [(false, false), (true, true)] {
+        for (describes, expected) in [(false, News::Tell), (true, News::Drop)] {
             let mut kept = Kept::default();
             kept.arm();
             feed(&mut kept, &described(&binary_bind(), describes));
@@ -280,7 +340,7 @@ mod tests {
         let mut times = 0;
         loop {
             feed(&mut kept, &text_batch());
-            if !kept.refused() {
+            if kept.refused() == News::Tell {
                 break;
             }
             times += 1;

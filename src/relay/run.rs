@@ -507,6 +507,16 @@ impl Relay {
             }
             Ok(false) => {}
         }
+        if let Some(batch) = self.upstream.kept.take_again() {
+            link.downstream.take_refusal();
+            return self.forward(link, Chunk::from_vec(self.net, batch));
+        }
+        if !self.upstream.kept.is_waiting() {
+            let refusal = link.downstream.take_refusal();
+            if !refusal.is_empty() {
+                self.socket.send(refusal);
+            }
+        }
         // Replies that no message of the server will trigger.
         if !link.downstream.is_inside_message() {
             let mut outlet = Outlet::new(&[], Some(self.net));

@@ -211,8 +211,12 @@ impl Upstream {
                     if self.kept.is_open() {
                         let header = self.scanner.header_bytes();
                         self.kept.begin(header, &data[body..range.end]);
+                        if self.kept.is_refused() && at < data.len() {
+                            // It is not alone.
+                            self.kept.answered();
+                        }
                     }
-                    self.flow = decide(header, exchange);
+                    self.flow = decide(header, self.kept.is_refused(), exchange);
                     let passes = match self.flow {
                         Flow::Pass => true,
                         Flow::Discard => false,
@@ -323,8 +327,8 @@ fn check_tag(tag: u8) -> Result<(), Fault> {
 }
 
 /// What becomes of a message, from its header; pushes what it will be answered with, unless its
-/// body has to be looked at first.
-fn decide(header: Header, exchange: &mut Exchange<'_>) -> Flow {
+/// body has to be looked at first. `is_refused` if it ends a batch that is going to be sent again.
+fn decide(header: Header, is_refused: bool, exchange: &mut Exchange<'_>) -> Flow {
     let replies = &mut exchange.dialogue.replies;
     if replies.is_skipping() && header.tag != tag::SYNC {
         return Flow::Discard;
@@ -335,6 +339,9 @@ fn decide(header: Header, exchange: &mut Exchange<'_>) -> Flow {
         tag::QUERY | tag::FUNCTION_CALL => replies.push(Kind::Query, Fate::Forward, None),
         tag::SYNC => {
             replies.push(Kind::Sync, Fate::Forward, None);
+            if is_refused {
+                replies.swallow_end();
+            }
             exchange.dialogue.statements.synced();
         }
         tag::EXECUTE => {

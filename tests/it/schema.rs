@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use crate::support::peer::{Conversation, FakeServer};
 use crate::support::wait::alone;
 use crate::support::wire::*;
 use crate::support::*;
@@ -64,6 +65,76 @@ both_shards!(batch_cut_into_bytes_is_sent_again_as_a_whole, |shards| {
     let reply = client.reply();
     assert_eq!((reply.tags.as_str(), reply.rows[0].len()), ("2TDCZ", 4));
     assert_eq!(reply.rows[0][3].as_deref(), Some("b"));
+});
+
+/// A server that refuses the first Bind at once, and says something for the client to see behind that.
+fn refuses_first_bind(mut server: Conversation) {
+    let (mut binds, mut is_skipping) = (0, false);
+    if !server.login() {
+        return;
+    }
+    while let Some(request) = server.read() {
+        let is_skipped = is_skipping && request.tag != b'S';
+        let reply = match request.tag {
+            _ if is_skipped => Vec::new(),
+            b'P' => message(b'1', b""),
+            b'C' => message(b'3', b""),
+            b'B' if binds == 0 => {
+                (binds, is_skipping) = (1, true);
+                let fields = [
+                    (b'S', "ERROR"),
+                    (b'C', "0A000"),
+                    (b'M', "cached plan must not change result type"),
+                    (b'R', "RevalidateCachedQuery"),
+                ];
+                let notice = message(b'N', b"SNOTICE\0C00000\0Mrefused\0\0");
+                [error(&fields), notice].concat()
+            }
+            b'B' => message(b'2', b""),
+            b'D' => one_column("x"),
+            b'E' => [one_value("new"), complete("SELECT 1")].concat(),
+            b'S' => {
+                is_skipping = false;
+                ready(b'I')
+            }
+            _ => return,
+        };
+        server.send(&reply);
+    }
+}
+
+/// A client whose batch has been refused after `bind`, when the refusal has come to the pooler.
+fn refused_early(shards: usize, bind: &[u8]) -> (Client, Stage, FakeServer) {
+    let server = FakeServer::start(refuses_first_bind);
+    let topology = Topology::new(shards).pool_size(1);
+    let stage = Stage::pooled(topology.database_at("fake", server.address, &[]));
+    let mut client = Client::login(stage.address(), "fake");
+    prepare(&mut client, "s", "select x");
+    client.send(bind);
+    assert_eq!(client.read().tag, b'N');
+    (client, stage, server)
+}
+
+both_shards!(batch_refused_before_it_is_whole_is_sent_again, |shards| {
+    let (mut client, _stage, _server) = refused_early(shards, &bind("", "s", &[]));
+    let rest = [describe(b'P', ""), execute("", 0), sync()].concat();
+    let reply = client.exchange(&rest);
+    assert_eq!((reply.tags.as_str(), &*reply.value()), ("2TDCZ", "new"));
+});
+
+both_shards!(refused_client_of_an_old_description_is_told, |shards| {
+    let batch = binary("s");
+    let (bind, rest) = batch.split_at(batch.len() - execute("", 0).len() - sync().len());
+    let (mut client, _stage, _server) = refused_early(shards, bind);
+    let reply = client.exchange(rest);
+    assert_eq!((reply.tags.as_str(), reply.code()), ("EZ", "0A000"));
+});
+
+both_shards!(refused_client_that_flushes_is_told_at_once, |shards| {
+    let (mut client, _stage, _server) = refused_early(shards, &bind("", "s", &[]));
+    client.send(&flush());
+    assert_eq!(client.expect(b'E').failure().code, "0A000");
+    assert_eq!(client.exchange(&sync()).tags, "Z");
 });
 
 both_shards!(
