@@ -10,7 +10,7 @@
 //! receiver answers, and the next message follows after `idle`, in which the receiver sleeps and
 //! the sender spins. A busy receiver has a task that computes for 50 us and yields, for ever; its
 //! latency is to be compared with a turn of its loop, from one system call to the next. The sender
-//! answers at once, so its messages come early in a turn and wait for nearly all of it.
+//! answers at once, so its messages come early in a turn and wait for most of it.
 //!
 //! Wanted: a median of at most 1.5 times the floor to a sleeping shard; at most a turn to a busy one.
 
@@ -22,11 +22,13 @@ use ringbouncer::mesh::Mesh;
 use ringbouncer::net::{Driver, Net, NetOptions, spawn};
 use ringbouncer::stats::ShardStats;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
+use std::task::{Poll, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -74,10 +76,14 @@ struct Shard {
     me: ShardId,
     net: Net,
     mesh: Arc<Mesh<Mail>>,
+    is_busy: Cell<bool>,
+    /// The latency of the last ping.
+    answer: Cell<Option<u64>>,
+    waker: RefCell<Option<Waker>>,
 }
 
 impl Shard {
-    fn new(me: ShardId, mesh: Arc<Mesh<Mail>>, stats: Arc<ShardStats>) -> Shard {
+    fn new(me: ShardId, mesh: Arc<Mesh<Mail>>, stats: Arc<ShardStats>) -> Rc<Shard> {
         let net = Net::new(&NetOptions {
             receive_buffers: 16,
             receive_buffer_bytes: 4096,
@@ -86,7 +92,16 @@ impl Shard {
         });
         let net = net.expect("a ring");
         net.listen_bell(mesh.open(me, net.ring_fd()));
-        Shard { me, net, mesh }
+        let shard = Rc::new(Shard {
+            me,
+            net,
+            mesh,
+            is_busy: Cell::new(false),
+            answer: Cell::new(None),
+            waker: RefCell::default(),
+        });
+        shard.listen();
+        shard
     }
 
     fn post(&self, to: ShardId, mail: Mail) {
@@ -94,34 +109,47 @@ impl Shard {
         assert!(self.mesh.post(to, mail, wake).is_ok(), "a full mailbox");
     }
 
-    async fn next(&self) -> Mail {
-        loop {
-            if let Some(mail) = self.mesh.take(self.me) {
-                return mail;
+    /// Handles the mail, as a shard does: in the turn in which it is woken, before its tasks.
+    fn listen(self: &Rc<Self>) {
+        let shard = self.clone();
+        self.net.on_mail(move || {
+            shard.mesh.woken(shard.me);
+            while let Some(mail) = shard.mesh.take(shard.me) {
+                shard.handle(mail);
             }
-            self.net.mail().await;
-            self.mesh.woken(self.me);
+        });
+        self.net.expect_mail();
+    }
+
+    fn handle(self: &Rc<Self>, mail: Mail) {
+        match mail {
+            Mail::Ping(sent) => self.post(SENDER, Mail::Pong(now() - sent)),
+            Mail::Pong(latency) => {
+                self.answer.set(Some(latency));
+                self.waker.borrow().iter().for_each(Waker::wake_by_ref);
+            }
+            Mail::Work(wanted) if wanted && !self.is_busy.replace(true) => {
+                let shard = self.clone();
+                spawn(self.net, async move {
+                    while shard.is_busy.get() {
+                        spin(BUSY);
+                        yield_now().await;
+                    }
+                });
+            }
+            Mail::Work(wanted) => self.is_busy.set(wanted),
         }
     }
 
-    async fn receive(self) {
-        let is_busy = Rc::new(Cell::new(false));
-        loop {
-            match self.next().await {
-                Mail::Ping(sent) => self.post(SENDER, Mail::Pong(now() - sent)),
-                Mail::Work(wanted) if wanted && !is_busy.replace(true) => {
-                    let is_busy = is_busy.clone();
-                    spawn(self.net, async move {
-                        while is_busy.get() {
-                            spin(BUSY);
-                            yield_now().await;
-                        }
-                    });
-                }
-                Mail::Work(_) => is_busy.set(false),
-                Mail::Pong(_) => unreachable!("the receiver pings nobody"),
+    async fn answer(&self) -> u64 {
+        poll_fn(|cx| match self.answer.take() {
+            Some(latency) => Poll::Ready(latency),
+            None => {
+                *self.waker.borrow_mut() = Some(cx.waker().clone());
+                Poll::Pending
             }
-        }
+        })
+        .await
     }
 
     async fn ping(&self, count: usize, idle: Duration) -> Vec<u64> {
@@ -129,9 +157,7 @@ impl Shard {
         for _ in 0..count {
             spin(idle);
             self.post(RECEIVER, Mail::Ping(now()));
-            if let Mail::Pong(latency) = self.next().await {
-                latencies.push(latency);
-            }
+            latencies.push(self.answer().await);
         }
         latencies
     }
@@ -142,7 +168,7 @@ fn start<F: Future<Output = ()> + 'static>(
     me: ShardId,
     mesh: &Arc<Mesh<Mail>>,
     stats: &Arc<ShardStats>,
-    body: impl FnOnce(Shard) -> F + Send + 'static,
+    body: impl FnOnce(Rc<Shard>) -> F + Send + 'static,
 ) {
     let (mesh, stats) = (mesh.clone(), stats.clone());
     let placement = cpu(me.index()).map_or(Placement::Unbound, Placement::Fixed);
@@ -239,7 +265,7 @@ fn show(name: &str, latencies: &mut [u64]) -> f64 {
     p50
 }
 
-async fn measure(shard: Shard, receiver: Arc<ShardStats>) {
+async fn measure(shard: Rc<Shard>, receiver: Arc<ShardStats>) {
     let is_measuring = std::env::args().any(|argument| argument == "--bench");
     let (rounds, count) = if is_measuring { (10, 300) } else { (1, 10) };
     for idle_us in IDLE_US {
@@ -268,7 +294,7 @@ fn main() {
     let mesh = Arc::new(Mesh::new(2).expect("mailboxes"));
     let stats = [(); 2].map(|()| Arc::new(ShardStats::default()));
     let (done, finished) = channel();
-    start(RECEIVER, &mesh, &stats[1], Shard::receive);
+    start(RECEIVER, &mesh, &stats[1], |_shard| async {});
     let receiver = stats[1].clone();
     start(SENDER, &mesh, &stats[0], move |shard| async move {
         measure(shard, receiver).await;

@@ -1,7 +1,7 @@
 //! What SHOW CLIENTS, cancel requests and maintenance see of a client, and how they reach it.
 
 use super::farewell::Farewell;
-use crate::base::{ClientId, Moment, ServerId};
+use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::net::{Endpoint, TlsLabel};
 use crate::session::CancelKey;
 use crate::stats::{Gauge, PoolStats};
@@ -84,6 +84,10 @@ pub struct ClientEntry {
     pub query_since: Cell<Option<Moment>>,
     /// When the transaction under way began, if one is.
     pub transaction_since: Cell<Option<Moment>>,
+    /// The shard it is to go on at, as soon as it is between two requests.
+    pub move_to: Cell<Option<ShardId>>,
+    /// Pieces of data passed on for it since somebody last asked: its share of the shard's load.
+    pub work: Cell<u64>,
     /// Whether it has been told, while it waits, where it stands.
     pub is_noticed: Cell<bool>,
     /// How it is encrypted, if it is.
@@ -118,6 +122,8 @@ impl ClientEntry {
             since: Cell::new(now),
             query_since: Cell::new(None),
             transaction_since: Cell::new(None),
+            move_to: Cell::new(None),
+            work: Cell::new(0),
             is_noticed: Cell::new(false),
             tls: Cell::new(None),
             link: Cell::new(None),
@@ -179,6 +185,19 @@ impl ClientEntry {
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();
         }
+    }
+
+    /// Asks the client to go on at another shard once it is between two requests.
+    pub fn invite(&self, to: ShardId) {
+        self.move_to.set(Some(to));
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether a signal waits for the client's task.
+    pub fn has_signal(&self) -> bool {
+        self.signal.borrow().is_some()
     }
 
     /// The signal that has come, if one has; else `cx` is woken when one comes.

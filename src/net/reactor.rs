@@ -127,7 +127,7 @@ pub(super) struct Reactor {
     pub(super) scratch: RefCell<Vec<u8>>,
     pub(super) turnstile: Turnstile,
     mail: Cell<bool>,
-    mail_waker: RefCell<Option<Waker>>,
+    on_mail: RefCell<Option<Rc<dyn Fn()>>>,
     bell: Cell<Option<RawFd>>,
     bell_value: Box<Cell<u64>>,
     pub(super) now: Cell<Moment>,
@@ -160,7 +160,7 @@ impl Net {
             scratch: RefCell::default(),
             turnstile: Turnstile::new(Clock::now()),
             mail: Cell::new(false),
-            mail_waker: RefCell::default(),
+            on_mail: RefCell::default(),
             bell: Cell::new(None),
             bell_value: Box::new(Cell::new(0)),
             now: Cell::new(Clock::now()),
@@ -182,7 +182,7 @@ impl Net {
     }
 
     /// Queues a message into another shard's ring (IORING_OP_MSG_RING), which wakes it: a
-    /// completion appears there and [`Net::mail`] resolves.
+    /// completion appears there and what was given to [`Net::on_mail`] runs.
     pub fn ring_other(self, ring_fd: RawFd) {
         let entry = opcode::MsgRingData::new(Fd(ring_fd), 0, Op::Mail.tag(0), None).build();
         self.0.ring.push(entry.user_data(Op::Ignore.tag(0)));
@@ -195,21 +195,15 @@ impl Net {
         self.0.arm_bell();
     }
 
-    /// Resolves once another thread has rung since the last call.
-    pub async fn mail(self) {
-        std::future::poll_fn(|cx| {
-            if self.0.mail.take() {
-                return std::task::Poll::Ready(());
-            }
-            set_waker(&mut self.0.mail_waker.borrow_mut(), cx);
-            std::task::Poll::Pending
-        })
-        .await;
+    /// Has `read` run in every turn in which another thread has rung, before any task: mail that
+    /// waited for its turn among busy tasks would be late by what they compute.
+    pub fn on_mail(self, read: impl Fn() + 'static) {
+        *self.0.on_mail.borrow_mut() = Some(Rc::new(read));
     }
 
-    /// Makes [`Net::mail`] resolve although nobody rang.
+    /// Has it run in the next turn, which does not wait, although nobody rang.
     pub fn expect_mail(self) {
-        self.0.got_mail();
+        self.0.mail.set(true);
     }
 
     /// An empty heap buffer for a payload, reused from sent ones.
@@ -240,13 +234,14 @@ impl Reactor {
         self.stats.longest_turn_us.raise(turn_us);
         self.stats.busy_us.add(turn_us);
         self.stats.beat.sleeps(before);
-        self.ring.enter(may_wait.into());
+        self.ring.enter((may_wait && !self.mail.get()).into());
         self.now.set(Clock::now());
         self.stats.beat.works(self.now.get());
         self.stats.ring_enters.inc();
         self.stats.buffers_free.set(self.buffers.free().into());
         let count = self.reap();
         self.fire_timers();
+        self.read_mail();
         count
     }
 
@@ -263,10 +258,10 @@ impl Reactor {
                 Op::Connect => self.connected(&mut state, index, result),
                 Op::Accept => self.accepted(&mut state, index, &completion),
                 Op::Timer => self.timers.expired(index),
-                Op::Mail => self.got_mail(),
+                Op::Mail => self.mail.set(true),
                 Op::Bell => {
                     self.arm_bell();
-                    self.got_mail();
+                    self.mail.set(true);
                 }
                 Op::Ignore => {}
             }
@@ -276,10 +271,10 @@ impl Reactor {
         count
     }
 
-    fn got_mail(&self) {
-        self.mail.set(true);
-        if let Some(waker) = &*self.mail_waker.borrow() {
-            waker.wake_by_ref();
+    fn read_mail(&self) {
+        if self.mail.take() {
+            let read = self.on_mail.borrow().clone();
+            read.iter().for_each(|read| read());
         }
     }
 

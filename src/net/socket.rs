@@ -221,6 +221,14 @@ impl Socket {
         poll_fn(|cx| self.poll_queued(cx, 0)).await
     }
 
+    /// Ready once everything queued has been sent.
+    ///
+    /// # Errors
+    /// Why sending failed.
+    pub fn poll_flushed(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
+        self.poll_queued(cx, 0)
+    }
+
     fn poll_queued(&self, cx: &Context<'_>, queued: usize) -> Poll<io::Result<()>> {
         match self.net.0.writable(self.index, queued) {
             Err(errno) => Poll::Ready(Err(error_of(errno))),
@@ -265,6 +273,37 @@ impl Socket {
         let (fd, tls) = self.net.0.extract(self.index);
         std::mem::forget(self);
         Ok(Detached { fd, tls })
+    }
+
+    /// As [`Socket::detach`], but gives what has arrived meanwhile as well, as plaintext.
+    ///
+    /// # Errors
+    /// Gives the socket back, still on the ring and receiving, if it has ended or failed.
+    pub async fn unload(self) -> (Result<Detached, Socket>, Vec<u8>) {
+        self.pause(true);
+        let mut unread = Vec::new();
+        let is_off = poll_fn(|cx| {
+            // Reading may make TLS say something of its own, so it comes before the question whether all is sent.
+            while let Some(Ok(data)) = self.net.0.take_received(self.index) {
+                unread.extend_from_slice(&self.chunk(data));
+            }
+            if self.is_ending() {
+                return Poll::Ready(false);
+            }
+            if self.net.0.is_detachable(self.index) {
+                return Poll::Ready(true);
+            }
+            self.watch(cx);
+            let _ = self.poll_queued(cx, 0);
+            Poll::Pending
+        });
+        if !is_off.await {
+            self.pause(false);
+            return (Err(self), unread);
+        }
+        let (fd, tls) = self.net.0.extract(self.index);
+        std::mem::forget(self);
+        (Ok(Detached { fd, tls }), unread)
     }
 
     /// Says no more than what is queued, with `abort` not even that, and waits until the peer has

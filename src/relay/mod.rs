@@ -5,9 +5,11 @@ mod downstream;
 mod kept;
 mod lease;
 mod outlet;
+mod parcel;
 mod run;
 mod spoken;
 mod upstream;
 
 pub use lease::{Denial, Grant, Servers, Waiter};
+pub use parcel::RelayParcel;
 pub use run::{Ending, Relay, RelaySettings};

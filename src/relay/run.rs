@@ -12,7 +12,7 @@ use super::lease::{Denial, Grant, Servers, Waiter};
 use super::outlet::{Outlet, Passed};
 use super::spoken::Spoken;
 use super::upstream::{self, Counts, Exchange, Idle, Rules, Skipped, Upstream};
-use crate::base::Clock;
+use crate::base::{Clock, ShardId};
 use crate::client::{self, ClientEntry, ClientState, Farewell, Signal};
 use crate::config::PoolMode;
 use crate::net::{Chunk, Net, Socket};
@@ -57,6 +57,8 @@ pub enum Ending {
     SentAway(Farewell),
     /// It was cut off, as it had got part of a message and could be told nothing.
     CutOff(Farewell),
+    /// It has not ended: it is between two requests and is to go on at that shard.
+    Moving(ShardId),
 }
 
 enum Event {
@@ -69,23 +71,23 @@ enum Event {
 
 /// A logged-in client.
 pub struct Relay {
-    net: Net,
-    socket: Socket,
-    entry: Rc<ClientEntry>,
-    servers: Rc<dyn Servers>,
-    statements: Rc<RefCell<Statements>>,
-    stats: Arc<PoolStats>,
-    mode: PoolMode,
-    rules: Rules,
-    settings: Settings,
+    pub(super) net: Net,
+    pub(super) socket: Socket,
+    pub(super) entry: Rc<ClientEntry>,
+    pub(super) servers: Rc<dyn Servers>,
+    pub(super) statements: Rc<RefCell<Statements>>,
+    pub(super) stats: Arc<PoolStats>,
+    pub(super) mode: PoolMode,
+    pub(super) rules: Rules,
+    pub(super) settings: Settings,
     /// Some server has taken the settings already.
-    are_settings_proven: bool,
-    names: ClientStatements,
-    generation: Arc<Generation>,
-    spoken: Spoken,
-    upstream: Upstream,
+    pub(super) are_settings_proven: bool,
+    pub(super) names: ClientStatements,
+    pub(super) generation: Arc<Generation>,
+    pub(super) spoken: Spoken,
+    pub(super) upstream: Upstream,
     /// Bytes that came ahead of their time.
-    ahead: Option<Chunk>,
+    pub(super) ahead: Option<Chunk>,
 }
 
 type Step<T> = Result<T, Ending>;
@@ -138,7 +140,18 @@ impl Relay {
         }
     }
 
-    /// Serves the client until it leaves; what it has to be told at the end has been queued then.
+    /// What a relay like this one is made from.
+    pub(super) fn options(&self) -> RelaySettings {
+        RelaySettings {
+            mode: self.mode,
+            prepared_max: self.rules.prepared_max,
+            packet_bytes_max: self.rules.body_bytes_max,
+            is_strict: self.rules.is_strict,
+            generation: self.generation.clone(),
+        }
+    }
+
+    /// Serves the client until it leaves, or is to move; what it has to be told at the end has been queued then.
     pub async fn run(&mut self) -> Ending {
         let ending = loop {
             if let Err(ending) = self.serve_once().await {
@@ -166,7 +179,7 @@ impl Relay {
         loop {
             let mut chunk = match self.ahead.take() {
                 Some(chunk) => chunk,
-                None => self.recv_idle().await?,
+                None => self.recv_request().await?,
             };
             match self
                 .upstream
@@ -183,7 +196,21 @@ impl Relay {
         }
     }
 
-    async fn recv_idle(&mut self) -> Step<Chunk> {
+    /// The next bytes of a client that asks for nothing yet; between two requests it may move.
+    async fn recv_request(&mut self) -> Step<Chunk> {
+        let moved = poll_fn(|cx| match self.entry.move_to.get() {
+            // What it has been answered must be sent first.
+            Some(to) if self.upstream.is_at_boundary() => {
+                let flushed = self.socket.poll_flushed(cx);
+                flushed.map(|_| Err(Ending::Moving(to)))
+            }
+            _ => Poll::Pending,
+        });
+        // Who has said something is served here, and moves another time.
+        futures_lite::future::or(self.recv_idle(), moved).await
+    }
+
+    async fn recv_idle(&self) -> Step<Chunk> {
         poll_fn(|cx| {
             // A cancel request for a client that does nothing has nothing to do.
             if let Some(Signal::Leave(farewell)) = self.entry.poll_signal(cx) {
@@ -468,6 +495,7 @@ impl Relay {
     }
 
     fn forward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
+        self.entry.work.set(self.entry.work.get() + 1);
         let mut counts = Counts::default();
         let mut outlet = Outlet::new(&chunk, Some(self.net));
         let fed = self.upstream.feed(
@@ -530,6 +558,7 @@ impl Relay {
 
     fn backward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
         self.stats.bytes_sent.add(chunk.len() as u64);
+        self.entry.work.set(self.entry.work.get() + 1);
         let mut outlet = Outlet::new(&chunk, Some(self.net));
         let fed = link.downstream.feed(
             &chunk,
@@ -672,7 +701,7 @@ fn say(fault: &upstream::Fault) -> Farewell {
 fn why(ending: &Ending) -> &'static str {
     match ending {
         Ending::Terminated | Ending::Vanished => "client disconnect while server was not ready",
-        Ending::SentAway(_) | Ending::CutOff(_) => {
+        Ending::SentAway(_) | Ending::CutOff(_) | Ending::Moving(_) => {
             "client was sent away while server was not ready"
         }
     }

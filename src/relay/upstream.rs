@@ -126,6 +126,11 @@ impl Upstream {
         self.scanner.at_boundary() || (self.scanner.rest() > 0 && self.flow == Flow::Discard)
     }
 
+    /// Whether no message has come in part.
+    pub(super) fn is_at_boundary(&self) -> bool {
+        self.scanner.at_boundary()
+    }
+
     /// Looks at bytes that come while the client has no server.
     pub(super) fn idle(&mut self, data: &[u8], rules: Rules) -> Result<Idle, Fault> {
         let mut at = 0;

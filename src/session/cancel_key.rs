@@ -89,6 +89,27 @@ impl CancelKey {
         &self.bytes[..self.len]
     }
 
+    /// The shard that its client logged in on.
+    pub fn shard(&self) -> Option<ShardId> {
+        if self.has_peer {
+            return PeerAddress::of(self.bytes()).map(|address| address.shard);
+        }
+        CancelKey::locate(self.bytes()).map(|(shard, _)| shard)
+    }
+
+    /// The key, less what changes while a request is passed on: the same for the whole of its life.
+    pub fn name(&self) -> Box<[u8]> {
+        if self.has_peer {
+            return without_hops(self.bytes());
+        }
+        self.bytes().into()
+    }
+
+    /// The [names](CancelKey::name) that a key received in a cancel request may be meant to have.
+    pub fn names_of(key: &[u8]) -> [Box<[u8]>; 2] {
+        [key.into(), without_hops(key)]
+    }
+
     /// Where a key received in a cancel request points to; it may be anybody's.
     pub fn locate(key: &[u8]) -> Option<(ShardId, usize)> {
         let (process_id, _) = key.split_first_chunk::<PROCESS_ID_BYTES>()?;
@@ -106,15 +127,16 @@ impl CancelKey {
         if !self.has_peer {
             return self.bytes().ct_eq(key).into();
         }
-        let without_hops = |key: &[u8]| {
-            let mut key = key.to_vec();
-            if let Some(byte) = key.get_mut(SHORT - 1) {
-                *byte &= !HOPS_MASK;
-            }
-            key
-        };
         without_hops(self.bytes()).ct_eq(&without_hops(key)).into()
     }
+}
+
+fn without_hops(key: &[u8]) -> Box<[u8]> {
+    let mut key: Box<[u8]> = key.into();
+    if let Some(byte) = key.get_mut(SHORT - 1) {
+        *byte &= !HOPS_MASK;
+    }
+    key
 }
 
 /// Where a key with a peer id points to; it may be anybody's, and any key reads as one.
@@ -189,6 +211,18 @@ mod tests {
         }
         let key = CancelKey::with_peer(1, ShardId(0), false, [0; 32]);
         assert_eq!(key.bytes(), [0, 1, 0, 0, 0, 0, 0, 3]);
+    }
+
+    #[test]
+    fn name_of_a_key_is_found_in_every_request_for_it() {
+        let plain = CancelKey::new(ShardId(3), 9, true, [7; 32]);
+        let peered = CancelKey::with_peer(7, ShardId(3), false, [0xa7; 32]);
+        let passed = PeerAddress::passed_on(peered.bytes()).unwrap();
+        assert!(CancelKey::names_of(plain.bytes()).contains(&plain.name()));
+        assert!(CancelKey::names_of(peered.bytes()).contains(&peered.name()));
+        assert!(CancelKey::names_of(&passed).contains(&peered.name()));
+        assert_eq!(plain.shard(), Some(ShardId(3)));
+        assert_eq!(peered.shard(), Some(ShardId(3)));
     }
 
     #[test]

@@ -83,21 +83,27 @@ impl Budget {
     }
 
     fn charge(self: &Arc<Budget>, bytes: usize) -> Result<Charge, TooMany> {
+        let (charge, used) = self.charge_anyway(bytes);
+        let is_within = used <= self.max.load(Ordering::Relaxed);
+        // The charge is given back when it is dropped.
+        is_within.then_some(charge).ok_or(TooMany)
+    }
+
+    /// Charges what cannot be refused; gives the bytes in use with it, too.
+    fn charge_anyway(self: &Arc<Budget>, bytes: usize) -> (Charge, u64) {
         let bytes = (bytes.saturating_add(OVERHEAD_BYTES)) as u64;
+        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
         let charge = Charge {
             budget: self.clone(),
             bytes,
         };
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let is_within = before.saturating_add(bytes) <= self.max.load(Ordering::Relaxed);
-        // The charge is given back when it is dropped.
-        is_within.then_some(charge).ok_or(TooMany)
+        (charge, before.saturating_add(bytes))
     }
 }
 
 /// A part of the budget, given back when dropped.
 #[derive(Debug)]
-struct Charge {
+pub(super) struct Charge {
     budget: Arc<Budget>,
     bytes: u64,
 }
@@ -199,6 +205,27 @@ impl Statements {
             return Ok(statement);
         }
         let charge = self.budget.charge(body.len())?;
+        Ok(self.add(id, body, form, generation, charge))
+    }
+
+    /// As [`Statements::intern`], for a client that has prepared it on another shard: that cannot be refused.
+    pub(super) fn take_over(&mut self, body: &[u8], form: Form, generation: u32) -> Rc<Statement> {
+        let id = id_of(body, &form, generation);
+        if let Some(statement) = self.known.get(&id).and_then(Weak::upgrade) {
+            return statement;
+        }
+        let (charge, _) = self.budget.charge_anyway(body.len());
+        self.add(id, body, form, generation, charge)
+    }
+
+    fn add(
+        &mut self,
+        id: StatementId,
+        body: &[u8],
+        form: Form,
+        generation: u32,
+        charge: Charge,
+    ) -> Rc<Statement> {
         let statement = Rc::new(Statement {
             id,
             name: server_name(id).into_boxed_str(),
@@ -209,7 +236,7 @@ impl Statements {
         });
         self.known.insert(id, Rc::downgrade(&statement));
         self.sweep();
-        Ok(statement)
+        statement
     }
 
     /// Forgets statements that no client has any more, whenever the table has doubled.
@@ -238,21 +265,21 @@ fn id_of(body: &[u8], form: &Form, generation: u32) -> StatementId {
 }
 
 #[derive(Debug)]
-struct Registered {
+pub(super) struct Registered {
     /// Which registration of the name this is, so that an undo hits no later one.
-    serial: u64,
-    statement: Rc<Statement>,
+    pub(super) serial: u64,
+    pub(super) statement: Rc<Statement>,
     /// Its Parse has been answered.
-    is_confirmed: bool,
+    pub(super) is_confirmed: bool,
     /// What the name takes of the budget.
-    _charge: Charge,
+    pub(super) charge: Charge,
 }
 
 /// One client's names.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    names: HashMap<Box<[u8]>, Registered>,
-    serial: u64,
+    pub(super) names: HashMap<Box<[u8]>, Registered>,
+    pub(super) serial: u64,
 }
 
 impl ClientStatements {
@@ -289,7 +316,7 @@ impl ClientStatements {
                 serial: self.serial,
                 statement,
                 is_confirmed: false,
-                _charge: charge,
+                charge,
             },
         );
         Ok(ClientChange::Registered {

@@ -1,5 +1,5 @@
 //! Which shard a client belongs to: the lighter of two when it is accepted, one of its pool's home
-//! shards once its start-up packet has been read.
+//! shards once its start-up packet has been read, a less loaded one later, between two requests.
 //!
 //! Weights are live counts, each written by its own shard, plus the mail under way there, so that
 //! the clients of a burst who have been passed on and not arrived yet count. Nobody is sent to a
@@ -7,8 +7,9 @@
 
 use super::message::Mail;
 use super::root::Shard;
+use super::shared::Phase;
 use crate::base::{Clock, Moment, ShardId};
-use crate::client::Greeted;
+use crate::client::{ClientEntry, Greeted};
 use crate::config::{Config, Database};
 use crate::net::Detached;
 use std::rc::Rc;
@@ -91,6 +92,39 @@ impl LoadReading {
     }
 }
 
+/// Clients are moved this often at most, so that the loads can follow.
+const SHED_PERIOD: Duration = Duration::from_secs(2);
+/// A difference in load, in thousandths of a core, below which nobody is moved.
+const GAP_MIN: u64 = 100;
+/// Clients that one shard sends away at a time.
+const SHED_MAX: usize = 64;
+
+/// Which of the clients that did so much `work` should leave a shard with load `own` for one with load
+/// `other`, if they `may`: the busiest that fit into half of the difference, so that it does not turn
+/// round. None while the difference is small.
+fn to_shed(work: &[u64], own: u64, other: u64, may: impl Fn(usize) -> bool) -> Vec<usize> {
+    let gap = own.saturating_sub(other);
+    let all: u64 = work.iter().sum();
+    if gap < GAP_MIN.max(own / 4) || all == 0 {
+        return Vec::new();
+    }
+    let mut order: Vec<usize> = (0..work.len()).collect();
+    order.sort_unstable_by_key(|&at| std::cmp::Reverse(work[at]));
+    let (mut rest, mut chosen) = (gap / 2, Vec::new());
+    for at in order {
+        let load = own * work[at] / all;
+        // Of two equally busy clients one goes, whatever the rounding.
+        if chosen.len() < SHED_MAX && load <= rest + rest / 5 && may(at) {
+            rest = rest.saturating_sub(load.max(1));
+            chosen.push(at);
+        }
+        if rest == 0 {
+            break;
+        }
+    }
+    chosen
+}
+
 /// `part` of `whole` in thousandths, mixed into `before` such that a second or so is remembered.
 fn smoothed(before: u64, part: Duration, whole: Duration) -> u64 {
     let share = part.as_secs_f64() / whole.as_secs_f64().max(1e-9) * 1000.0;
@@ -111,6 +145,56 @@ impl Shard {
         let stats = &self.stats;
         stats.load.set(smoothed(stats.load.load(), cpu, span));
         stats.busy.set(smoothed(stats.busy.load(), busy, span));
+    }
+
+    /// Invites some of this shard's busiest clients to go on at a less loaded shard, now and then.
+    pub(super) fn shed_load(&self, config: &Config) {
+        let now = self.net.now();
+        let shards = self.common.mesh.shards();
+        if now < self.shed_at.get() || shards == 1 {
+            return;
+        }
+        self.shed_at.set(now.after(SHED_PERIOD));
+        let entries: Vec<Rc<ClientEntry>> = self
+            .clients
+            .borrow()
+            .iter()
+            .map(|(_, entry)| entry.clone())
+            .collect();
+        // An invitation that was not followed since is out of date.
+        entries.iter().for_each(|entry| entry.move_to.set(None));
+        let work: Vec<u64> = entries.iter().map(|entry| entry.work.take()).collect();
+        let Some(to) = self
+            .less_loaded()
+            .filter(|_| config.general.rebalance_clients && self.phase.get() == Phase::Serving)
+        else {
+            return;
+        };
+        let is_at_home_there = |at: usize| {
+            let who = entries[at].who();
+            let database = who.and_then(|who| config.database(&who.database));
+            who.zip(database).is_some_and(|(who, database)| {
+                let user = database.server_user(&who.user);
+                Homes::of(config, &database, user, shards).contains(to)
+            })
+        };
+        let other = self.common.registry.shard(to).load.load();
+        for at in to_shed(&work, self.stats.load.load(), other, is_at_home_there) {
+            entries[at].invite(to);
+        }
+    }
+
+    /// The less loaded of two shards drawn at random, if it is another one that turns.
+    fn less_loaded(&self) -> Option<ShardId> {
+        let shards = self.common.mesh.shards();
+        let load = |shard: &ShardId| self.common.registry.shard(*shard).load.load();
+        let drawn = [(); 2].map(|()| {
+            let step = 1 + self.draw(shards - 1);
+            ShardId(((self.id.index() + step) % shards) as u16)
+        });
+        let now = Clock::now();
+        let turns = |shard: &ShardId| !self.common.registry.shard(*shard).beat.is_stalled(now);
+        drawn.into_iter().filter(turns).min_by_key(load)
     }
 
     /// Serves an accepted socket here or has another shard do it: of two shards the one with fewer
@@ -224,6 +308,41 @@ mod tests {
             assert_eq!(reached, members(homes).into_iter().collect());
         }
         assert_eq!(members(homes(20, 3, "ann")), [0, 1, 2]);
+    }
+
+    #[test]
+    fn busy_clients_leave_until_half_of_the_difference_is_gone() {
+        let all = |_: usize| true;
+        assert_eq!(to_shed(&[5, 5], 600, 0, all).len(), 1, "one of two");
+        assert_eq!(
+            to_shed(&[1; 10], 800, 200, all).len(),
+            3,
+            "0.24 of a core each 0.08"
+        );
+        assert_eq!(
+            to_shed(&[100, 1, 1, 1, 1], 800, 0, all),
+            [1, 2, 3, 4],
+            "one alone stays"
+        );
+        assert_eq!(to_shed(&[6, 3, 2, 1], 600, 0, all), [0]);
+        assert_eq!(to_shed(&[6, 3, 2, 1], 600, 0, |at| at != 0), [1, 2, 3]);
+    }
+
+    #[test]
+    fn nobody_leaves_for_a_small_difference() {
+        let all = |_: usize| true;
+        for (own, other) in [(99, 0), (800, 700), (300, 300), (100, 900), (900, 700)] {
+            assert_eq!(
+                to_shed(&[1; 10], own, other, all),
+                [] as [usize; 0],
+                "{own} {other}"
+            );
+        }
+        assert_eq!(
+            to_shed(&[0; 10], 900, 0, all),
+            [] as [usize; 0],
+            "nobody is busy"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use super::message::Ask;
 use super::root::Shard;
 use crate::base::{Moment, ServerId};
-use crate::client::{ClientState, Signal};
+use crate::client::{ClientEntry, ClientState, Signal};
 use crate::net::Elapsed;
 use crate::pool::Permits;
 use crate::server::{DialError, ServerEntry, Target, send_cancel};
@@ -70,25 +70,30 @@ impl Shard {
         if shard == self.id {
             self.cancel_here(key).await;
         } else if shard.index() < self.common.mesh.shards() {
-            let span = self.snapshot().config.general.cancel_wait_timeout + MAIL_SPAN;
-            self.gather(Ask::Cancel(key.into()), std::iter::once(shard), span)
-                .await;
+            self.gather(
+                Ask::Cancel(key.into()),
+                std::iter::once(shard),
+                self.cancel_span(),
+            )
+            .await;
+        }
+    }
+
+    /// How long another shard may take to cancel something.
+    pub(super) fn cancel_span(&self) -> Duration {
+        self.snapshot().config.general.cancel_wait_timeout + MAIL_SPAN
+    }
+
+    /// Cancels what a client does that logged in on this shard, wherever it is now.
+    pub(super) async fn cancel_here(self: &Rc<Self>, key: &[u8]) {
+        match self.client_with(key) {
+            Some(entry) => self.cancel_client(&entry).await,
+            None => self.cancel_stray(key).await,
         }
     }
 
     /// Cancels what a client of this shard does.
-    pub(super) async fn cancel_here(&self, key: &[u8]) {
-        let handle = PeerAddress::of(key).map(|address| address.handle);
-        let named = handle.and_then(|handle| self.peered.borrow().get(&handle).copied());
-        let Some(slot) = named.or_else(|| CancelKey::locate(key).map(|(_, slot)| slot)) else {
-            return;
-        };
-        let Some(entry) = self.clients.borrow().get(slot).cloned() else {
-            return;
-        };
-        if !entry.who().is_some_and(|who| who.cancel_key.matches(key)) {
-            return;
-        }
+    pub(super) async fn cancel_client(&self, entry: &ClientEntry) {
         let is_console = entry.who().is_some_and(|who| &*who.database == "pgbouncer");
         if is_console || entry.state() == ClientState::Waiting {
             return entry.send(Signal::Cancel);

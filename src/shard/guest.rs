@@ -24,6 +24,7 @@ use crate::server::Server;
 use crate::session::{CancelKey, ServerParams, Settings, is_setting_name};
 use crate::stats::PoolStats;
 use crate::wire::{SqlState, StartupPacket, parse_options};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -83,16 +84,18 @@ pub(super) fn go_on(
     }
 }
 
-/// One client on its way in.
+/// One client of this shard.
 pub(super) struct Guest {
     pub(super) shard: Rc<Shard>,
     pub(super) entry: Rc<ClientEntry>,
-    slot: usize,
+    pub(super) slot: usize,
+    /// How often it has moved.
+    pub(super) moves: Cell<u32>,
     _counted: Present,
 }
 
 /// What has become of a client that wanted in.
-enum Stay {
+pub(super) enum Stay {
     /// Its connection has ended.
     Ended(Ending),
     /// It goes on at another shard.
@@ -102,13 +105,14 @@ enum Stay {
 }
 
 /// A client that has logged in, and its places under the limits.
-struct Settled {
-    relay: Relay,
-    _seats: [Seat; 3],
+pub(super) struct Settled {
+    pub(super) relay: Relay,
+    pub(super) pool: Rc<Pool>,
+    pub(super) seats: [Seat; 3],
 }
 
 /// A client's place under a limit on clients, given back when dropped.
-struct Seat(Arc<Permits>);
+pub(super) struct Seat(Arc<Permits>);
 
 impl Seat {
     fn take(permits: &Arc<Permits>) -> Option<Seat> {
@@ -130,23 +134,24 @@ struct Admitted {
 }
 
 impl Guest {
-    fn new(shard: Rc<Shard>, counted: Present, entry: ClientEntry) -> Guest {
+    pub(super) fn new(shard: Rc<Shard>, counted: Present, entry: ClientEntry) -> Guest {
         let entry = Rc::new(entry);
         let slot = shard.clients.borrow_mut().insert(entry.clone());
         Guest {
             shard,
             entry,
             slot,
+            moves: Cell::new(0),
             _counted: counted,
         }
     }
 
     /// Serves a client that is in; takes leave of every one.
-    async fn conclude(&self, stay: Stay) {
+    pub(super) async fn conclude(&self, stay: Stay) {
         let ending = match stay {
             Stay::Moved => None,
             Stay::Ended(ending) => Some(ending),
-            Stay::Settled(mut settled) => Some(settled.relay.run().await),
+            Stay::Settled(settled) => self.stay(settled).await,
         };
         if let Some(ending) = ending {
             self.log_ending(&ending);
@@ -406,7 +411,8 @@ impl Guest {
         );
         Stay::Settled(Box::new(Settled {
             relay,
-            _seats: [seat, of_database, of_user],
+            pool,
+            seats: [seat, of_database, of_user],
         }))
     }
 
@@ -459,14 +465,7 @@ impl Guest {
         database: &Arc<str>,
         stats: Arc<PoolStats>,
     ) -> CancelKey {
-        let mut secret = [0; 32];
-        fill_random(&mut secret);
-        let is_long = packet.minor() >= 2;
-        let peer_id = self.shard.snapshot().config.general.peer_id;
-        let cancel_key = match peer_id {
-            0 => CancelKey::new(self.shard.id, self.slot, is_long, secret),
-            own => CancelKey::with_peer(own, self.shard.id, is_long, secret),
-        };
+        let cancel_key = self.fresh_key(packet.minor() >= 2);
         if let Some(handle) = cancel_key.handle() {
             self.shard.peered.borrow_mut().insert(handle, self.slot);
         }
@@ -478,6 +477,24 @@ impl Guest {
         };
         self.entry.logged_in(who, self.shard.net.now());
         cancel_key
+    }
+
+    /// A cancel key that nobody has, not even somebody who had this slot and has moved.
+    fn fresh_key(&self, is_long: bool) -> CancelKey {
+        loop {
+            let mut secret = [0; 32];
+            fill_random(&mut secret);
+            let peer_id = self.shard.snapshot().config.general.peer_id;
+            let key = match peer_id {
+                0 => CancelKey::new(self.shard.id, self.slot, is_long, secret),
+                own => CancelKey::with_peer(own, self.shard.id, is_long, secret),
+            };
+            let peered = self.shard.peered.borrow();
+            let is_taken = key.handle().is_some_and(|it| peered.contains_key(&it));
+            if !is_taken && !self.shard.strays.borrow().knows(&key.name()) {
+                return key;
+            }
+        }
     }
 
     // ---- leaving -------------------------------------------------------------------------
@@ -529,6 +546,8 @@ impl Guest {
                 }
                 &farewell.text
             }
+            // It has not left.
+            Ending::Moving(_) => return,
         };
         let is_told =
             self.entry.state() != ClientState::Login || snapshot.config.dialect == Dialect::Ini;
@@ -539,7 +558,7 @@ impl Guest {
     }
 }
 
-fn say_farewell(socket: &Socket, ending: &Ending) {
+pub(super) fn say_farewell(socket: &Socket, ending: &Ending) {
     if let Ending::SentAway(farewell) = ending {
         let mut out = Vec::new();
         farewell.write(&mut out);

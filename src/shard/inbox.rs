@@ -28,32 +28,34 @@ const REPOST: Duration = Duration::from_millis(1);
 const SLICE: usize = 512;
 /// Pause between two slices.
 const SLICE_PAUSE: Duration = Duration::from_micros(200);
-/// Messages handled before other tasks get a turn.
+/// Messages handled before tasks get a turn.
 const BATCH: usize = 64;
 
-/// Handles this shard's mail for ever.
-pub(super) async fn run(shard: Rc<Shard>) {
-    let mesh = &shard.common.mesh;
-    loop {
-        shard.net.mail().await;
-        mesh.woken(shard.id);
-        shard
-            .stats
-            .mailbox_depth_max
-            .raise(mesh.depth(shard.id) as u64);
-        let mut handled = 0;
-        while let Some(mail) = mesh.take(shard.id) {
-            shard.stats.mail_received.inc();
-            shard.handle(mail);
-            handled += 1;
-            if handled % BATCH == 0 {
-                futures_lite::future::yield_now().await;
-            }
-        }
-    }
+/// Has this shard's mail handled for ever.
+pub(super) fn open(shard: &Rc<Shard>) {
+    let reader = shard.clone();
+    shard.net.on_mail(move || reader.read_mail());
+    // What came before.
+    shard.net.expect_mail();
 }
 
 impl Shard {
+    fn read_mail(self: &Rc<Self>) {
+        let mesh = &self.common.mesh;
+        mesh.woken(self.id);
+        self.stats
+            .mailbox_depth_max
+            .raise(mesh.depth(self.id) as u64);
+        for _ in 0..BATCH {
+            let Some(mail) = mesh.take(self.id) else {
+                return;
+            };
+            self.stats.mail_received.inc();
+            self.handle(mail);
+        }
+        self.net.expect_mail();
+    }
+
     fn handle(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Server { parcel, from, hops } => {
@@ -98,8 +100,11 @@ impl Shard {
             }
             Mail::Greeted(greeted) => {
                 self.stats.clients_in.inc();
-                self.admit_greeted(greeted);
+                self.admit_greeted(*greeted);
             }
+            Mail::Traveller(traveller) => self.admit_traveller(traveller),
+            Mail::Resides { key, at, moves } => self.client_resides(&key, at, moves),
+            Mail::Left { key } => self.client_is_gone(&key),
             Mail::Question { ask, from, ticket } => self.question(ask, from, ticket),
             Mail::Answer { ticket, answer } => self.answered(ticket, answer),
             Mail::Orders => self.obey(),
@@ -144,6 +149,16 @@ impl Shard {
                 crate::net::spawn(self.net, async move {
                     let count = shard.kill_client_here(id).await;
                     shard.reply(from, ticket, Answer::Count(count));
+                });
+            }
+            Ask::CancelStray(key) => {
+                let Some(entry) = self.client_with(&key) else {
+                    return self.reply(from, ticket, Answer::Found(false));
+                };
+                let shard = self.clone();
+                crate::net::spawn(self.net, async move {
+                    shard.cancel_client(&entry).await;
+                    shard.reply(from, ticket, Answer::Found(true));
                 });
             }
         }

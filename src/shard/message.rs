@@ -1,6 +1,7 @@
 //! The messages between shards, and from the control thread. None waits for room; what a full
 //! mailbox means stands at each.
 
+use super::moving::Traveller;
 use super::shared::{Phase, Snapshot};
 use crate::admin::{ClientRow, Pick, ServerRow};
 use crate::base::ShardId;
@@ -65,6 +66,22 @@ pub enum Mail {
     /// A client that has said which pool it wants, on its way to one of that pool's home shards. Full:
     /// the sender serves it itself.
     Greeted(Box<Greeted>),
+    /// A logged-in client between two requests. Full: the sender goes on serving it.
+    Traveller(Box<Traveller>),
+    /// To the origin of a client (see `moving.rs`): it is at that shard now. Full: posted again.
+    Resides {
+        /// Its cancel key.
+        key: Box<[u8]>,
+        /// Where it is.
+        at: ShardId,
+        /// How often it had moved when it came there.
+        moves: u32,
+    },
+    /// To the origin of a client: it has left for good. Full: posted again.
+    Left {
+        /// Its cancel key.
+        key: Box<[u8]>,
+    },
     /// A question to which every shard has an answer. Full: the asker tries again, until its deadline.
     Question {
         /// What is asked.
@@ -103,8 +120,10 @@ pub enum Ask {
     Clients(Pick<ClientRow>),
     /// Its servers, or some of them.
     Servers(Pick<ServerRow>),
-    /// To cancel what the client with this key is doing.
+    /// To cancel what the client with this key is doing, wherever it went.
     Cancel(Box<[u8]>),
+    /// The same if the client is there.
+    CancelStray(Box<[u8]>),
     /// How many killed clients are still there.
     Killed,
     /// How many servers of a database, or of any, are to be closed.
@@ -124,4 +143,6 @@ pub enum Answer {
     Count(usize),
     /// Done.
     Done,
+    /// Whether the client was there.
+    Found(bool),
 }

@@ -8,6 +8,7 @@ mod guest;
 mod inbox;
 mod lookup;
 mod message;
+mod moving;
 mod obeying;
 mod opening;
 mod orders;

@@ -231,7 +231,8 @@ impl Shard {
     }
 }
 
-fn is_killed(entry: &ClientEntry, orders: &Orders) -> bool {
+/// Whether a client came before its database was killed.
+pub(super) fn is_killed(entry: &ClientEntry, orders: &Orders) -> bool {
     let Some(who) = entry.who() else { return false };
     let is_console = &*who.database == "pgbouncer";
     !is_console && entry.id.0 < orders.of(&who.database).killed_below

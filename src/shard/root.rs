@@ -2,13 +2,14 @@
 
 use super::balance::LoadReading;
 use super::message::{Answer, Mail};
+use super::moving::{self, Strays, Traveller};
 use super::orders::Orders;
 use super::pools::Pool;
 use super::shared::{Common, Phase, Snapshot};
 use super::{guest, inbox, opening, upkeep};
 use crate::auth::KdfCache;
-use crate::base::ShardId;
 use crate::base::limit::{CONSOLE_RESERVE, LOBBY_CLIENTS_MAX};
+use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, Greeted};
 use crate::config::General;
 use crate::net::{Detached, Driver, Listener, Net, NetOptions, TcpOptions, spawn};
@@ -72,6 +73,10 @@ pub struct Shard {
     /// Answers awaited, by ticket.
     pub(super) tickets: RefCell<HashMap<u64, Gathering>>,
     pub(super) next_ticket: Cell<u64>,
+    /// Clients whose cancel keys do not say where they are.
+    pub(super) strays: RefCell<Strays>,
+    /// When it next looks whether clients should move.
+    pub(super) shed_at: Cell<Moment>,
     /// The last reading of this shard's load.
     pub(super) load: Cell<LoadReading>,
     /// State of [`Shard::draw`].
@@ -143,6 +148,8 @@ pub async fn run(
         mail_seen: Cell::new(None),
         tickets: RefCell::default(),
         next_ticket: Cell::new(0),
+        strays: RefCell::default(),
+        shed_at: Cell::default(),
         load: Cell::new(LoadReading::now()),
         drawn: Cell::new(u64::from_le_bytes(opening::random_bytes())),
         peered: RefCell::default(),
@@ -156,7 +163,7 @@ pub async fn run(
     for fd in listeners.unix {
         spawn(net, accept(shard.clone(), Listener::new(net, fd), true));
     }
-    spawn(net, inbox::run(shard.clone()));
+    inbox::open(&shard);
     spawn(net, upkeep::run(shard.clone()));
     spawn(net, upkeep::watch_idle(shard));
     ready();
@@ -223,11 +230,17 @@ impl Shard {
     }
 
     /// Takes a client in that has said on another shard what it wants.
-    // As it came out of the mailbox.
-    #[allow(clippy::boxed_local)]
-    pub(super) fn admit_greeted(self: &Rc<Self>, greeted: Box<Greeted>) {
+    pub(super) fn admit_greeted(self: &Rc<Self>, greeted: Greeted) {
         if let Some(place) = self.seat_client() {
-            spawn(self.net, guest::go_on(self.clone(), place, *greeted));
+            spawn(self.net, guest::go_on(self.clone(), place, greeted));
+        }
+    }
+
+    /// Takes a client in that another shard has served so far.
+    pub(super) fn admit_traveller(self: &Rc<Self>, traveller: Box<Traveller>) {
+        match self.seat_client() {
+            Some(place) => spawn(self.net, moving::arrive(self.clone(), place, traveller)),
+            None => self.client_left(traveller.key()),
         }
     }
 

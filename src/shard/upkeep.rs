@@ -29,6 +29,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
         shard.read_load();
         let snapshot = shard.snapshot();
         shard.obey();
+        shard.shed_load(&snapshot.config);
         expire_clients(&shard, &snapshot.config);
         make_pools_to_keep(&shard, &snapshot.config);
         shard.each_pool(|pool| {

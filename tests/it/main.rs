@@ -21,6 +21,7 @@ mod ldap;
 mod limits;
 mod login;
 mod modes;
+mod moves;
 mod pam;
 mod parameters;
 mod peers;

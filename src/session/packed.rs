@@ -1,0 +1,149 @@
+//! A client's names on their way to another shard, each with the statement's text: statements are
+//! shared by the clients of one shard only.
+
+use super::prepared::{Charge, ClientStatements, Form, Registered, Statement, Statements};
+use std::rc::Rc;
+
+/// A client's names off any shard.
+#[derive(Debug, Default)]
+pub struct PackedStatements {
+    names: Vec<PackedName>,
+    serial: u64,
+}
+
+#[derive(Debug)]
+struct PackedName {
+    name: Box<[u8]>,
+    serial: u64,
+    is_confirmed: bool,
+    statement: PackedStatement,
+    charge: Charge,
+}
+
+#[derive(Debug)]
+struct PackedStatement {
+    body: Box<[u8]>,
+    form: PackedForm,
+    generation: u32,
+}
+
+#[derive(Debug)]
+enum PackedForm {
+    Parse,
+    ParseOf(Box<PackedStatement>),
+    Sql,
+}
+
+impl PackedStatement {
+    fn pack(statement: &Statement) -> PackedStatement {
+        PackedStatement {
+            body: statement.body().into(),
+            form: match statement.form() {
+                Form::Parse => PackedForm::Parse,
+                Form::ParseOf(other) => PackedForm::ParseOf(Box::new(Self::pack(other))),
+                Form::Sql => PackedForm::Sql,
+            },
+            generation: statement.generation(),
+        }
+    }
+
+    fn unpack(self, statements: &mut Statements) -> Rc<Statement> {
+        let form = match self.form {
+            PackedForm::Parse => Form::Parse,
+            PackedForm::ParseOf(other) => Form::ParseOf(other.unpack(statements)),
+            PackedForm::Sql => Form::Sql,
+        };
+        statements.take_over(&self.body, form, self.generation)
+    }
+}
+
+impl ClientStatements {
+    /// Takes the names off this shard.
+    pub fn pack(self) -> PackedStatements {
+        let names = self.names.into_iter().map(|(name, registered)| PackedName {
+            name,
+            serial: registered.serial,
+            is_confirmed: registered.is_confirmed,
+            statement: PackedStatement::pack(&registered.statement),
+            charge: registered.charge,
+        });
+        PackedStatements {
+            names: names.collect(),
+            serial: self.serial,
+        }
+    }
+}
+
+impl PackedStatements {
+    /// Puts the names on the shard whose statements these are.
+    pub fn unpack(self, statements: &mut Statements) -> ClientStatements {
+        let names = self.names.into_iter().map(|packed| {
+            let registered = Registered {
+                serial: packed.serial,
+                statement: packed.statement.unpack(statements),
+                is_confirmed: packed.is_confirmed,
+                charge: packed.charge,
+            };
+            (packed.name, registered)
+        });
+        ClientStatements {
+            names: names.collect(),
+            serial: self.serial,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::Budget;
+    use std::sync::Arc;
+
+    /// Two shards of one process.
+    fn shards(bytes_max: u64) -> (Arc<Budget>, Statements, Statements) {
+        let budget = Arc::new(Budget::new(bytes_max));
+        let [here, there] = [(); 2].map(|()| Statements::new(budget.clone()));
+        (budget, here, there)
+    }
+
+    #[test]
+    fn names_that_move_stand_for_the_same_statements() {
+        let (_, mut here, mut there) = shards(1 << 20);
+        let mut client = ClientStatements::default();
+        let plain = here.intern(b"select 1\0\0\0", Form::Parse, 3).unwrap();
+        let spoken = here.intern(b" as select 2", Form::Sql, 0).unwrap();
+        let form = Form::ParseOf(spoken.clone());
+        let of = here.intern(b"execute s\0\0\0", form, 0).unwrap();
+        for (name, statement) in [("p", &plain), ("s", &spoken), ("o", &of)] {
+            client.register(name.as_bytes(), statement.clone()).unwrap();
+        }
+        let moved = client.pack().unpack(&mut there);
+        assert_eq!(moved.len(), 3);
+        for (name, statement) in [("p", &plain), ("s", &spoken), ("o", &of)] {
+            let there = moved.get(name.as_bytes()).unwrap();
+            assert_eq!(there.id(), statement.id());
+            assert_eq!(there.generation(), statement.generation());
+            assert!(!Rc::ptr_eq(there, statement), "shared between threads");
+        }
+        let Form::ParseOf(other) = moved.get(b"o").unwrap().form() else {
+            panic!("another form");
+        };
+        assert!(Rc::ptr_eq(other, moved.get(b"s").unwrap()));
+        let again = there.intern(b"select 1\0\0\0", Form::Parse, 3).unwrap();
+        assert!(Rc::ptr_eq(&again, moved.get(b"p").unwrap()));
+    }
+
+    #[test]
+    fn names_arrive_although_the_budget_is_used_up_and_give_back_what_they_took() {
+        let (budget, mut here, mut there) = shards(1000);
+        let mut client = ClientStatements::default();
+        let statement = here.intern(b"select 1\0\0\0", Form::Parse, 0).unwrap();
+        client.register(b"s", statement).unwrap();
+        budget.set_max(1);
+        let used = budget.used();
+        let moved = client.pack().unpack(&mut there);
+        assert_eq!((moved.len(), budget.used()), (1, used));
+        drop(moved);
+        assert_eq!(budget.used(), 0);
+    }
+}

@@ -1,0 +1,410 @@
+//! Clients that go on at another shard, between two requests: with their socket, settings, names of
+//! prepared statements, places under the limits, cancel key.
+//!
+//! The cancel key stays what the client was told, so it goes on naming the shard of its login, its
+//! *origin*. That one keeps an entry saying where the client is now:
+//! ```text
+//!                departs           "resides" (newer)              "left"
+//!   origin: (none) ──► At(shard) ──────────────────► At(another) ───────► (none)
+//!                          └── comes back: Here(slot) ── departs: At(shard)
+//!   others: arrives: Here(slot) ── departs or leaves: (none)
+//! ```
+//! A cancel request that follows an entry and finds nobody looks again a little later: the client is
+//! between two shards, idle. The messages that keep the entries true are posted again until they fit into
+//! the mailbox; a late one never makes an entry anew, so none stays behind.
+
+use super::guest::{Guest, Seat, Settled, Stay, say_farewell};
+use super::message::{Answer, Ask, Mail};
+use super::obeying::is_killed;
+use super::pools::{Counter, Pool};
+use super::root::{Present, Shard};
+use super::shared::Phase;
+use crate::base::{ClientId, Clock, Moment, ShardId};
+use crate::client::{ClientEntry, Farewell, Signal, Who};
+use crate::net::{Socket, spawn};
+use crate::relay::{Ending, Relay, RelayParcel};
+use crate::session::{CancelKey, PeerAddress};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a cancel request looks for a client on the move, and how often a message that did not fit
+/// is posted again.
+const LOOK: Duration = Duration::from_millis(10);
+/// How often it looks before it gives up.
+const LOOKS_MAX: usize = 100;
+
+/// A client's places under the limits on clients.
+type Seats = [Seat; 3];
+
+/// A client between two shards: all there is of it.
+pub struct Traveller {
+    parcel: RelayParcel,
+    id: ClientId,
+    connected_unix_us: u64,
+    requested_unix_us: u64,
+    idle_since: Moment,
+    application_name: Arc<str>,
+    database: Arc<str>,
+    user: Arc<str>,
+    /// The user that its pool's servers are logged in as.
+    pool_user: Arc<str>,
+    cancel_key: CancelKey,
+    seats: Seats,
+    /// How often it has moved, this time included.
+    moves: u32,
+}
+
+impl Traveller {
+    /// Its cancel key.
+    pub(super) fn key(&self) -> &CancelKey {
+        &self.cancel_key
+    }
+}
+
+/// Where a client is whose cancel key does not say so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stray {
+    /// In this slot here.
+    Here(usize),
+    /// On that shard, where it came with its so-manieth move.
+    At(ShardId, u32),
+}
+
+/// The clients of a shard, or of its making, whose cancel keys do not say where they are.
+#[derive(Default)]
+pub(super) struct Strays(HashMap<Box<[u8]>, Stray>);
+
+impl Strays {
+    /// The slot of a client that has come here.
+    pub(super) fn slot(&self, key: &[u8]) -> Option<usize> {
+        match self.0.get(key) {
+            Some(Stray::Here(slot)) => Some(*slot),
+            _ => None,
+        }
+    }
+
+    /// The shard that a client of this origin has gone to.
+    pub(super) fn shard(&self, key: &[u8]) -> Option<ShardId> {
+        match self.0.get(key) {
+            Some(Stray::At(shard, _)) => Some(*shard),
+            _ => None,
+        }
+    }
+
+    /// Whether a key is that of somebody who has moved.
+    pub(super) fn knows(&self, key: &[u8]) -> bool {
+        self.0.contains_key(key)
+    }
+
+    fn arrives(&mut self, key: &[u8], slot: usize) {
+        self.0.insert(key.into(), Stray::Here(slot));
+    }
+
+    fn departs(&mut self, key: &[u8], is_origin: bool, to: ShardId, moves: u32) {
+        if is_origin {
+            self.0.insert(key.into(), Stray::At(to, moves));
+        } else {
+            self.0.remove(key);
+        }
+    }
+
+    fn resides(&mut self, key: &[u8], at: ShardId, moves: u32) {
+        if let Some(stray) = self.0.get_mut(key)
+            && matches!(*stray, Stray::At(_, before) if before < moves)
+        {
+            *stray = Stray::At(at, moves);
+        }
+    }
+
+    fn leaves(&mut self, key: &[u8]) {
+        self.0.remove(key);
+    }
+}
+
+impl Guest {
+    /// Serves a logged-in client; how its connection ended, unless it has moved to another shard.
+    pub(super) async fn stay(&self, mut settled: Box<Settled>) -> Option<Ending> {
+        loop {
+            let to = match settled.relay.run().await {
+                Ending::Moving(to) => to,
+                ending => return Some(ending),
+            };
+            settled = Box::pin(self.send_on(*settled, to)).await?;
+        }
+    }
+
+    /// Sends a client on to another shard; gives it back if that cannot be.
+    async fn send_on(&self, settled: Settled, to: ShardId) -> Option<Box<Settled>> {
+        let Settled { relay, pool, seats } = settled;
+        let back = |relay, seats, pool| Some(Box::new(Settled { relay, pool, seats }));
+        let shard = &self.shard;
+        self.entry.move_to.set(None);
+        let target = shard.common.registry.shard(to);
+        let may_move = shard.phase.get() == Phase::Serving && !target.beat.is_stalled(Clock::now());
+        let Some(who) = self.entry.who().filter(|_| may_move) else {
+            return back(relay, seats, pool);
+        };
+        let parcel = match relay.pack().await {
+            Ok(parcel) => parcel,
+            Err(relay) => return back(relay, seats, pool),
+        };
+        // Somebody may have told it to leave meanwhile; no await from here to its departure.
+        if self.entry.has_signal() {
+            return back(self.unpack(parcel, &pool), seats, pool);
+        }
+        let moves = self.moves.get() + 1;
+        let traveller = Box::new(Traveller {
+            parcel,
+            id: self.entry.id,
+            connected_unix_us: self.entry.connected_unix_us,
+            requested_unix_us: self.entry.requested_unix_us.get(),
+            idle_since: self.entry.since.get(),
+            application_name: self.entry.application_name.borrow().clone(),
+            database: who.database.clone(),
+            user: who.user.clone(),
+            pool_user: pool.common.key.user.clone(),
+            cancel_key: who.cancel_key.clone(),
+            seats,
+            moves,
+        });
+        if let Err(Mail::Traveller(refused)) = shard.post(to, Mail::Traveller(traveller)) {
+            return back(self.unpack(refused.parcel, &pool), refused.seats, pool);
+        }
+        shard.stats.moves_out.inc();
+        let is_origin = who.cancel_key.shard() == Some(shard.id);
+        let mut strays = shard.strays.borrow_mut();
+        strays.departs(&who.cancel_key.name(), is_origin, to, moves);
+        None
+    }
+
+    fn unpack(&self, parcel: RelayParcel, pool: &Rc<Pool>) -> Relay {
+        let shard = &self.shard;
+        parcel.unpack(
+            shard.net,
+            self.entry.clone(),
+            Rc::new(Counter(pool.clone())),
+            shard.statements.clone(),
+            pool.stats.clone(),
+        )
+    }
+
+    /// The pool of a client that has come: what a reload changed while it was on its way, nobody else
+    /// has told it.
+    fn pool_of(&self, traveller: &Traveller) -> Result<Rc<Pool>, Farewell> {
+        let snapshot = self.shard.snapshot();
+        let Some(database) = snapshot.config.database(&traveller.database) else {
+            return Err(Farewell::DATABASE_REMOVED);
+        };
+        if database.server_user(&traveller.user) != &*traveller.pool_user {
+            return Err(Farewell::CONFIGURATION_CHANGED);
+        }
+        Ok(self.shard.pool(&database, &traveller.pool_user))
+    }
+
+    /// Serves a client that has come from another shard.
+    fn host(&self, traveller: Traveller) -> Stay {
+        let pool = match self.pool_of(&traveller) {
+            Ok(pool) => pool,
+            Err(farewell) => {
+                let socket = traveller.parcel.into_socket();
+                let ending = Ending::SentAway(farewell);
+                say_farewell(&Socket::attach(self.shard.net, socket), &ending);
+                return Stay::Ended(ending);
+            }
+        };
+        self.entry
+            .application_name
+            .replace(traveller.application_name);
+        self.entry
+            .requested_unix_us
+            .set(traveller.requested_unix_us);
+        let who = Who {
+            database: traveller.database,
+            user: traveller.user,
+            cancel_key: traveller.cancel_key,
+            stats: pool.stats.clone(),
+        };
+        self.entry.logged_in(who, traveller.idle_since);
+        if is_killed(&self.entry, &self.shard.orders.borrow()) {
+            // The order came while it was on its way.
+            self.entry.send(Signal::Leave(Farewell::DATABASE_REMOVED));
+        }
+        let relay = self.unpack(traveller.parcel, &pool);
+        Stay::Settled(Box::new(Settled {
+            relay,
+            pool,
+            seats: traveller.seats,
+        }))
+    }
+}
+
+/// Serves a client that has come from another shard, until it leaves this one.
+pub(super) async fn arrive(shard: Rc<Shard>, counted: Present, traveller: Box<Traveller>) {
+    let entry = ClientEntry::new(
+        traveller.id,
+        traveller.parcel.peer(),
+        traveller.parcel.local(),
+        traveller.connected_unix_us,
+        traveller.idle_since,
+    );
+    let guest = Guest::new(shard.clone(), counted, entry);
+    guest.moves.set(traveller.moves);
+    let key = traveller.cancel_key.clone();
+    shard.client_came(&key, guest.slot, traveller.moves);
+    let ending = match guest.host(*traveller) {
+        Stay::Settled(settled) => guest.stay(settled).await,
+        Stay::Ended(ending) => Some(ending),
+        Stay::Moved => None,
+    };
+    if ending.is_some() {
+        shard.client_left(&key);
+    }
+    guest
+        .conclude(ending.map_or(Stay::Moved, Stay::Ended))
+        .await;
+}
+
+impl Shard {
+    /// Makes a client that has come findable by its cancel key.
+    fn client_came(self: &Rc<Self>, key: &CancelKey, slot: usize, moves: u32) {
+        self.stats.moves_in.inc();
+        self.strays.borrow_mut().arrives(&key.name(), slot);
+        // With the first move its origin has sent it here itself.
+        if let Some(origin) = key.shard().filter(|origin| *origin != self.id && moves > 1) {
+            let resides = Mail::Resides {
+                key: key.name(),
+                at: self.id,
+                moves,
+            };
+            self.post_surely(origin, resides);
+        }
+    }
+
+    /// A client that came from another shard has left for good.
+    pub(super) fn client_left(self: &Rc<Self>, key: &CancelKey) {
+        self.strays.borrow_mut().leaves(&key.name());
+        if let Some(origin) = key.shard().filter(|origin| *origin != self.id) {
+            let left = Mail::Left { key: key.name() };
+            self.post_surely(origin, left);
+        }
+    }
+
+    /// A client of this origin is at another shard now.
+    pub(super) fn client_resides(&self, key: &[u8], at: ShardId, moves: u32) {
+        self.strays.borrow_mut().resides(key, at, moves);
+    }
+
+    /// A client of this origin has left for good.
+    pub(super) fn client_is_gone(&self, key: &[u8]) {
+        self.strays.borrow_mut().leaves(key);
+    }
+
+    /// The client of this shard that has this cancel key.
+    pub(super) fn client_with(&self, key: &[u8]) -> Option<Rc<ClientEntry>> {
+        let located = CancelKey::locate(key).filter(|(shard, _)| *shard == self.id);
+        let located = located.map(|(_, slot)| slot);
+        let handle = PeerAddress::of(key).map(|address| address.handle);
+        let named = handle.and_then(|handle| self.peered.borrow().get(&handle).copied());
+        let strays = self.strays.borrow();
+        let stray = CancelKey::names_of(key).map(|name| strays.slot(&name));
+        let clients = self.clients.borrow();
+        let slots = [located, named].into_iter().chain(stray).flatten();
+        let mut entries = slots.filter_map(|slot| clients.get(slot));
+        let owns_it =
+            |entry: &&Rc<ClientEntry>| entry.who().is_some_and(|who| who.cancel_key.matches(key));
+        entries.find(owns_it).cloned()
+    }
+
+    /// Cancels what a client of this origin does that has moved; looks again while nobody knows it, as it
+    /// is on its way then.
+    pub(super) async fn cancel_stray(self: &Rc<Self>, key: &[u8]) {
+        for _ in 0..LOOKS_MAX {
+            if let Some(entry) = self.client_with(key) {
+                return self.cancel_client(&entry).await;
+            }
+            let Some(to) = self.stray_at(key) else { return };
+            if self.cancel_at_shard(key, to).await {
+                return;
+            }
+            self.net.sleep(LOOK).await;
+        }
+    }
+
+    fn stray_at(&self, key: &[u8]) -> Option<ShardId> {
+        let strays = self.strays.borrow();
+        let names = CancelKey::names_of(key);
+        names.iter().find_map(|name| strays.shard(name))
+    }
+
+    /// False if the client is not there.
+    async fn cancel_at_shard(self: &Rc<Self>, key: &[u8], to: ShardId) -> bool {
+        let ask = Ask::CancelStray(key.into());
+        let answers = self.gather(ask, std::iter::once(to), self.cancel_span());
+        let found = |answer: &Answer| matches!(answer, Answer::Found(true));
+        answers.await.iter().any(found)
+    }
+
+    /// Posts a message that must not be lost, as soon as the mailbox has room.
+    fn post_surely(self: &Rc<Self>, to: ShardId, mail: Mail) {
+        let Err(mut mail) = self.post(to, mail) else {
+            return;
+        };
+        let shard = self.clone();
+        spawn(self.net, async move {
+            loop {
+                shard.net.sleep(LOOK).await;
+                match shard.post(to, mail) {
+                    Ok(()) => return,
+                    Err(back) => mail = back,
+                }
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &[u8] = b"key";
+    const HOME: ShardId = ShardId(0);
+    const NEAR: ShardId = ShardId(1);
+    const FAR: ShardId = ShardId(2);
+
+    #[test]
+    fn origin_follows_its_client_until_it_has_left() {
+        let mut strays = Strays::default();
+        strays.departs(KEY, true, NEAR, 1);
+        assert_eq!(strays.shard(KEY), Some(NEAR));
+        strays.resides(KEY, FAR, 2);
+        assert_eq!((strays.shard(KEY), strays.slot(KEY)), (Some(FAR), None));
+        strays.leaves(KEY);
+        assert!(!strays.knows(KEY));
+    }
+
+    #[test]
+    fn news_that_come_late_change_nothing() {
+        let mut strays = Strays::default();
+        strays.departs(KEY, true, NEAR, 1);
+        strays.resides(KEY, FAR, 3);
+        strays.resides(KEY, HOME, 2);
+        assert_eq!(strays.shard(KEY), Some(FAR));
+        strays.arrives(KEY, 7);
+        strays.resides(KEY, NEAR, 3);
+        assert_eq!((strays.slot(KEY), strays.shard(KEY)), (Some(7), None));
+        strays.leaves(KEY);
+        strays.resides(KEY, NEAR, 5);
+        assert!(!strays.knows(KEY), "an entry that nobody would take down");
+    }
+
+    #[test]
+    fn other_shards_know_a_client_only_while_it_is_there() {
+        let mut strays = Strays::default();
+        strays.arrives(KEY, 3);
+        assert_eq!(strays.slot(KEY), Some(3));
+        strays.departs(KEY, false, FAR, 2);
+        assert!(!strays.knows(KEY));
+    }
+}
