@@ -424,6 +424,18 @@ impl<S, W> LocalPool<S, W> {
         self.waiters.len()
     }
 
+    /// How many clients in line have neither been asked a server for nor one being opened.
+    pub fn unprovided(&self) -> usize {
+        let provided_for = self.opening - self.spare + self.asks.pending();
+        self.waiters.len().saturating_sub(provided_for)
+    }
+
+    /// How many idle servers of `shard` have been asked for and not answered; more than it can have while
+    /// an answer is overdue.
+    pub fn asked_of(&self, shard: ShardId) -> u32 {
+        self.asks.spoken_for(shard)
+    }
+
     /// Since when the head of the line here has waited.
     pub fn first_waiter_since(&self) -> Option<Moment> {
         self.waiters.head_since()
@@ -501,8 +513,7 @@ impl<S, W> LocalPool<S, W> {
         if self.is_paused {
             return;
         }
-        let provided_for = self.opening - self.spare + self.asks.pending();
-        let mut wanted = self.waiters.len().saturating_sub(provided_for);
+        let mut wanted = self.unprovided();
         self.seat.publish_want(wanted > 0);
         while wanted > 0 && self.seek_one(now, out) {
             wanted -= 1;

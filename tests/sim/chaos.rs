@@ -24,7 +24,7 @@ fn random_rules(seed: u64) -> Rules {
         open_given_up: random.one_of(&[0.0, 0.1]),
         mishap_us: random.one_of(&[None, Some(300), Some(3000)]),
         pauses: random.chance(0.3),
-        stalls: random.chance(0.5),
+        stall_us: random.one_of(&[None, None, Some(5_000), Some(20_000), Some(100_000)]),
         ticks: true,
     }
 }
@@ -59,7 +59,7 @@ fn ticks_are_only_for_what_goes_wrong() {
             outer: None,
             reserve: (0, 0),
             open_fails: 0.0,
-            stalls: false,
+            stall_us: None,
             ticks: false,
             ..random_rules(seed)
         };

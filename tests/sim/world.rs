@@ -42,8 +42,8 @@ pub struct Rules {
     pub mishap_us: Option<u64>,
     /// Whether the pool is paused and resumed now and then.
     pub pauses: bool,
-    /// Whether shards stall.
-    pub stalls: bool,
+    /// The longest stall of a shard in microseconds, if shards stall.
+    pub stall_us: Option<u64>,
     /// Whether shards tick.
     pub ticks: bool,
 }
@@ -79,6 +79,9 @@ struct Shard {
     /// Messages under way here, and servers among them.
     mail: usize,
     servers_coming: usize,
+    /// Until its next tick it may keep servers that others wait for: one could not be sent, or has
+    /// travelled too often.
+    keeps_until: Moment,
 }
 
 #[derive(Debug)]
@@ -117,9 +120,9 @@ const TICK: Duration = Duration::from_millis(1);
 /// Most servers of the other pool: an eviction takes 10 ms, and all must fit into [`SETTLE`].
 const OTHERS_MAX: u32 = 4;
 
-/// Within this after the last mishap everything must have settled: questions are forgotten
-/// after 50 ms, and some ticks more.
-const SETTLE: Duration = Duration::from_millis(120);
+/// Within this after the last mishap, and the end of the last stall, everything must have settled:
+/// questions are forgotten after 50 ms, and some ticks more.
+const SETTLE: Duration = Duration::from_millis(100);
 
 pub struct World {
     rules: Rules,
@@ -199,7 +202,7 @@ impl World {
     /// Lets nothing new happen until all mail is read, then checks that no wake-up was lost.
     pub fn freeze(&mut self) {
         self.is_frozen = true;
-        self.run(SETTLE);
+        self.settle();
         self.assert_settled();
     }
 
@@ -229,10 +232,15 @@ impl World {
         }
         assert_eq!(self.waiting(), 0, "clients wait for ever");
         self.end_leases();
-        self.run(SETTLE);
+        self.settle();
         self.close_all();
         assert_eq!(self.shared.open(), 0, "permits are lost");
         assert_eq!(self.outer.open(), self.others, "outer permits are lost");
+    }
+
+    fn settle(&mut self) {
+        let stall = Duration::from_micros(self.rules.stall_us.unwrap_or(0));
+        self.run(SETTLE + stall);
     }
 
     fn begin(&mut self) {
@@ -439,6 +447,7 @@ impl World {
             Err(Mail::Server(server, _)) => {
                 // What cannot be sent may be served here, whoever is older elsewhere.
                 self.is_bound_due = false;
+                self.shards[from.index()].keeps_until = self.now.after(2 * TICK);
                 let pool = &mut self.shards[from.index()].pool;
                 pool.send_failed(server, to, self.now, out);
             }
@@ -455,6 +464,7 @@ impl World {
                 if hops == HOPS_MAX {
                     // It may have to stay until that shard's next tick.
                     self.timeline.add(self.now.after(TICK), Event::Poke(to));
+                    self.shards[to.index()].keeps_until = self.now.after(TICK);
                 }
                 self.with(to, |pool, now, out| {
                     pool.arrived(server, from, hops, now, out)
@@ -532,7 +542,7 @@ impl World {
         }
         let choices = if self.rules.outer.is_some() { 5 } else { 3 };
         match self.random.below(choices) {
-            0 if self.rules.stalls => self.stall(at),
+            0 if self.rules.stall_us.is_some() => self.stall(at),
             1 => self.kill_idle(shard(at)),
             3 => self.change_outer_limit(),
             4 if self.others < OTHERS_MAX => self.others += u32::from(self.outer.try_take()),
@@ -561,7 +571,8 @@ impl World {
 
     fn stall(&mut self, at: usize) {
         if !std::mem::replace(&mut self.shards[at].is_stalled, true) {
-            let until = self.now.after(self.random.micros(100, 20_000));
+            let longest = self.rules.stall_us.unwrap_or(100);
+            let until = self.now.after(self.random.micros(100, longest));
             self.timeline.add(until, Event::Resume(shard(at)));
         }
     }
@@ -673,6 +684,7 @@ impl World {
             self.waiting() > 0,
             "published heads are wrong"
         );
+        self.assert_nobody_waits_beside_idle();
         let Some(at) = touched else { return };
         let pool = &self.shards[at].pool;
         assert!(
@@ -693,6 +705,31 @@ impl World {
             pool.idle().all(|idle| is_recorded(idle.server.0)),
             "a server is in two places"
         );
+    }
+
+    /// Nobody waits, for whom nothing is under way, while a server is idle that nobody has asked for:
+    /// what a stalled shard does, one that has not heard of the end of a pause, and what could not be sent,
+    /// has to wait for it.
+    fn assert_nobody_waits_beside_idle(&self) {
+        let is_awake = |shard: &Shard| !shard.is_stalled;
+        let lines_move = |shard: &Shard| is_awake(shard) && !shard.pool.is_paused();
+        let wait_in_vain = |shard: &Shard| shard.servers_coming == 0 && shard.pool.unprovided() > 0;
+        let spares = |shard: &Shard| shard.pool.idle().len() > 0 && shard.keeps_until < self.now;
+        let rich = |(_, shard): &(usize, &Shard)| is_awake(shard) && spares(shard);
+        let all = || self.shards.iter().enumerate();
+        let rich: Vec<_> = all().filter(rich).collect();
+        if rich.is_empty() || self.is_paused {
+            return;
+        }
+        for (poor, waiting) in all().filter(|(_, one)| lines_move(one) && wait_in_vain(one)) {
+            for (at, other) in &rich {
+                let (idle, asked) = (other.pool.idle().len(), waiting.pool.asked_of(shard(*at)));
+                assert!(
+                    idle <= asked as usize,
+                    "shard {poor} waits, shard {at} has {idle} idle servers of which it asked for {asked}"
+                );
+            }
+        }
     }
 
     /// A server was put back on `home` and went to a waiter there: nobody elsewhere may have
@@ -764,6 +801,7 @@ impl Shard {
             is_stalled: false,
             mail: 0,
             servers_coming: 0,
+            keeps_until: Moment::default(),
         }
     }
 }
