@@ -504,9 +504,18 @@ mod tests {
                 "[databases.a]\npassword = \"x\"",
                 "databases.a.password: has no effect without user",
             ),
+            ("auth_type = \"cert\"", "needs a client_tls_ca_file"),
+            (
+                "auth_type = \"cert\"\nclient_tls_ca_file = \"ca\"",
+                "needs a client_tls_sslmode that encrypts",
+            ),
         ];
         for (text, expected) in cases {
-            let found = problems(&format!("[ringbouncer]\nauth_type = \"trust\"\n{text}")).concat();
+            let others = match text.starts_with("auth_type") {
+                true => "",
+                false => "auth_type = \"trust\"",
+            };
+            let found = problems(&format!("[ringbouncer]\n{others}\n{text}")).concat();
             assert!(found.contains(expected), "{found}");
         }
     }

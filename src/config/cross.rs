@@ -28,6 +28,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
         nowhere_to_listen(general),
         rules_nobody_reads(general),
         nobody_to_judge(general),
+        nobody_to_vouch(general),
         lookup_in_the_console(config),
     ];
     let cores = [core_named_twice(general), more_shards_than_cores(general)];
@@ -131,6 +132,19 @@ fn nobody_to_judge(general: &General) -> Option<Fault> {
     if is_ldap && general.auth_ldap_options.is_empty() {
         let text = "nobody could log in: \"ldap\" needs auth_ldap_options";
         return of_general("auth_type", &["ringbouncer.auth_ldap_options"], text);
+    }
+    None
+}
+
+fn nobody_to_vouch(general: &General) -> Option<Fault> {
+    let is_cert = general.auth_type == AuthType::Cert;
+    if is_cert && general.client_tls_ca_file.is_none() {
+        let text = "nobody could log in: \"cert\" needs a client_tls_ca_file that vouches for certificates";
+        return of_general("auth_type", &["ringbouncer.client_tls_ca_file"], text);
+    }
+    if is_cert && general.client_tls_sslmode == SslMode::Disable {
+        let text = "nobody could log in: \"cert\" needs a client_tls_sslmode that encrypts";
+        return of_general("auth_type", &["ringbouncer.client_tls_sslmode"], text);
     }
     None
 }

@@ -20,6 +20,6 @@ mod waiter;
 pub use action::{Acquired, Action, Idle};
 pub use local::{HOPS_MAX, LocalPool, UNFAIR_SHARE, UNFAIR_SPAN};
 pub use outlook::Outlook;
-pub use permit::{PERMITS_MAX, Permits};
+pub use permit::{PERMITS_MAX, Permit, Permits};
 pub use shared::{OPENINGS_MAX, SharedPool};
 pub use waiter::WaiterId;

@@ -8,6 +8,7 @@
 //!   look for surplus servers at the same time.
 
 use crate::base::sync::{AtomicU64, Ordering::SeqCst};
+use std::sync::Arc;
 
 const FIELD_BITS: u32 = 21;
 const FIELD_MASK: u64 = (1 << FIELD_BITS) - 1;
@@ -135,6 +136,23 @@ impl Permits {
     fn update(&self, change: impl Fn(Counts) -> Option<Counts>) -> bool {
         let change = |word| change(Counts::unpack(word)).map(Counts::pack);
         self.word.fetch_update(SeqCst, SeqCst, change).is_ok()
+    }
+}
+
+/// A permit that is given back when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<Permits>);
+
+impl Permit {
+    /// As [`Permits::try_take`].
+    pub fn take(permits: &Arc<Permits>) -> Option<Permit> {
+        permits.try_take().then(|| Permit(permits.clone()))
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.give_back();
     }
 }
 

@@ -6,11 +6,10 @@ use super::root::Shard;
 use crate::base::{Moment, ServerId};
 use crate::client::{ClientEntry, ClientState, Signal};
 use crate::net::Elapsed;
-use crate::pool::Permits;
+use crate::pool::Permit;
 use crate::server::{DialError, ServerEntry, Target, send_cancel};
 use crate::session::{CancelKey, PeerAddress};
 use std::rc::{Rc, Weak};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// How much longer than the cancel itself its sender is kept waiting for news from another shard.
@@ -18,15 +17,6 @@ const MAIL_SPAN: Duration = Duration::from_secs(1);
 
 /// How often a request to a busy peer looks for its turn.
 const PERMIT_LOOK: Duration = Duration::from_millis(10);
-
-/// A permit that is given back when dropped.
-struct Permit(Arc<Permits>);
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.give_back();
-    }
-}
 
 /// Ends the mark on a server that a cancel is under way, whatever happens.
 pub(super) struct Mark(Rc<ServerEntry>);
@@ -119,10 +109,12 @@ impl Shard {
         let deadline = self.cancel_deadline();
         let permits = self.common.peer_permits(id);
         let passing = async {
-            while !permits.try_take() {
-                self.net.sleep(PERMIT_LOOK).await;
-            }
-            let _permit = Permit(permits);
+            let _permit = loop {
+                match Permit::take(&permits) {
+                    Some(permit) => break permit,
+                    None => self.net.sleep(PERMIT_LOOK).await,
+                }
+            };
             let host = peer.host.as_deref().unwrap_or_default();
             let endpoint = self.endpoint_at(host, peer.port, 0);
             let Some(endpoint) = endpoint else {

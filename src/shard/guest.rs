@@ -18,7 +18,7 @@ use crate::client::{
 };
 use crate::config::{AuthType, Database, Dialect};
 use crate::net::{Detached, Socket};
-use crate::pool::Permits;
+use crate::pool::Permit;
 use crate::relay::{Denial, Ending, Relay, RelaySettings, Waiter};
 use crate::server::Server;
 use crate::session::{CancelKey, ServerParams, Settings, is_setting_name};
@@ -108,22 +108,7 @@ pub(super) enum Stay {
 pub(super) struct Settled {
     pub(super) relay: Relay,
     pub(super) pool: Rc<Pool>,
-    pub(super) seats: [Seat; 3],
-}
-
-/// A client's place under a limit on clients, given back when dropped.
-pub(super) struct Seat(Arc<Permits>);
-
-impl Seat {
-    fn take(permits: &Arc<Permits>) -> Option<Seat> {
-        permits.try_take().then(|| Seat(permits.clone()))
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.give_back();
-    }
+    pub(super) seats: [Permit; 3],
 }
 
 /// A client that has been let in.
@@ -260,7 +245,7 @@ impl Guest {
         let is_console = is_console(&packet);
         let seat = if is_console {
             None
-        } else if let Some(seat) = Seat::take(&self.shard.common.clients) {
+        } else if let Some(seat) = Permit::take(&self.shard.common.clients) {
             Some(seat)
         } else {
             return self.part(intake, Ending::SentAway(Farewell::TOO_MANY_CLIENTS));
@@ -350,7 +335,7 @@ impl Guest {
 
     // ---- to the relay --------------------------------------------------------------------
 
-    async fn relay(&self, admitted: Admitted, snapshot: &Snapshot, seat: Seat) -> Stay {
+    async fn relay(&self, admitted: Admitted, snapshot: &Snapshot, seat: Permit) -> Stay {
         let Admitted {
             intake,
             packet,
@@ -417,10 +402,10 @@ impl Guest {
     }
 
     /// The client's places under the limits of its database and its user.
-    fn sit_down(&self, database: &Arc<str>, user: &str) -> Result<[Seat; 2], Farewell> {
+    fn sit_down(&self, database: &Arc<str>, user: &str) -> Result<[Permit; 2], Farewell> {
         let [of_database, of_user] = self.shard.common.client_permits(database, user);
-        let of_database = Seat::take(&of_database).ok_or(Farewell::TOO_MANY_DB_CLIENTS)?;
-        let of_user = Seat::take(&of_user).ok_or(Farewell::TOO_MANY_USER_CLIENTS)?;
+        let of_database = Permit::take(&of_database).ok_or(Farewell::TOO_MANY_DB_CLIENTS)?;
+        let of_user = Permit::take(&of_user).ok_or(Farewell::TOO_MANY_USER_CLIENTS)?;
         Ok([of_database, of_user])
     }
 

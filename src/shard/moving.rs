@@ -13,7 +13,7 @@
 //! between two shards, idle. The messages that keep the entries true are posted again until they fit into
 //! the mailbox; a late one never makes an entry anew, so none stays behind.
 
-use super::guest::{Guest, Seat, Settled, Stay, say_farewell};
+use super::guest::{Guest, Settled, Stay, say_farewell};
 use super::message::{Answer, Ask, Mail};
 use super::obeying::is_killed;
 use super::pools::{Counter, Pool};
@@ -22,6 +22,7 @@ use super::shared::Phase;
 use crate::base::{ClientId, Clock, Moment, ShardId};
 use crate::client::{ClientEntry, Farewell, Signal, Who};
 use crate::net::{Socket, spawn};
+use crate::pool::Permit;
 use crate::relay::{Ending, Relay, RelayParcel};
 use crate::session::{CancelKey, PeerAddress};
 use std::collections::HashMap;
@@ -36,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(10);
 const LOOKS_MAX: usize = 100;
 
 /// A client's places under the limits on clients.
-type Seats = [Seat; 3];
+type Seats = [Permit; 3];
 
 /// A client between two shards: all there is of it.
 pub struct Traveller {

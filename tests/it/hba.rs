@@ -285,6 +285,16 @@ both_shards!(certificate_logins_need_a_certificate, |shards| {
     let files = Files::new("hostssl all all all cert\n", "");
     let stage = Stage::pooled(files.topology(shards));
     by_tcp(&stage, "postgres").assert_fatal("no authentication method is found");
-    let stage = Stage::pooled(Topology::new(shards).set("auth_type", "cert"));
+    let authority = Authority::new("authority of the clients");
+    let shown = authority.sign();
+    let topology = Topology::new(shards)
+        .set("auth_type", "cert")
+        .set("client_tls_sslmode", "allow")
+        .set("client_tls_cert_file", shown.certificate_path())
+        .set("client_tls_key_file", shown.key_path())
+        .set("client_tls_ca_file", authority.root.certificate_path());
+    let stage = Stage::pooled(topology);
+    let reply = by_tls(&stage, &authority, None, "postgres");
+    reply.assert_fatal("certificate authentication failed");
     by_tcp(&stage, "postgres").assert_fatal("certificate authentication failed");
 });

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::support::certs::{Authority, Signed};
 use crate::support::postgres::spawn_lasting;
 use crate::support::*;
 
@@ -26,6 +27,8 @@ suffix \"dc=example,dc=net\"
 directory HOME/data
 rootdn \"cn=admin,dc=example,dc=net\"
 rootpw admin-secret
+TLSCertificateFile CERTIFICATE
+TLSCertificateKeyFile KEY
 access to attrs=userPassword by anonymous auth by * none
 access to * by dn.exact=\"cn=reader,dc=example,dc=net\" read by anonymous auth by * none
 ";
@@ -75,6 +78,10 @@ userPassword: ldap secret
 /// A slapd with the entries above.
 struct Slapd {
     address: SocketAddr,
+    /// Where it speaks TLS from the first byte.
+    secure: SocketAddr,
+    authority: Authority,
+    _certificate: Signed,
     _child: Child,
     _home: TempDir,
 }
@@ -95,7 +102,12 @@ impl Slapd {
         let home = tempfile::tempdir().unwrap();
         fs::create_dir(home.path().join("data")).unwrap();
         let config = home.path().join("slapd.conf");
-        let text = CONFIG.replace("HOME", home.path().to_str().unwrap());
+        let authority = Authority::new("authority of the LDAP server");
+        let certificate = authority.sign();
+        let text = CONFIG
+            .replace("HOME", home.path().to_str().unwrap())
+            .replace("CERTIFICATE", certificate.certificate_path())
+            .replace("KEY", certificate.key_path());
         fs::write(&config, text).unwrap();
         let entries = home.path().join("entries.ldif");
         fs::write(&entries, ENTRIES).unwrap();
@@ -112,24 +124,31 @@ impl Slapd {
             String::from_utf8_lossy(&loaded.stderr)
         );
         for _ in 0..20 {
-            let address = free_address();
+            let (address, secure) = (free_address(), free_address());
             let mut command = Command::new(program);
             command
                 .arg("-f")
                 .arg(&config)
                 .args(["-d", "0", "-h"])
-                .arg(format!("ldap://{address}"))
+                .arg(format!(
+                    "ldap://{address} ldap://127.0.0.2:{} ldaps://{secure}",
+                    address.port()
+                ))
                 .stdout(Stdio::null())
                 .stderr(Stdio::null());
             let mut child = spawn_lasting(command, Signal::KILL);
             let mut is_gone = false;
             wait_until("slapd listens or ends", || {
                 is_gone = child.try_wait().unwrap().is_some();
-                is_gone || TcpStream::connect(address).is_ok()
+                let listens = || [address, secure].map(|at| TcpStream::connect(at).is_ok());
+                is_gone || listens() == [true, true]
             });
             if !is_gone {
                 return Some(Slapd {
                     address,
+                    secure,
+                    authority,
+                    _certificate: certificate,
                     _child: child,
                     _home: home,
                 });
@@ -156,6 +175,17 @@ fn stage(shards: usize, options: &str) -> Stage {
         .set("login_failure_delay", 0)
         .set("auth_ldap_options", options);
     Stage::with_keys(topology, &[("user", "postgres")])
+}
+
+/// The same; the system trusts nobody but the authority whose certificate is in this file.
+fn stage_that_trusts(shards: usize, options: &str, authority: &str) -> Stage {
+    let topology = Topology::new(shards)
+        .set("auth_type", "ldap")
+        .set("login_failure_delay", 0)
+        .set("auth_ldap_options", options);
+    Stage::amended(topology, &[("user", "postgres")], |command| {
+        command.env("SSL_CERT_FILE", authority);
+    })
 }
 
 #[track_caller]
@@ -224,6 +254,48 @@ both_shards!(search_that_may_not_read_finds_nobody, |shards| {
     check(&stage, &[("alice", PASSWORD, false)]);
     wait_until("the log says why", || {
         stage.log().contains("cannot ask an LDAP server")
+    });
+});
+
+const NAME: &str = "ldapprefix=\"uid=\" ldapsuffix=\",ou=people,dc=example,dc=net\"";
+
+both_shards!(
+    password_travels_encrypted_to_a_server_that_is_trusted,
+    |shards| {
+        let Some(slapd) = Slapd::shared() else { return };
+        let root = slapd.authority.root.certificate_path();
+        let secure = slapd.secure.port();
+        let start_tls = format!("{} ldaptls=1 {NAME}", slapd.server());
+        let ldaps = format!("ldapserver=127.0.0.1 ldapport={secure} ldapscheme=ldaps {NAME}");
+        let by_url = format!("ldapurl=\"ldaps://localhost:{secure}\" {NAME}");
+        for options in [&start_tls, &ldaps, &by_url] {
+            check(
+                &stage_that_trusts(shards, options, root),
+                &[("alice", PASSWORD, true), ("alice", "wrong", false)],
+            );
+        }
+    }
+);
+
+both_shards!(ldap_server_that_is_not_trusted_judges_nobody, |shards| {
+    let Some(slapd) = Slapd::shared() else { return };
+    let stranger = Authority::new("somebody else");
+    let stranger = stranger.root.certificate_path();
+    let start_tls = format!("{} ldaptls=1 {NAME}", slapd.server());
+    let secure = slapd.secure.port();
+    let ldaps = format!("ldapserver=127.0.0.1 ldapport={secure} ldapscheme=ldaps {NAME}");
+    for options in [&start_tls, &ldaps] {
+        let stage = stage_that_trusts(shards, options, stranger);
+        check(&stage, &[("alice", PASSWORD, false)]);
+        wait_until("the log says why", || stage.log().contains("UnknownIssuer"));
+    }
+    // By a name that its certificate does not have.
+    let root = slapd.authority.root.certificate_path();
+    let elsewhere = start_tls.replace("127.0.0.1", "127.0.0.2");
+    let stage = stage_that_trusts(shards, &elsewhere, root);
+    check(&stage, &[("alice", PASSWORD, false)]);
+    wait_until("the log says why", || {
+        stage.log().contains("not valid for name")
     });
 });
 

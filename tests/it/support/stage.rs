@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::ops::Deref;
+use std::process::Command;
 
 use super::peer::Client;
 use super::pooler::{Pooler, Topology};
@@ -37,6 +38,22 @@ impl Stage {
     #[track_caller]
     pub fn with_keys(topology: Topology, keys: &[(&str, &str)]) -> Stage {
         Stage::on(Postgres::shared().database(), topology, keys)
+    }
+
+    /// The same; `amend` has the last word on how the pooler is started.
+    #[track_caller]
+    pub fn amended(
+        topology: Topology,
+        keys: &[(&str, &str)],
+        amend: impl FnOnce(&mut Command),
+    ) -> Stage {
+        let database = Postgres::shared().database();
+        let topology = topology.database(&database.name, &database, keys);
+        Stage {
+            pooler: Some(Pooler::start_with(&topology, amend)),
+            entry: database.name.clone(),
+            database,
+        }
     }
 
     /// Through a pooler to this database.
