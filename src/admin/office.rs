@@ -9,6 +9,7 @@ use crate::config::{Config, PoolMode};
 use crate::net::{CertificateFile, Endpoint, TlsLabel};
 use crate::server::ServerState;
 use crate::stats::{PeriodHistory, Registry};
+use crate::wire::Replication;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -111,6 +112,8 @@ pub struct ClientRow {
     pub user: Arc<str>,
     /// The database it asked for; empty while it logs in.
     pub database: Arc<str>,
+    /// The replication it is there for.
+    pub replication: Replication,
     /// What it does.
     pub state: ClientState,
     /// Where it is.
@@ -146,6 +149,8 @@ pub struct ServerRow {
     pub user: Arc<str>,
     /// Database entry of its pool.
     pub database: Arc<str>,
+    /// The replication it is there for.
+    pub replication: Replication,
     /// What it does.
     pub state: ServerState,
     /// Where the server is.

@@ -46,6 +46,7 @@ impl Office for Desk {
             id: 7,
             user: "ann".into(),
             database: "shop".into(),
+            replication: crate::wire::Replication::None,
             state: ClientState::Idle,
             remote: Endpoint::Unix("".into()),
             local: Endpoint::Unix("".into()),

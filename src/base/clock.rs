@@ -36,6 +36,14 @@ impl Moment {
         let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
         Moment(self.0.saturating_add(nanos))
     }
+
+    /// The end of a `timeout` that begins now; of one of 0, which is none, [`Moment::NEVER`].
+    pub fn deadline(self, timeout: Duration) -> Moment {
+        match timeout.is_zero() {
+            true => Moment::NEVER,
+            false => self.after(timeout),
+        }
+    }
 }
 
 /// Reads the clocks.
@@ -75,5 +83,7 @@ mod tests {
         assert_eq!(late.since(early), Duration::from_nanos(7));
         assert_eq!(early.since(late), Duration::ZERO);
         assert_eq!(late.after(Duration::MAX), Moment::NEVER);
+        assert_eq!(early.deadline(Duration::from_nanos(7)), late);
+        assert_eq!(early.deadline(Duration::ZERO), Moment::NEVER);
     }
 }

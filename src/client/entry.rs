@@ -5,6 +5,7 @@ use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::net::{Endpoint, TlsLabel};
 use crate::session::CancelKey;
 use crate::stats::{Gauge, PoolStats};
+use crate::wire::Replication;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -39,6 +40,8 @@ impl ClientState {
 pub enum Signal {
     /// Hear where it stands in line.
     Notice,
+    /// Leave as soon as its server, which is to be closed, has nothing to do.
+    Retire,
     /// Give up the request that waits for a server.
     Cancel,
     /// Leave.
@@ -92,6 +95,8 @@ pub struct ClientEntry {
     pub is_noticed: Cell<bool>,
     /// How it is encrypted, if it is.
     pub tls: Cell<Option<TlsLabel>>,
+    /// The replication it is there for.
+    pub replication: Cell<Replication>,
     /// The server it is linked to.
     pub link: Cell<Option<Link>>,
     /// Its `application_name`.
@@ -126,6 +131,7 @@ impl ClientEntry {
             work: Cell::new(0),
             is_noticed: Cell::new(false),
             tls: Cell::new(None),
+            replication: Cell::default(),
             link: Cell::new(None),
             application_name: RefCell::new("".into()),
             prepared: Cell::new(0),
@@ -170,12 +176,13 @@ impl ClientEntry {
     }
 
     /// Tells the client's task something; a request to leave is not overwritten, nor is one to give up
-    /// by a mere notice.
+    /// by a lesser one.
     pub fn send(&self, signal: Signal) {
         let mut pending = self.signal.borrow_mut();
         let is_heavier = match *pending {
             Some(Signal::Leave(_)) => false,
-            Some(Signal::Cancel) => signal != Signal::Notice,
+            Some(Signal::Cancel) => matches!(signal, Signal::Cancel | Signal::Leave(_)),
+            Some(Signal::Retire) => signal != Signal::Notice,
             Some(Signal::Notice) | None => true,
         };
         if is_heavier {
@@ -187,8 +194,12 @@ impl ClientEntry {
         }
     }
 
-    /// Asks the client to go on at another shard once it is between two requests.
+    /// Asks the client to go on at another shard once it is between two requests; one that has a server of its own
+    /// stays with it.
     pub fn invite(&self, to: ShardId) {
+        if self.replication.get() != Replication::None {
+            return;
+        }
         self.move_to.set(Some(to));
         if let Some(waker) = &*self.waker.borrow() {
             waker.wake_by_ref();

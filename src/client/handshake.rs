@@ -5,9 +5,9 @@ use super::intake::{Intake, IntakeError};
 use crate::base::{ClientId, Moment};
 use crate::config::SslMode;
 use crate::net::{Acceptor, Detached};
-use crate::session::{CancelKey, ServerParams, Settings, TRACKED};
-use crate::wire::backend::{self, TransactionStatus};
-use crate::wire::{FirstPacket, StartupPacket, WireError, parse_first_packet};
+use crate::session::{CancelKey, ServerParams, Settings};
+use crate::wire::backend::{self, Report, Severity, TransactionStatus};
+use crate::wire::{FirstPacket, SqlState, StartupPacket, WireError, parse_first_packet};
 
 /// Requests for encryption that a client may make before its start-up packet: one of each kind, as
 /// libpq does (PostgreSQL: ProcessStartupPacket).
@@ -143,11 +143,17 @@ fn negotiate(intake: &Intake, packet: &StartupPacket) {
 }
 
 /// Appends what a client gets after its login: AuthenticationOk, the server's settings with the
-/// client's own on top, its cancel key, ReadyForQuery.
-pub fn greet(out: &mut Vec<u8>, server: &ServerParams, settings: &Settings, key: &CancelKey) {
+/// client's own on top, its cancel key, a notice unless that is empty, ReadyForQuery.
+pub fn greet(
+    out: &mut Vec<u8>,
+    server: &ServerParams,
+    settings: &Settings,
+    key: &CancelKey,
+    notice: &str,
+) {
     backend::authentication_ok(out);
     for (name, value) in server.reported() {
-        if !TRACKED.contains(&name) {
+        if !settings.tracks(name) {
             backend::parameter_status(out, name, value);
         }
     }
@@ -155,5 +161,15 @@ pub fn greet(out: &mut Vec<u8>, server: &ServerParams, settings: &Settings, key:
         backend::parameter_status(out, name, value);
     }
     backend::backend_key_data(out, key.bytes());
+    if !notice.is_empty() {
+        let report = Report {
+            severity: Severity::Notice,
+            sqlstate: SqlState::SUCCESSFUL_COMPLETION,
+            message: notice,
+            detail: None,
+            hint: None,
+        };
+        backend::notice_response(out, &report);
+    }
     backend::ready_for_query(out, TransactionStatus::Idle);
 }

@@ -220,6 +220,9 @@ const USER_NAME: Kind = Kind::Name {
 /// Longest statement that the file can ask for, in bytes.
 const STATEMENT_BYTES_MAX: usize = 8192;
 
+/// The value of a start-up parameter of server connections.
+const STARTUP_VALUE: Kind = Kind::Text { bytes_max: 255 };
+
 /// Longest name of an environment variable, in bytes.
 const VARIABLE_BYTES_MAX: usize = 255;
 
@@ -352,7 +355,17 @@ settings! {
         stats_users: Vec<String> = Kind::List, default("[]"), NewConnections,
             "Users who may read the SHOW tables of the console and nothing else.";
         ignore_startup_parameters: Vec<String> = Kind::List, default("[]"), NewConnections,
-            "Start-up parameters that clients may send although we do not keep track of them; others we do not know are refused.";
+            "Start-up parameters of clients that are dropped; options among them has unknown settings within options dropped.";
+        track_extra_parameters: Vec<String> = Kind::List, default(r#"["IntervalStyle"]"#), Restart,
+            "Settings that PostgreSQL reports (GUC_REPORT) and that follow a client from server to server when it changes them, beside DateStyle, IntervalStyle, client_encoding, TimeZone, standard_conforming_strings and application_name.";
+        strict_startup_parameters: bool = Kind::Bool, default("false"), NewConnections,
+            "Whether start-up parameters are refused that are neither tracked nor ignored, as PgBouncer does; else they are settings that follow the client from server to server.";
+        application_name_add_host: bool = Kind::Bool, default("false"), NewConnections,
+            "Whether the client's address is appended to the application_name that it logs in with.";
+        login_notify_message: String = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, default(r#""""#), NewConnections,
+            "Notice that every client is sent when it has logged in; \"\" is none.";
+        disable_pqexec: bool = Kind::Bool, default("false"), Restart,
+            "Whether clients that send a Query message (the simple protocol, in which several statements may stand together) are disconnected.";
     }
     "Servers" {
         server_connect_timeout: Duration = SPAN, default(r#""15 s""#), NewConnections,
@@ -367,6 +380,14 @@ settings! {
             "Server connections older than this are closed as soon as they are idle; 0 closes them after one use.";
         server_reset_query: String = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, default(r#""DISCARD ALL""#), Live,
             "Statement that cleans a server connection before the next client gets it, in session mode; \"\" is none.";
+        server_reset_query_always: bool = Kind::Bool, default("false"), Live,
+            "Whether server_reset_query is run in transaction and statement mode as well.";
+        server_check_delay: Duration = SPAN, default(r#""30 s""#), Live,
+            "Server connections idle for longer are checked with server_check_query before a client gets them; 0 checks them always.";
+        server_check_query: String = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, default(r#""<empty>""#), Live,
+            "Query that shows whether an idle server connection still works; \"<empty>\" is the empty query, \"\" is no check.";
+        server_fast_close: bool = Kind::Bool, default("false"), Live,
+            "Whether in session mode a server connection that is to be closed (after RECONNECT, or a changed configuration) closes at the end of its transaction, and its client's connection with it; else when the client leaves.";
         max_prepared_statements: usize = int(0, 100_000), default("200"), NewConnections,
             "Prepared statements that are kept on each server connection, so that clients can use theirs in transaction mode; 0 turns the tracking off.";
         prepared_statements_bytes_max: usize = Kind::Size { min: 65_536, max: 1 << 40 }, default(r#""1 GiB""#), Live,
@@ -536,6 +557,18 @@ settings! {
             "Server connections that all pools of this database together may have; 0 is no limit.";
         max_db_client_connections: Option<u32> = CONNECTIONS, unset("max_db_client_connections of [ringbouncer]", "1000"), Live,
             "Client connections that this database may have; 0 is no limit.";
+        server_lifetime: Option<Duration> = SPAN, unset("server_lifetime of [ringbouncer]", r#""10 min""#), Live,
+            "Server connections older than this are closed as soon as they are idle; 0 closes them after one use.";
+        connect_query: String = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, default(r#""""#), NewConnections,
+            "Statements that each new server connection runs before a client gets it; an error is logged and otherwise ignored. \"\" is none.";
+        client_encoding: String = STARTUP_VALUE, default(r#""""#), NewConnections,
+            "Encoding that server connections are opened with, which holds for clients that ask for none; \"\" is the server's own.";
+        datestyle: String = STARTUP_VALUE, default(r#""""#), NewConnections,
+            "The same for DateStyle.";
+        timezone: String = STARTUP_VALUE, default(r#""""#), NewConnections,
+            "The same for TimeZone.";
+        application_name: String = STARTUP_VALUE, default(r#""""#), NewConnections,
+            "The same for application_name.";
         pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of [ringbouncer]", r#""session""#), NewConnections,
             "When a server connection goes back to its pool.";
         query_wait_timeout: Option<Duration> = SPAN, unset("query_wait_timeout of [ringbouncer]", r#""30 s""#), Live,

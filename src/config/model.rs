@@ -161,6 +161,13 @@ impl Config {
         }
     }
 
+    /// How old servers of `database` may become; 0 is one use.
+    pub fn server_lifetime(&self, database: &Database) -> Duration {
+        database
+            .server_lifetime
+            .unwrap_or(self.general.server_lifetime)
+    }
+
     /// Client connections that `user`, who logs in, may have; 0 is no limit.
     pub fn user_clients_max(&self, user: &str) -> u32 {
         self.users
@@ -282,6 +289,7 @@ impl Database {
             && self.port == other.port
             && self.user == other.user
             && self.server_dbname() == other.server_dbname()
+            && self.connect_query == other.connect_query
     }
 }
 

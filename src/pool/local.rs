@@ -293,6 +293,14 @@ impl<S, W> LocalPool<S, W> {
         self.is_paused
     }
 
+    /// Takes the permit for a server that is opened for one client alone and never comes into the pool. It ends
+    /// in [`LocalPool::opened_unfit`] or [`LocalPool::open_failed`], and after the former in [`LocalPool::closed`].
+    pub fn open_apart(&mut self, now: Moment) -> bool {
+        let may_open = !self.is_paused && self.try_open(Duration::ZERO, now);
+        self.spare += usize::from(may_open);
+        may_open
+    }
+
     /// An [`Action::Open`] has succeeded.
     pub fn opened(&mut self, server: S, now: Moment, out: &mut Vec<Action<S, W>>) {
         self.end_opening();

@@ -42,6 +42,8 @@ pub struct RelaySettings {
     pub packet_bytes_max: usize,
     /// Whether a name in use or unknown costs the client its connection.
     pub is_strict: bool,
+    /// Whether a Query costs the client its connection (`disable_pqexec`).
+    pub refuses_query: bool,
     /// The pool's generation of statements.
     pub generation: Arc<Generation>,
 }
@@ -86,6 +88,8 @@ pub struct Relay {
     pub(super) generation: Arc<Generation>,
     pub(super) spoken: Spoken,
     pub(super) upstream: Upstream,
+    /// The server is to be closed, and the client with it, at the end of a transaction.
+    pub(super) is_retiring: bool,
     /// Bytes that came ahead of their time.
     pub(super) ahead: Option<Chunk>,
 }
@@ -129,6 +133,8 @@ impl Relay {
                 prepared_max,
                 body_bytes_max: options.packet_bytes_max,
                 is_strict: options.is_strict,
+                refuses_query: options.refuses_query,
+                looks_at_query: options.refuses_query || prepared_max > 0,
             },
             settings,
             are_settings_proven: false,
@@ -136,6 +142,7 @@ impl Relay {
             generation: options.generation,
             spoken: Spoken::default(),
             upstream: Upstream::default(),
+            is_retiring: false,
             ahead: (!ahead.is_empty()).then(|| Chunk::from_vec(net, ahead)),
         }
     }
@@ -147,6 +154,7 @@ impl Relay {
             prepared_max: self.rules.prepared_max,
             packet_bytes_max: self.rules.body_bytes_max,
             is_strict: self.rules.is_strict,
+            refuses_query: self.rules.refuses_query,
             generation: self.generation.clone(),
         }
     }
@@ -283,6 +291,8 @@ impl Relay {
                     Signal::Leave(farewell) => return Poll::Ready(Err(sent_away(farewell))),
                     Signal::Cancel => return Poll::Ready(Ok(None)),
                     Signal::Notice => self.tell_place(waiter),
+                    // It has no server yet.
+                    Signal::Retire => {}
                 }
             }
             // Whatever it said before: it does not wait for the answer any more.
@@ -400,7 +410,7 @@ impl Relay {
         self.forward(link, request)?;
         loop {
             if self.is_over(link) {
-                return Ok(());
+                return self.part(link);
             }
             match poll_fn(|cx| self.poll_event(link, cx)).await {
                 Event::FromServer(chunk) => self.backward(link, chunk)?,
@@ -413,6 +423,7 @@ impl Relay {
                 // It was meant for a client in line, but the server came first.
                 Event::Signal(Signal::Cancel) => self.servers.cancel(&link.server),
                 Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
+                Event::Signal(Signal::Retire) => self.is_retiring = true,
                 // It does not wait any more.
                 Event::Signal(Signal::Notice) => {}
             }
@@ -473,7 +484,7 @@ impl Relay {
                 Event::FromServer(chunk) => self.backward(link, chunk)?,
                 Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
                 // A cancel would hit the settings; the line is behind the client.
-                Event::Signal(Signal::Cancel | Signal::Notice) => {}
+                Event::Signal(Signal::Cancel | Signal::Notice | Signal::Retire) => {}
                 Event::ClientGone | Event::FromClient(_) => return Err(Ending::Vanished),
                 Event::ServerGone => return Err(sent_away(Farewell::SERVER_CRASHED)),
             }
@@ -640,9 +651,20 @@ impl Relay {
         }
     }
 
-    /// Whether the client does not need its server any more.
+    /// What follows when the client does not need its server any more: a session ends with it.
+    fn part(&self, link: &Link) -> Step<()> {
+        if self.mode != PoolMode::Session {
+            return Ok(());
+        }
+        let why = link.server.entry.close_needed.get();
+        Err(sent_away(
+            why.map_or(Farewell::CONFIGURATION_CHANGED, Farewell::new),
+        ))
+    }
+
+    /// Whether the client does not need its server any more, or has to do without it.
     fn is_over(&self, link: &Link) -> bool {
-        self.mode != PoolMode::Session
+        (self.mode != PoolMode::Session || self.is_retiring)
             && link.server.dialogue.replies.is_over()
             && self.upstream.is_between()
             && link.downstream.is_between()

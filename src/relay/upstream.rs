@@ -36,6 +36,8 @@ pub(super) enum Fault {
     UnknownName,
     #[error("prepared statement is too large")]
     TooLarge,
+    #[error("PQexec disallowed")]
+    QueryRefused,
 }
 
 /// What may be done to a client's messages.
@@ -46,6 +48,10 @@ pub(super) struct Rules {
     pub(super) body_bytes_max: usize,
     /// A name in use or unknown costs the client its connection.
     pub(super) is_strict: bool,
+    /// A Query does.
+    pub(super) refuses_query: bool,
+    /// Whether the body of a Query matters.
+    pub(super) looks_at_query: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,6 +151,7 @@ impl Upstream {
                     tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH => {
                         self.flow = Flow::Discard;
                     }
+                    tag::QUERY if rules.refuses_query => return Err(Fault::QueryRefused),
                     tag => {
                         check_tag(tag)?;
                         self.scanner = before;
@@ -340,7 +347,7 @@ fn decide(header: Header, is_refused: bool, exchange: &mut Exchange<'_>) -> Flow
     }
     let renames = exchange.rules.prepared_max > 0;
     match header.tag {
-        tag::QUERY if renames => return Flow::Gather,
+        tag::QUERY if exchange.rules.looks_at_query => return Flow::Gather,
         tag::QUERY | tag::FUNCTION_CALL => replies.push(Kind::Query, Fate::Forward, None),
         tag::SYNC => {
             replies.push(Kind::Sync, Fate::Forward, None);
@@ -399,6 +406,7 @@ fn look(
 ) -> Result<Looked, Fault> {
     let Body { have, rest, .. } = body;
     let looked = match header.tag {
+        tag::QUERY if exchange.rules.refuses_query => return Err(Fault::QueryRefused),
         tag::QUERY => return spoken::look_at_query(header, body, outlet, exchange),
         tag::PARSE if have.first() == Some(&0) => {
             match spoken::look_at_unnamed(header, body, outlet, exchange) {

@@ -1,6 +1,6 @@
 //! One server connection: its socket, what it owes, what it knows.
 
-use super::entry::{Identity, ServerEntry};
+use super::entry::{Identity, ServerEntry, ServerState};
 use crate::base::Moment;
 use crate::net::{Detached, Net, Socket};
 use crate::session::{Change, Replies, ServerParams, ServerStatements};
@@ -85,6 +85,8 @@ pub struct Parcel {
     statements: ServerStatements,
     params: ServerParams,
     close_needed: Option<&'static str>,
+    requested_unix_us: u64,
+    state: ServerState,
     /// When it was sent.
     pub sent: Moment,
 }
@@ -138,6 +140,7 @@ impl Server {
                     dialled: entry.dialled.clone(),
                     remote: entry.remote.clone(),
                     local: entry.local.clone(),
+                    replication: entry.replication,
                     tls: entry.tls,
                     connector: entry.connector.clone(),
                     cancel_key: entry.cancel_key.clone(),
@@ -147,6 +150,8 @@ impl Server {
                 statements: dialogue.statements,
                 params: dialogue.params,
                 close_needed: entry.close_needed.get(),
+                requested_unix_us: entry.requested_unix_us.get(),
+                state: entry.state(),
                 sent: net.now(),
             }),
         }
@@ -168,6 +173,8 @@ impl Parcel {
     pub fn unpack(self, net: Net, stats: Arc<PoolStats>) -> Server {
         let entry = ServerEntry::new(self.identity, stats);
         entry.close_needed.set(self.close_needed);
+        entry.requested_unix_us.set(self.requested_unix_us);
+        entry.set_state(self.state);
         entry.prepared.set(self.statements.len());
         Server {
             socket: Socket::attach(net, self.socket),

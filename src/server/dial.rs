@@ -15,7 +15,7 @@ use crate::net::{Net, Socket};
 use crate::stats::PoolStats;
 use crate::wire::backend::{BackendKeyData, Fields, ParameterStatus};
 use crate::wire::tag::{backend as tag, frontend};
-use crate::wire::{message, startup_packet};
+use crate::wire::{Replication, message, startup_packet};
 use std::cell::RefCell;
 use std::sync::Arc;
 
@@ -34,12 +34,23 @@ pub struct Login<'a> {
     pub dialled: Arc<Database>,
     /// What proves who we are.
     pub credentials: ServerCredentials,
+    /// What a client that has the connection for replication asks for; none for all others.
+    pub wishes: Option<Wishes>,
     /// Random bytes, used once.
     pub nonce: [u8; NONCE_RANDOM_BYTES],
     /// Key-stretching results of this shard.
     pub kdf: &'a RefCell<KdfCache>,
     /// Where the connection counts.
     pub stats: Arc<PoolStats>,
+}
+
+/// The start-up packet of a client that has a connection of its own, for replication.
+#[derive(Clone)]
+pub struct Wishes {
+    /// What it is for.
+    pub replication: Replication,
+    /// All its parameters but user and database, as they came.
+    pub params: Vec<(String, Vec<u8>)>,
 }
 
 /// Opens a connection; the caller sets the deadline.
@@ -69,6 +80,9 @@ pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server,
         dialled: login.dialled,
         remote: target.endpoint.clone(),
         local,
+        replication: login
+            .wishes
+            .map_or(Replication::None, |wishes| wishes.replication),
         tls: socket.tls_peer().map(|peer| peer.label),
         connector: target.tls.connector.clone(),
         cancel_key: greeting.cancel_key,
@@ -106,10 +120,25 @@ impl<'a> Greeting<'a> {
 
     async fn run(&mut self, socket: &Socket, login: &Login<'_>) -> Result<(), DialError> {
         let mut packet = Vec::new();
-        let params: [(&str, &[u8]); 2] = [
+        let dialled = &login.dialled;
+        let mut params: Vec<(&str, &[u8])> = vec![
             ("user", login.user.as_bytes()),
-            ("database", login.dialled.server_dbname().as_bytes()),
+            ("database", dialled.server_dbname().as_bytes()),
         ];
+        let wishes = login.wishes.iter().flat_map(|wishes| &wishes.params);
+        params.extend(wishes.map(|(name, value)| (&**name, &**value)));
+        let settings = [
+            ("client_encoding", &dialled.client_encoding),
+            ("datestyle", &dialled.datestyle),
+            ("timezone", &dialled.timezone),
+            ("application_name", &dialled.application_name),
+        ];
+        for (name, value) in settings {
+            let is_given = |(given, _): &(&str, &[u8])| given.eq_ignore_ascii_case(name);
+            if !value.is_empty() && !params.iter().any(is_given) {
+                params.push((name, value.as_bytes()));
+            }
+        }
         startup_packet(&mut packet, 0, &params);
         socket.send(packet);
         self.login

@@ -4,6 +4,7 @@ use crate::base::{ClientId, Moment, ServerId};
 use crate::config::Database;
 use crate::net::{Connector, Endpoint, TlsLabel};
 use crate::stats::PoolStats;
+use crate::wire::Replication;
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -18,7 +19,9 @@ pub enum ServerState {
     Active,
     /// Ready for use.
     Idle,
-    /// Runs the reset query.
+    /// Idle for so long that it is checked before its next use.
+    Used,
+    /// Runs the reset query, or the one that checks it.
     Tested,
     /// Kept back because a cancel request may still hit it.
     BeingCanceled,
@@ -30,6 +33,7 @@ impl ServerState {
         match self {
             ServerState::Active => "active",
             ServerState::Idle => "idle",
+            ServerState::Used => "used",
             ServerState::Tested => "tested",
             ServerState::BeingCanceled => "being_canceled",
         }
@@ -50,6 +54,8 @@ pub struct ServerEntry {
     pub remote: Endpoint,
     /// Our end.
     pub local: Endpoint,
+    /// The replication it is there for.
+    pub replication: Replication,
     /// How it is encrypted, if it is.
     pub tls: Option<TlsLabel>,
     /// The settings by which it was encrypted, or could have been.
@@ -91,6 +97,8 @@ pub struct Identity {
     /// See [`ServerEntry`].
     pub local: Endpoint,
     /// See [`ServerEntry`].
+    pub replication: Replication,
+    /// See [`ServerEntry`].
     pub tls: Option<TlsLabel>,
     /// See [`ServerEntry`].
     pub connector: Option<Arc<Connector>>,
@@ -113,6 +121,7 @@ impl ServerEntry {
             dialled,
             remote,
             local,
+            replication,
             tls,
             connector,
             cancel_key,
@@ -126,6 +135,7 @@ impl ServerEntry {
             dialled,
             remote,
             local,
+            replication,
             tls,
             connector,
             cancel_key,
@@ -204,6 +214,7 @@ impl ServerEntry {
         match state {
             ServerState::Active => &self.stats.sv_active,
             ServerState::Idle => &self.stats.sv_idle,
+            ServerState::Used => &self.stats.sv_used,
             ServerState::Tested => &self.stats.sv_tested,
             ServerState::BeingCanceled => &self.stats.sv_being_canceled,
         }

@@ -45,7 +45,7 @@ pub enum DialError {
     #[error("cannot log in to the server")]
     Login(#[from] ServerLoginError),
     /// The server refused the login.
-    #[error("server login failed: {severity} {message}")]
+    #[error("server login failed: {} {}", .severity.escape_debug(), .message.escape_debug())]
     Refused {
         /// FATAL, usually.
         severity: String,
@@ -55,8 +55,8 @@ pub enum DialError {
         message: String,
     },
     /// The query that the pooler ran by itself failed.
-    #[error("server refused the pooler's own query")]
-    OwnQuery,
+    #[error("server refused the pooler's own query: {0:?}")]
+    OwnQuery(String),
 }
 
 impl DialError {

@@ -5,7 +5,7 @@ use super::error::DialError;
 use super::messages::Messages;
 use super::reset::{request_settings, take};
 use crate::net::Socket;
-use crate::session::{Fate, Kind, ServerParams, Settings};
+use crate::session::{Fate, Kind, Settings};
 use crate::wire::backend::{DataRow, Fields, RowDescription};
 use crate::wire::frontend as message;
 use crate::wire::tag::backend as tag;
@@ -37,14 +37,14 @@ pub enum LookupError {
 }
 
 /// Runs `query` about `user` on a clean server; the caller sets the deadline. Whatever settings a
-/// client has left on the server are undone first (CVE-2025-12819): those of `fresh`, a server just
-/// opened, hold.
+/// client has left on the server are undone first (CVE-2025-12819): those of `fresh`, what a server just
+/// opened has, hold.
 ///
 /// # Errors
 /// [`LookupError`].
 pub async fn look_up(
     server: &mut Server,
-    fresh: &ServerParams,
+    fresh: &mut Settings,
     query: &str,
     user: &str,
 ) -> Result<Option<UserRow>, LookupError> {
@@ -68,10 +68,8 @@ pub async fn look_up(
 }
 
 /// Brings the server back to the settings it was opened with.
-async fn undo_settings(server: &mut Server, fresh: &ServerParams) -> Result<(), LookupError> {
-    let mut wanted = Settings::default();
-    wanted.fill(fresh);
-    let differences = server.dialogue.params.differences(&mut wanted);
+async fn undo_settings(server: &mut Server, fresh: &mut Settings) -> Result<(), LookupError> {
+    let differences = server.dialogue.params.differences(fresh);
     if differences.is_empty() {
         return Ok(());
     }
@@ -80,7 +78,7 @@ async fn undo_settings(server: &mut Server, fresh: &ServerParams) -> Result<(), 
     server.socket.send(out);
     converse(server, refused).await?;
     server.dialogue.is_settling = false;
-    server.dialogue.params.settled(&mut wanted);
+    server.dialogue.params.settled(fresh);
     Ok(())
 }
 
@@ -103,7 +101,7 @@ async fn converse(
     if dialogue.replies.is_clean() {
         Ok(())
     } else {
-        Err(DialError::OwnQuery.into())
+        Err(DialError::OwnQuery("it has left a transaction open".to_owned()).into())
     }
 }
 

@@ -14,7 +14,7 @@ mod reset;
 pub use cancel::send_cancel;
 pub use conn::{Dialogue, Parcel, Server};
 pub use connect::{ServerTls, Target};
-pub use dial::{Login, dial};
+pub use dial::{Login, Wishes, dial};
 pub use entry::{ServerEntry, ServerState};
 pub use error::DialError;
 pub use lookup::{LookupError, UserRow, look_up};

@@ -5,7 +5,7 @@ use super::conn::{Dialogue, Server};
 use super::error::DialError;
 use super::messages::Messages;
 use crate::session::{Fate, Kind, Setting};
-use crate::wire::backend::{ParameterStatus, TransactionStatus};
+use crate::wire::backend::{Fields, ParameterStatus, TransactionStatus};
 use crate::wire::frontend as message;
 use crate::wire::tag::backend as tag;
 
@@ -61,7 +61,7 @@ pub fn request_settings(out: &mut Vec<u8>, settings: &[Setting], dialogue: &mut 
 /// sets the deadline.
 ///
 /// # Errors
-/// If the query fails, or the server with it: then the server must be closed.
+/// [`DialError::OwnQuery`] with the server clean if only the query failed; else the server must be closed.
 pub async fn run_query(server: &mut Server, text: &str) -> Result<(), DialError> {
     let mut out = Vec::new();
     message::query(&mut out, text);
@@ -71,16 +71,28 @@ pub async fn run_query(server: &mut Server, text: &str) -> Result<(), DialError>
         socket, dialogue, ..
     } = server;
     let mut messages = Messages::new(socket, ANSWER_BYTES_MAX);
+    let mut outcome = Ok(());
     while !dialogue.replies.is_settled() {
         let (tag, body) = messages.next().await?;
-        take(tag, body, dialogue)?;
+        match take(tag, body, dialogue) {
+            Err(error @ DialError::OwnQuery(_)) => outcome = Err(error),
+            other => other?,
+        }
     }
     messages.end()?;
-    if dialogue.replies.is_clean() {
-        Ok(())
-    } else {
-        Err(DialError::OwnQuery)
+    if outcome.is_ok() && !dialogue.replies.is_clean() {
+        return Err(DialError::OwnQuery(
+            "it has left a transaction open".to_owned(),
+        ));
     }
+    outcome
+}
+
+/// The text of an error.
+fn told(body: &[u8]) -> String {
+    let fields = Fields::read(body);
+    let text = fields.as_ref().ok().and_then(Fields::message);
+    String::from_utf8_lossy(text.unwrap_or(b"(no text)")).into_owned()
 }
 
 /// Ticks off one message of the answer to a query of the pooler's own.
@@ -90,7 +102,7 @@ pub(super) fn take(tag: u8, body: &[u8], dialogue: &mut Dialogue) -> Result<(), 
         .reply(tag)
         .map_err(|error| DialError::Unexpected(error.0))?;
     if reply.own_failed {
-        return Err(DialError::OwnQuery);
+        return Err(DialError::OwnQuery(told(body)));
     }
     match tag {
         tag::READY_FOR_QUERY => {

@@ -1,7 +1,7 @@
 //! Settings that follow a client from server to server.
 //!
 //! *Tracked* settings are reported by the server (ParameterStatus), so the pooler knows both
-//! sides. *Extra* settings came with the client's start-up packet and are not reported; the pooler
+//! sides; the configuration can name more of those (`track_extra_parameters`). *Extra* settings came with the client's start-up packet and are not reported; the pooler
 //! remembers which it has made on a server. When a client gets a server, what differs is set in one
 //! round trip ahead of its first message, by `set_config` with bound parameters: nothing a client
 //! sends is ever pasted into SQL (CVE-2025-12819).
@@ -65,41 +65,88 @@ pub struct Settings(Arc<Inner>);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Inner {
     tracked: [Option<Value>; TRACKED.len()],
+    /// Tracked because the configuration says so.
+    more: Vec<(Box<str>, Option<Value>)>,
     extra: BTreeMap<Box<str>, Value>,
 }
 
 impl Settings {
+    /// No wishes; of what servers report, `names` are tracked as well.
+    pub fn tracking<'n>(names: impl Iterator<Item = &'n str>) -> Settings {
+        let more = names.filter(|name| index(name).is_none());
+        Settings(Arc::new(Inner {
+            more: more.map(|name| (name.into(), None)).collect(),
+            ..Inner::default()
+        }))
+    }
+
+    /// Whether a setting is tracked.
+    pub fn tracks(&self, name: &str) -> bool {
+        index(name).is_some() || self.0.more.iter().any(|(more, _)| is_same(more, name))
+    }
+
     /// Sets one, under its canonical name.
     pub fn set(&mut self, name: &str, value: &[u8]) {
         let inner = Arc::make_mut(&mut self.0);
-        match index(name) {
-            Some(index) => inner.tracked[index] = Some(value.into()),
-            None => {
-                inner
-                    .extra
-                    .insert(name.to_ascii_lowercase().into(), value.into());
-            }
+        if let Some(index) = index(name) {
+            inner.tracked[index] = Some(value.into());
+        } else if let Some((_, more)) = inner.more.iter_mut().find(|(more, _)| is_same(more, name))
+        {
+            *more = Some(value.into());
+        } else {
+            let name = name.to_ascii_lowercase();
+            inner.extra.insert(name.into(), value.into());
         }
     }
 
-    /// The value of a tracked setting.
+    /// The value of a setting of [`TRACKED`].
     pub fn tracked(&self, name: &str) -> Option<&[u8]> {
         self.0.tracked[index(name)?].as_deref()
     }
 
     /// Tracked settings with their values.
-    pub fn all_tracked(&self) -> impl Iterator<Item = (&'static str, &[u8])> {
+    pub fn all_tracked(&self) -> impl Iterator<Item = (&str, &[u8])> {
         let pairs = TRACKED.into_iter().zip(&self.0.tracked);
-        pairs.filter_map(|(name, value)| Some((name, value.as_deref()?)))
+        let more = self.0.more.iter().map(|(name, value)| (&**name, value));
+        let all = pairs.chain(more);
+        all.filter_map(|(name, value)| Some((name, value.as_deref()?)))
     }
 
-    /// Fills tracked settings that the client said nothing about.
+    /// Fills tracked settings that the client said nothing about, and takes over how the server spells
+    /// their names.
     pub fn fill(&mut self, from: &ServerParams) {
         for (index, name) in TRACKED.into_iter().enumerate() {
             if self.0.tracked[index].is_none()
                 && let Some(value) = from.reported.get(name)
             {
                 Arc::make_mut(&mut self.0).tracked[index] = Some(value.clone());
+            }
+        }
+        if self.0.more.is_empty() {
+            return;
+        }
+        for (name, value) in &mut Arc::make_mut(&mut self.0).more {
+            let mut reported = from.reported.iter();
+            if let Some((spelled, there)) = reported.find(|(spelled, _)| is_same(spelled, name)) {
+                *name = spelled.clone();
+                value.get_or_insert_with(|| there.clone());
+            }
+        }
+    }
+
+    /// Takes over how the server spells the values.
+    fn take_spelling(&mut self, reported: &BTreeMap<Box<str>, Value>) {
+        for (index, name) in TRACKED.into_iter().enumerate() {
+            let reported = reported.get(name);
+            if reported.is_some() && self.0.tracked[index].as_ref() != reported {
+                Arc::make_mut(&mut self.0).tracked[index] = reported.cloned();
+            }
+        }
+        for index in 0..self.0.more.len() {
+            let (name, value) = &self.0.more[index];
+            let reported = reported.get(name);
+            if reported.is_some() && value.as_ref() != reported {
+                Arc::make_mut(&mut self.0).more[index].1 = reported.cloned();
             }
         }
     }
@@ -114,9 +161,11 @@ impl Settings {
 }
 
 fn index(name: &str) -> Option<usize> {
-    TRACKED
-        .iter()
-        .position(|tracked| tracked.eq_ignore_ascii_case(name))
+    TRACKED.iter().position(|tracked| is_same(tracked, name))
+}
+
+fn is_same(name: &str, other: &str) -> bool {
+    name.eq_ignore_ascii_case(other)
 }
 
 /// What a server has reported, and which settings the pooler has made on it.
@@ -151,7 +200,7 @@ impl ServerParams {
     /// The server reported a value while it was working for the client with these settings.
     pub fn report_to(&mut self, name: &str, value: &[u8], client: &mut Settings) {
         self.report(name, value);
-        if let Some(name) = tracked_name(name) {
+        if client.tracks(name) {
             let was_in_line = self.applied.is(client);
             client.set(name, value);
             if was_in_line {
@@ -224,12 +273,7 @@ impl ServerParams {
     }
 
     fn adopt(&mut self, client: &mut Settings) {
-        for (index, name) in TRACKED.into_iter().enumerate() {
-            let reported = self.reported.get(name);
-            if reported.is_some() && client.0.tracked[index].as_ref() != reported {
-                Arc::make_mut(&mut client.0).tracked[index] = reported.cloned();
-            }
-        }
+        client.take_spelling(&self.reported);
         if self.applied != *client {
             self.applied = client.clone();
         } else if self.applied.address() < client.address() {
@@ -318,6 +362,39 @@ mod tests {
         server.settled(&mut client);
         assert_eq!(client.tracked("DateStyle"), Some(&b"ISO, MDY"[..]));
         assert_eq!(server.differences(&mut client), []);
+    }
+
+    #[test]
+    fn setting_named_by_the_configuration_is_tracked_like_the_others() {
+        let mut server = server();
+        server.report("Search_Path", b"public");
+        let tracking = || Settings::tracking(["search_path", "timezone"].into_iter());
+        let (mut one, mut two) = (tracking(), tracking());
+        one.fill(&server);
+        two.fill(&server);
+        let tracked = |client: &Settings| {
+            let mut all = client.all_tracked();
+            let value = all.find_map(|(name, value)| (name == "Search_Path").then_some(value));
+            value.map(<[u8]>::to_vec)
+        };
+        assert_eq!(tracked(&one), Some(b"public".to_vec()));
+        assert_eq!(server.differences(&mut one), []);
+        server.report_to("Search_Path", b"mine", &mut one);
+        assert_eq!(tracked(&one), Some(b"mine".to_vec()));
+        let todo = server.differences(&mut two);
+        assert_eq!(
+            todo,
+            [Setting {
+                name: "Search_Path".into(),
+                value: Some((*b"public").into())
+            }]
+        );
+        server.report_to("Search_Path", b"public", &mut two);
+        server.settled(&mut two);
+        assert_eq!(server.differences(&mut two), []);
+        assert_eq!(server.differences(&mut one).len(), 1);
+        let without = Settings::default();
+        assert!(one.tracks("SEARCH_PATH") && !without.tracks("search_path"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::config::AuthType;
 use crate::judge::{ldap_allows, os_user_name, pam_allows};
 use crate::net::{Certificate, Endpoint};
 use crate::relay::Ending;
-use crate::wire::StartupPacket;
+use crate::wire::{Replication, StartupPacket};
 use std::error::Error;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -187,7 +187,7 @@ impl Guest {
             is_tls: intake.is_encrypted(),
             database: packet.database(),
             user: packet.user(),
-            is_physical_replication: is_physical_replication(packet),
+            is_physical_replication: packet.replication() == Some(Replication::Physical),
         };
         let rule = snapshot.hba.decide(&arrival).ok_or(LoginError::NoRule)?;
         if matches!(rule.method, HbaMethod::Reject) {
@@ -449,12 +449,6 @@ fn lookup_key(packet: &StartupPacket, snapshot: &Snapshot) -> Option<LookupKey> 
 /// Whether the client has tried and failed, and did not just go away.
 fn is_punished(error: &AuthenticateError) -> bool {
     matches!(error, AuthenticateError::Login(error) if *error != LoginError::Overload)
-}
-
-fn is_physical_replication(packet: &StartupPacket) -> bool {
-    let value = packet.get("replication").unwrap_or_default();
-    let is = |word: &str| value.eq_ignore_ascii_case(word.as_bytes());
-    ["true", "on", "yes", "1"].into_iter().any(is)
 }
 
 fn reason(error: &AuthenticateError) -> String {

@@ -7,23 +7,25 @@ use super::balance::Homes;
 use super::entrance::Admission;
 use super::opening::fill_random;
 use super::pools::{Counter, Pool};
+use super::replicating::{Dedicated, logged, open_apart, wishes as wishes_of};
 use super::root::{Present, Shard};
 use super::shared::{Phase, Snapshot};
+use super::startup::{add_host, settings};
 use crate::admin::{self, Access};
 use crate::auth::ServerCredentials;
-use crate::base::Clock;
+use crate::base::{ClientId, Clock};
 use crate::client::{
     ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake, IntakeError, Signal,
     Who, first_packet, greet, reject_protocol,
 };
-use crate::config::{AuthType, Database, Dialect};
+use crate::config::{AuthType, Database, Dialect, PoolMode};
 use crate::net::{Detached, Socket};
 use crate::pool::Permit;
-use crate::relay::{Denial, Ending, Relay, RelaySettings, Waiter};
-use crate::server::Server;
-use crate::session::{CancelKey, ServerParams, Settings, is_setting_name};
+use crate::relay::{Denial, Ending, Relay, RelaySettings, Servers, Waiter};
+use crate::server::{Server, Wishes};
+use crate::session::{CancelKey, ServerParams, Settings};
 use crate::stats::PoolStats;
-use crate::wire::{SqlState, StartupPacket, parse_options};
+use crate::wire::{Replication, SqlState, StartupPacket};
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
@@ -278,7 +280,8 @@ impl Guest {
     fn log_attempt(&self, packet: &StartupPacket, snapshot: &Snapshot) {
         let config = &snapshot.config;
         if config.general.log_connections && config.dialect == Dialect::Ini {
-            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), "login attempt");
+            let replication = logged(packet.replication().unwrap_or_default());
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), replication, "login attempt");
         }
     }
 
@@ -322,7 +325,7 @@ impl Guest {
                 desk.cancel();
                 None
             }
-            Signal::Notice => None,
+            Signal::Notice | Signal::Retire => None,
         });
         match serve.await {
             Ok(()) => Stay::Ended(Ending::Terminated),
@@ -343,17 +346,27 @@ impl Guest {
                 user, credentials, ..
             },
         } = admitted;
-        let prepared = match self.prepare(&packet, &user, credentials, snapshot) {
+        let general = &snapshot.config.general;
+        let wishes = settings(&packet, general).map(|mut settings| {
+            if general.application_name_add_host {
+                add_host(&mut settings, &self.entry.remote, intake.socket());
+            }
+            settings
+        });
+        let prepared = self.prepare(&packet, &user, credentials, wishes, snapshot);
+        let (pool, mut settings) = match prepared {
             Ok(prepared) => prepared,
             Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
         };
-        let (pool, mut settings) = prepared;
         let [of_database, of_user] = match self.sit_down(&pool.common.key.database, &user) {
             Ok(seats) => seats,
             Err(farewell) => return self.part(intake, Ending::SentAway(farewell)),
         };
-        let welcome = match self.unless_told_to_leave(welcome(&pool)).await {
-            Ok(Ok(welcome)) => welcome,
+        let replication = packet.replication().unwrap_or_default();
+        self.entry.replication.set(replication);
+        let servers = servers(&pool, wishes_of(&packet, replication), self.entry.id);
+        let (welcome, servers) = match self.unless_told_to_leave(servers).await {
+            Ok(Ok(found)) => found,
             Ok(Err(farewell)) => return self.part(intake, Ending::SentAway(farewell)),
             Err(Ending::SentAway(farewell)) if farewell == Farewell::LOGIN_TIMEOUT => {
                 let down = Farewell::new("client_login_timeout (server down)");
@@ -361,26 +374,34 @@ impl Guest {
             }
             Err(ending) => return self.part(intake, ending),
         };
+        if replication != Replication::None {
+            // Its server was opened with them, and takes no others.
+            settings = self.shard.no_wishes();
+        }
         settings.fill(&welcome);
         let settings = self.shard.recent_settings.borrow_mut().share(settings);
         let database = &pool.common.key.database;
         let key = self.introduce(&packet, &user, database, pool.stats.clone());
         pool.stats.client_login_count.inc();
-        if snapshot.config.general.log_connections && snapshot.config.dialect == Dialect::Toml {
+        if general.log_connections && snapshot.config.dialect == Dialect::Toml {
             tracing::info!(client = %self.entry.id, remote = %self.entry.remote, database = packet.database(), user = &*user, "login");
         }
         let (socket, ahead) = intake.into_parts();
         let mut out = Vec::new();
-        greet(&mut out, &welcome, &settings, &key);
+        let notice = &general.login_notify_message;
+        greet(&mut out, &welcome, &settings, &key, notice);
         socket.send(out);
         let options = RelaySettings {
-            mode: pool.mode.get(),
-            prepared_max: snapshot.config.general.max_prepared_statements,
-            packet_bytes_max: snapshot.config.general.max_packet_size as usize,
-            is_strict: snapshot.config.general.prepared_statement_errors_fatal,
+            mode: match replication {
+                Replication::None => pool.mode.get(),
+                _ => PoolMode::Session,
+            },
+            prepared_max: general.max_prepared_statements,
+            packet_bytes_max: general.max_packet_size as usize,
+            is_strict: general.prepared_statement_errors_fatal,
+            refuses_query: general.disable_pqexec,
             generation: pool.common.generation.clone(),
         };
-        let servers = Rc::new(Counter(pool.clone()));
         let (net, entry) = (self.shard.net, self.entry.clone());
         let statements = self.shard.statements.clone();
         let relay = Relay::new(
@@ -415,6 +436,7 @@ impl Guest {
         packet: &StartupPacket,
         user: &str,
         credentials: ServerCredentials,
+        wishes: Result<Settings, Farewell>,
         snapshot: &Snapshot,
     ) -> Result<(Rc<Pool>, Settings), Farewell> {
         // Who came by TCP before its listener closed is served until WAIT_FOR_SERVERS; the Unix socket is open for
@@ -431,7 +453,7 @@ impl Guest {
             let text = format!("database \"{}\" is disabled", database.name);
             return Err(Farewell::because(text));
         }
-        let settings = settings(packet, &snapshot.config.general.ignore_startup_parameters)?;
+        let settings = wishes?;
         if let Some(name) = settings.tracked("application_name") {
             self.entry
                 .application_name
@@ -488,7 +510,7 @@ impl Guest {
     async fn unless_told_to_leave<T>(&self, work: impl Future<Output = T>) -> Result<T, Ending> {
         self.unless_told(work, |signal| match signal {
             Signal::Leave(farewell) => Some(Ending::SentAway(farewell)),
-            Signal::Cancel | Signal::Notice => None,
+            Signal::Cancel | Signal::Notice | Signal::Retire => None,
         })
         .await
     }
@@ -589,42 +611,22 @@ fn learn(
     }
 }
 
-/// The settings that a start-up packet asks for.
-fn settings(packet: &StartupPacket, ignored: &[String]) -> Result<Settings, Farewell> {
-    let is_ignored = |name: &str| {
-        ignored
-            .iter()
-            .any(|ignored| ignored.eq_ignore_ascii_case(name))
+/// What the client is greeted with, and where it gets its servers from: the pool, or for replication a server of
+/// its own.
+async fn servers(
+    pool: &Rc<Pool>,
+    wishes: Option<Wishes>,
+    client: ClientId,
+) -> Result<(Arc<ServerParams>, Rc<dyn Servers>), Farewell> {
+    let Some(wishes) = wishes else {
+        return Ok((welcome(pool).await?, Rc::new(Counter(pool.clone()))));
     };
-    let mut settings = Settings::default();
-    for (name, value) in packet.params() {
-        match name {
-            "replication" if matches!(value, b"false" | b"off" | b"no" | b"0") => {}
-            "options" => {
-                let text = str::from_utf8(value).map_err(|_| unsupported("options"))?;
-                let options =
-                    parse_options(text).map_err(|error| Farewell::because(error.to_string()))?;
-                for (name, value) in options {
-                    if is_setting_name(&name) {
-                        settings.set(&name, value.as_bytes());
-                    } else if !is_ignored("options") {
-                        return Err(Farewell::because(format!(
-                            "unsupported startup parameter in options: {name}"
-                        )));
-                    }
-                }
-            }
-            _ if is_ignored(name) => {}
-            "replication" => return Err(unsupported(name)),
-            _ if is_setting_name(name) => settings.set(name, value),
-            _ => return Err(unsupported(name)),
-        }
-    }
-    Ok(settings)
-}
-
-fn unsupported(name: &str) -> Farewell {
-    Farewell::because(format!("unsupported startup parameter: {name}"))
+    let server = open_apart(pool, wishes).await?;
+    let welcome = Arc::new(server.dialogue.params.clone());
+    Ok((
+        welcome,
+        Rc::new(Dedicated::new(pool.clone(), server, client)),
+    ))
 }
 
 /// What a server of the pool reports: the base of the client's welcome. The first client of a pool

@@ -96,8 +96,9 @@ impl Lent<'_> {
             unreachable!("it is lent until this has ended");
         };
         server.entry.set_state(ServerState::Active);
-        let fresh = self.pool.common.welcome.load_full().unwrap_or_default();
-        let row = look_up(server, &fresh, &key.query, &key.user).await?;
+        let mut fresh = self.pool.shard.no_wishes();
+        fresh.fill(&self.pool.common.welcome.load_full().unwrap_or_default());
+        let row = look_up(server, &mut fresh, &key.query, &key.user).await?;
         let lookup = row.map_or(Ok(Lookup::Nobody), user_of)?;
         if let Some(server) = self.server.take() {
             self.pool.take_back(server);

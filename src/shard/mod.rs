@@ -14,8 +14,10 @@ mod opening;
 mod orders;
 mod pools;
 mod promise;
+mod replicating;
 mod root;
 mod shared;
+mod startup;
 mod upkeep;
 
 pub use message::{Answer, Ask, Mail, PoolKey};

@@ -9,8 +9,8 @@ use crate::base::{Moment, ShardId};
 use crate::client::Farewell;
 use crate::config::{Database, LoadBalanceHosts, socket_path};
 use crate::net::{Endpoint, spawn};
-use crate::server::{DialError, Login, Server, ServerTls, Target, dial};
-use crate::wire::SqlState;
+use crate::server::{DialError, Login, Server, ServerTls, Target, Wishes, dial, run_query};
+use crate::wire::{Replication, SqlState};
 use std::collections::HashMap;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -31,7 +31,7 @@ pub(super) fn begin(pool: Rc<Pool>) {
     }
     spawn(net, async move {
         pool.stats.sv_login.add(1);
-        let opening = async { Some(open(&pool).await) };
+        let opening = async { Some(open(&pool, None).await) };
         let given_up = async {
             pool.out_of_patience().await;
             None
@@ -48,16 +48,13 @@ pub(super) fn begin(pool: Rc<Pool>) {
     });
 }
 
-async fn open(pool: &Pool) -> Result<Server, DialError> {
+/// Opens a server connection: one of the pool, or with the `wishes` of a client that it is for alone.
+pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, DialError> {
     let shard = &pool.shard;
     let snapshot = shard.snapshot();
     let database = pool.database.borrow().clone();
     let timeout = snapshot.config.general.server_connect_timeout;
-    let deadline = if timeout.is_zero() {
-        Moment::NEVER
-    } else {
-        shard.net.now().after(timeout)
-    };
+    let deadline = shard.net.now().deadline(timeout);
     shard.name_looked_up(&database, deadline).await;
     let turn = match database.load_balance_hosts {
         LoadBalanceHosts::RoundRobin => pool.common.attempts.fetch_add(1, Ordering::Relaxed),
@@ -77,15 +74,35 @@ async fn open(pool: &Pool) -> Result<Server, DialError> {
         user: pool.common.key.user.clone(),
         dialled: database.clone(),
         credentials: credentials(pool, &snapshot, &database),
+        wishes,
         nonce: random(),
         kdf: &shard.kdf,
         stats: pool.stats.clone(),
     };
-    shard
-        .net
-        .until(deadline, dial(shard.net, &target, login))
-        .await
-        .unwrap_or(Err(DialError::Timeout))
+    let prepared = async {
+        let mut server = dial(shard.net, &target, login).await?;
+        if server.entry.replication == Replication::None {
+            connect_query(&mut server, &database.connect_query).await?;
+        }
+        Ok(server)
+    };
+    let opened = shard.net.until(deadline, prepared).await;
+    opened.unwrap_or(Err(DialError::Timeout))
+}
+
+/// Runs the database's statements for new servers; that they fail is only logged.
+async fn connect_query(server: &mut Server, query: &str) -> Result<(), DialError> {
+    if query.is_empty() {
+        return Ok(());
+    }
+    match run_query(server, query).await {
+        Err(error @ DialError::OwnQuery(_)) if server.is_reusable() => {
+            let (database, user) = (&server.entry.database, &server.entry.user);
+            tracing::warn!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, %error, "connect_query failed");
+            Ok(())
+        }
+        outcome => outcome,
+    }
 }
 
 /// What to log in with: the database's password, the forced user's secret, or what clients proved.
@@ -105,18 +122,13 @@ fn credentials(pool: &Pool, snapshot: &Snapshot, database: &Database) -> ServerC
 }
 
 fn succeeded(pool: &Rc<Pool>, server: Server) {
-    let shard = &pool.shard;
-    shard.stats.servers_opened.inc();
     pool.common.last_failure.store(None);
     if pool.outdated(&server).is_none() {
         pool.common
             .welcome
             .store(Some(Arc::new(server.dialogue.params.clone())));
     }
-    if shard.snapshot.borrow().config.general.log_connections {
-        let (database, user) = (&pool.common.key.database, &pool.common.key.user);
-        tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, pid = server.entry.process_id(), local = %server.entry.local, "new server connection");
-    }
+    log_success(pool, &server);
     pool.know(&server);
     if let Some(why) = pool.reason_to_close(&server) {
         // The configuration changed, or the server hung up, while it was being opened.
@@ -127,13 +139,28 @@ fn succeeded(pool: &Rc<Pool>, server: Server) {
     pool.step(|local, now, actions| local.opened(server, now, actions));
 }
 
-fn failed(pool: &Rc<Pool>, error: &DialError) {
+/// Counts and logs a server that has been opened.
+pub(super) fn log_success(pool: &Pool, server: &Server) {
     let shard = &pool.shard;
-    shard.stats.server_failures.inc();
+    shard.stats.servers_opened.inc();
+    if shard.snapshot.borrow().config.general.log_connections {
+        let (database, user) = (&pool.common.key.database, &pool.common.key.user);
+        tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, pid = server.entry.process_id(), local = %server.entry.local, "new server connection");
+    }
+}
+
+/// Counts and logs one that could not be.
+pub(super) fn log_failure(pool: &Pool, error: &DialError) {
+    pool.shard.stats.server_failures.inc();
     pool.common.failures.fetch_add(1, Ordering::Relaxed);
     let key = &pool.common.key;
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     tracing::warn!(database = ?key.database, user = ?key.user, %error, cause, "cannot open a server connection");
+}
+
+fn failed(pool: &Rc<Pool>, error: &DialError) {
+    log_failure(pool, error);
+    let (shard, key) = (&pool.shard, &pool.common.key);
     let farewell = farewell(error);
     pool.common
         .last_failure
@@ -168,7 +195,7 @@ fn is_final(error: &DialError) -> bool {
 }
 
 /// What clients are told: the server's own words, if it said anything.
-fn farewell(error: &DialError) -> Farewell {
+pub(super) fn farewell(error: &DialError) -> Farewell {
     match error {
         DialError::Refused {
             sqlstate, message, ..

@@ -8,7 +8,7 @@ use super::root::Shard;
 use super::shared::{CommonPool, Phase, unlimited_if_zero};
 use crate::base::{Moment, ShardId};
 use crate::client::Farewell;
-use crate::config::{Database, PoolMode};
+use crate::config::{Database, General, PoolMode};
 use crate::net::spawn;
 use crate::pool::{Acquired, Action, LocalPool, Outlook};
 use crate::relay::{Denial, Servers, Waiter};
@@ -25,6 +25,9 @@ use std::task::Context;
 const EVICTED: &str = "evicted";
 
 type Actions = Vec<Action<Server, Rc<Waiter>>>;
+
+/// What `server_check_query` calls the query without a word.
+const NO_QUERY: &str = "<empty>";
 
 /// Places in line that a pool keeps for later clients.
 const SPARE_WAITERS_MAX: usize = 64;
@@ -44,6 +47,10 @@ pub struct Pool {
     pub(super) standing: Cell<Standing>,
     /// Its database entry has been removed.
     pub(super) is_removed: Cell<bool>,
+    /// Servers are reset after every transaction (`server_reset_query_always`).
+    pub(super) resets_always: Cell<bool>,
+    /// They are checked before every use (`server_check_delay` is 0).
+    pub(super) checks_always: Cell<bool>,
     /// Places in line to be used again.
     spare_waiters: RefCell<Vec<Rc<Waiter>>>,
     /// Memory for actions to be used again.
@@ -72,13 +79,14 @@ impl Shard {
             entries: RefCell::default(),
             standing: Cell::new(self.orders.borrow().of(database.name.as_str())),
             is_removed: Cell::new(false),
+            resets_always: Cell::default(),
+            checks_always: Cell::default(),
             spare_waiters: RefCell::default(),
             spare_actions: Cell::default(),
             common,
         });
         pool.set_paused();
-        let in_turn = snapshot.config.general.server_round_robin;
-        pool.local.borrow_mut().set_round_robin(in_turn);
+        pool.take_settings(&snapshot.config.general);
         self.pools.borrow_mut().insert(key, pool.clone());
         pool
     }
@@ -123,7 +131,10 @@ impl Servers for Counter {
     }
 
     fn release(&self, server: Server) {
-        self.0.take_back(server);
+        match self.0.resets_always.get() && server.is_reusable() {
+            true => self.0.reset(server),
+            false => self.0.take_back(server),
+        }
     }
 
     fn release_session(&self, server: Server) {
@@ -158,7 +169,9 @@ impl Pool {
                 .borrow_mut()
                 .acquire(waiter.clone(), now, &mut actions);
             match acquired {
-                Acquired::Granted(server) if self.is_fit(&server) => waiter.serve(Ok(server)),
+                Acquired::Granted(server) if self.is_fit(&server) => {
+                    self.grant(waiter.clone(), server);
+                }
                 Acquired::Granted(server) => {
                     self.close(server, "server said something while idle");
                     continue;
@@ -175,6 +188,67 @@ impl Pool {
             self.withdraw(waiter);
             waiter.serve(Err(denial));
         }
+    }
+
+    /// Serves a client, but checks a server first that has been idle for long.
+    fn grant(self: &Rc<Self>, waiter: Rc<Waiter>, server: Server) {
+        if server.entry.state() != ServerState::Used {
+            return waiter.serve(Ok(server));
+        }
+        waiter.number.set(None);
+        let pool = self.clone();
+        spawn(self.shard.net, async move {
+            let checked = pool.checked(server).await;
+            // Nobody else has it once the client has left.
+            let is_waiting = Rc::strong_count(&waiter) > 1;
+            match checked {
+                Some(server) if is_waiting => waiter.serve(Ok(server)),
+                Some(server) => pool.take_back(server),
+                None if is_waiting => pool.request(&waiter, true),
+                None => {}
+            }
+        });
+    }
+
+    /// A server that answers the query that checks it; one that does not is closed.
+    async fn checked(self: &Rc<Self>, mut server: Server) -> Option<Server> {
+        let (query, timeout) = {
+            let snapshot = self.shard.snapshot.borrow();
+            let general = &snapshot.config.general;
+            let query = general.server_check_query.clone();
+            (query, general.server_connect_timeout)
+        };
+        if query.is_empty() {
+            return Some(server);
+        }
+        let query = if query == NO_QUERY { "" } else { &query };
+        server.entry.set_state(ServerState::Tested);
+        let net = self.shard.net;
+        let answered = net
+            .until(net.now().deadline(timeout), run_query(&mut server, query))
+            .await;
+        let why = match answered {
+            Ok(Ok(())) => self.reason_to_close(&server),
+            Ok(Err(_)) | Err(_) => Some("server check failed"),
+        };
+        match why {
+            None => Some(server),
+            Some(why) => {
+                self.close(server, why);
+                None
+            }
+        }
+    }
+
+    /// Keeps what matters for every transaction where it is found without a look at the configuration.
+    pub(super) fn take_settings(&self, general: &General) {
+        self.resets_always.set(general.server_reset_query_always);
+        let checks = !general.server_check_query.is_empty();
+        self.checks_always
+            .set(checks && general.server_check_delay.is_zero());
+        self.local
+            .borrow_mut()
+            .set_round_robin(general.server_round_robin);
     }
 
     /// Where a client in line stands.
@@ -200,7 +274,8 @@ impl Pool {
         )))
     }
 
-    fn refusal(&self, patient: bool) -> Option<Farewell> {
+    /// Why nobody gets a server at present, if so.
+    pub(super) fn refusal(&self, patient: bool) -> Option<Farewell> {
         if self.shard.phase.get() == Phase::WaitForServers {
             return Some(Farewell::SERVER_SHUTTING_DOWN);
         }
@@ -253,7 +328,10 @@ impl Pool {
         if let Some(why) = self.reason_to_close(&server) {
             return self.close(server, why);
         }
-        server.entry.set_state(ServerState::Idle);
+        server.entry.set_state(match self.checks_always.get() {
+            true => ServerState::Used,
+            false => ServerState::Idle,
+        });
         self.watch(&server);
         let mut actions = self.spare_actions.take();
         let now = self.shard.net.now();
@@ -306,23 +384,22 @@ impl Pool {
 
     /// Whether a server has to be closed for its age, and it is its turn (PgBouncer spaces them, too).
     pub(super) fn has_outlived(&self, server: &Server) -> bool {
-        let lifetime = self.shard.snapshot.borrow().config.general.server_lifetime;
+        let snapshot = self.shard.snapshot.borrow();
+        let lifetime = snapshot.config.server_lifetime(&self.database.borrow());
         let now = self.shard.net.now();
         let gap = lifetime / self.common.shared.limit().max(1);
         server.entry.has_outlived(lifetime, now)
             && (lifetime.is_zero() || self.common.ages_out(now, gap))
     }
 
-    /// Runs the reset query between two sessions.
+    /// Runs the reset query before the next client.
     fn reset(self: &Rc<Self>, mut server: Server) {
-        let query = self
-            .shard
-            .snapshot
-            .borrow()
-            .config
-            .general
-            .server_reset_query
-            .clone();
+        let snapshot = self.shard.snapshot();
+        let general = &snapshot.config.general;
+        let (query, timeout) = (
+            general.server_reset_query.clone(),
+            general.server_connect_timeout,
+        );
         if query.is_empty() {
             return self.take_back(server);
         }
@@ -331,17 +408,8 @@ impl Pool {
             server.entry.uncancelled().await;
             server.entry.set_state(ServerState::Tested);
             let net = pool.shard.net;
-            let timeout = pool
-                .shard
-                .snapshot
-                .borrow()
-                .config
-                .general
-                .server_connect_timeout;
-            match net
-                .until(net.now().after(timeout), run_query(&mut server, &query))
-                .await
-            {
+            let deadline = net.now().deadline(timeout);
+            match net.until(deadline, run_query(&mut server, &query)).await {
                 Ok(Ok(())) => pool.take_back(server),
                 Ok(Err(_)) | Err(_) => pool.close(server, "reset query failed"),
             }
@@ -428,7 +496,7 @@ impl Pool {
     pub(super) fn perform(self: &Rc<Self>, mut actions: Actions) {
         for action in actions.drain(..) {
             match action {
-                Action::Grant { waiter, server } => waiter.serve(Ok(server)),
+                Action::Grant { waiter, server } => self.grant(waiter, server),
                 Action::Open => opening::begin(self.clone()),
                 Action::Close(server) => self.close(server, "not needed any more"),
                 Action::Send { to, server, hops } => self.hand_over(to, server, hops),
@@ -466,7 +534,7 @@ impl Pool {
     }
 
     /// Has the longest idle server of another pool closed whose limit keeps this one from opening.
-    fn make_room(self: &Rc<Self>) {
+    pub(super) fn make_room(self: &Rc<Self>) {
         let Some((key, shard)) = self.shard.common.victim(&self.common) else {
             return;
         };

@@ -8,7 +8,10 @@ use crate::base::Moment;
 use crate::client::{ClientEntry, ClientState, Farewell, Signal};
 use crate::config::{Config, Timeouts};
 use crate::net::spawn;
+use crate::server::ServerState;
+use crate::wire::Replication;
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
         shard.obey();
         shard.shed_load(&snapshot.config);
         expire_clients(&shard, &snapshot.config);
+        retire_sessions(&shard, snapshot.config.general.server_fast_close);
         make_pools_to_keep(&shard, &snapshot.config);
         shard.each_pool(|pool| {
             expire_servers(pool, &snapshot.config);
@@ -99,11 +103,12 @@ fn overdue(
     let since = entry.since.get();
     let query = entry.query_since.get();
     let transaction = entry.transaction_since.get();
-    // The console is exempt from everything but the login timeout.
+    // The console and replication are exempt from everything but the login timeout.
     let is_console = entry.who().is_some_and(|who| &*who.database == "pgbouncer");
+    let is_exempt = is_console || entry.replication.get() != Replication::None;
     match entry.state() {
         ClientState::Login => is_over(since, login).then_some(Farewell::LOGIN_TIMEOUT),
-        _ if is_console => None,
+        _ if is_exempt => None,
         ClientState::Idle => {
             is_over(since, timeouts.client_idle).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
         }
@@ -132,6 +137,33 @@ fn overdue(
     }
 }
 
+/// Has clients leave whose servers are to be closed: those that have them for replication at once, and with
+/// `is_fast` those in session mode at the end of their transactions.
+fn retire_sessions(shard: &Shard, is_fast: bool) {
+    let mut closing = HashMap::new();
+    shard.each_pool(|pool| {
+        let entries = pool.entries.borrow();
+        for entry in entries.iter().filter_map(std::rc::Weak::upgrade) {
+            let is_apart = entry.replication != Replication::None;
+            if let (Some(why), Some(client)) = (entry.close_needed.get(), entry.link.get())
+                && (is_fast || is_apart)
+            {
+                closing.insert(client, (is_apart, why));
+            }
+        }
+    });
+    if closing.is_empty() {
+        return;
+    }
+    for (_, entry) in shard.clients.borrow().iter() {
+        match closing.get(&entry.id) {
+            Some((true, why)) => entry.send(Signal::Leave(Farewell::new(why))),
+            Some((false, _)) => entry.send(Signal::Retire),
+            None => {}
+        }
+    }
+}
+
 /// Makes the pools that are kept open without clients; each on one shard, from which servers travel.
 fn make_pools_to_keep(shard: &Rc<Shard>, config: &Config) {
     if shard.phase.get() == Phase::WaitForServers {
@@ -152,12 +184,16 @@ fn make_pools_to_keep(shard: &Rc<Shard>, config: &Config) {
 fn expire_servers(pool: &Rc<Pool>, config: &Config) {
     let general = &config.general;
     let idle_max = general.server_idle_timeout;
+    let checks = !general.server_check_query.is_empty();
     let minimum = config.min_pool_size(&pool.database.borrow());
     let mut spare = pool.common.shared.open().saturating_sub(minimum);
     pool.step(|local, now, actions| {
         let is_due = |server: &crate::server::Server, since: Moment| {
             let is_idle_long = spare > 0 && !idle_max.is_zero() && now.since(since) >= idle_max;
             spare -= u32::from(is_idle_long);
+            if checks && now.since(since) > general.server_check_delay {
+                server.entry.set_state(ServerState::Used);
+            }
             is_idle_long || !pool.may_stay(server) || pool.has_outlived(server)
         };
         if local.idle().len() > 0 {
@@ -314,8 +350,7 @@ impl Pool {
         };
         self.is_removed.set(false);
         self.mode.set(snapshot.config.pool_mode(&new, user));
-        let in_turn = snapshot.config.general.server_round_robin;
-        self.local.borrow_mut().set_round_robin(in_turn);
+        self.take_settings(&snapshot.config.general);
         let old = self.database.replace(new.clone());
         if !old.same_server(&new) {
             self.common.welcome.store(None);

@@ -25,6 +25,6 @@ pub use frame::{BadHeader, HEADER_BYTES, Header, Scanner, Step};
 pub use options::parse_options;
 pub use sqlstate::SqlState;
 pub use startup::{
-    CancelRequest, FirstPacket, PROTOCOL_MINOR_MAX, StartupPacket, cancel_request,
+    CancelRequest, FirstPacket, PROTOCOL_MINOR_MAX, Replication, StartupPacket, cancel_request,
     first_packet_length, parse_first_packet, ssl_request, startup_packet,
 };

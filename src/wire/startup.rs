@@ -130,7 +130,43 @@ pub(super) fn check_cancel_key(key: &[u8]) -> Result<(), WireError> {
     }
 }
 
+/// What kind of replication a client asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Replication {
+    /// None.
+    #[default]
+    None,
+    /// That of the whole cluster.
+    Physical,
+    /// That of one database.
+    Logical,
+}
+
+impl Replication {
+    /// PgBouncer's word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Replication::None => "none",
+            Replication::Physical => "physical",
+            Replication::Logical => "logical",
+        }
+    }
+}
+
 impl StartupPacket {
+    /// The replication it asks for; `None` if that cannot be understood.
+    pub fn replication(&self) -> Option<Replication> {
+        let value = self.get("replication").unwrap_or(b"off");
+        let is = |word: &&str| value.eq_ignore_ascii_case(word.as_bytes());
+        if ["true", "on", "yes", "1"].iter().any(is) {
+            Some(Replication::Physical)
+        } else if ["false", "off", "no", "0"].iter().any(is) {
+            Some(Replication::None)
+        } else {
+            is(&"database").then_some(Replication::Logical)
+        }
+    }
+
     fn parse(minor_requested: u16, pairs: &[u8]) -> Result<StartupPacket, WireError> {
         let (mut user, mut database) = ("", "");
         let mut reader = Reader::new(pairs);
@@ -316,6 +352,22 @@ mod tests {
         assert_eq!(packet.get("application_name"), Some(&b"caf\xe9"[..]));
         assert_eq!(packet.get("user"), None);
         assert!(!packet.needs_negotiation());
+    }
+
+    #[test]
+    fn replication_is_asked_for_in_several_words() {
+        let asked = |value: &[u8]| {
+            let params: &[(&str, &[u8])] = &[("user", b"u"), ("replication", value)];
+            startup(&built(|out| startup_packet(out, 0, params))).replication()
+        };
+        for value in ["true", "ON", "yes", "1"] {
+            assert_eq!(asked(value.as_bytes()), Some(Replication::Physical));
+        }
+        for value in ["false", "off", "No", "0"] {
+            assert_eq!(asked(value.as_bytes()), Some(Replication::None));
+        }
+        assert_eq!(asked(b"database"), Some(Replication::Logical));
+        assert_eq!(asked(b"maybe"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use super::date::timestamp;
 use crate::admin::office::{ClientRow, ServerRow};
 use crate::admin::table::{Column, Row, Value};
 use crate::net::{Endpoint, TlsLabel};
+use crate::wire::Replication;
 use std::sync::Arc;
 
 pub(in crate::admin) const CONNECTIONS: &[Column] = &[
@@ -62,6 +63,7 @@ struct Connection {
     kind: &'static str,
     user: Arc<str>,
     database: Arc<str>,
+    replication: Replication,
     state: &'static str,
     remote: Endpoint,
     local: Endpoint,
@@ -84,6 +86,7 @@ pub(super) fn client(row: ClientRow) -> Row {
         kind: "C",
         user: row.user,
         database: row.database,
+        replication: row.replication,
         state: row.state.as_str(),
         remote: row.remote,
         local: row.local,
@@ -107,6 +110,7 @@ pub(super) fn server(row: ServerRow) -> Row {
         kind: "S",
         user: row.user,
         database: row.database,
+        replication: row.replication,
         state: row.state.as_str(),
         remote: row.remote,
         local: row.local,
@@ -153,7 +157,7 @@ impl Connection {
             Value::text(self.kind),
             Value::Shared(self.user),
             Value::Shared(self.database),
-            Value::text("none"),
+            Value::text(self.replication.as_str()),
             Value::text(self.state),
             Value::text(self.remote.address()),
             Value::int4(self.remote.port()),
@@ -249,6 +253,7 @@ mod tests {
     #[test]
     fn server_over_a_unix_socket_is_shown() {
         let row = ServerRow {
+            replication: Replication::Logical,
             shard: ShardId(1),
             id: 26,
             user: "ann".into(),
@@ -266,7 +271,7 @@ mod tests {
         };
         assert_eq!(
             printed(CONNECTIONS, &server(row)),
-            "type=S user=ann database=shop replication=none state=being_canceled addr=unix port=0 \
+            "type=S user=ann database=shop replication=logical state=being_canceled addr=unix port=0 \
              local_addr=unix local_port=0 connect_time=2026-11-23 06:53:48 UTC \
              request_time=2026-11-23 06:53:48 UTC wait=0 wait_us=0 close_needed=1 ptr=0x1a link=0x7 \
              remote_pid=4321 tls= application_name= prepared_statements=2 id=26"

@@ -164,7 +164,7 @@ fn database(
         Value::int4(database.pool_size.unwrap_or(general.default_pool_size)),
         Value::int4(config.min_pool_size(database)),
         Value::int4(reserve),
-        seconds(general.server_lifetime),
+        seconds(config.server_lifetime(database)),
         mode.map_or(Value::Null, Value::text),
         balance(database),
         Value::int4(config.db_connections_max(database)),

@@ -5,6 +5,7 @@ use crate::admin::table::{Column, Row, Type, Value};
 use crate::base::ShardId;
 use crate::client::ClientState;
 use crate::net::Endpoint;
+use crate::wire::Replication;
 
 /// Asserts that `columns` are those of `list`, written as PgBouncer's reference has them: names,
 /// each with its type's letter, as in `database t, pool_size i`.
@@ -65,6 +66,7 @@ pub fn client_row() -> ClientRow {
         id: 7,
         user: "ann".into(),
         database: "shop".into(),
+        replication: Replication::None,
         state: ClientState::Active,
         remote: Endpoint::Tcp("10.0.0.1:40000".parse().unwrap()),
         local: Endpoint::Tcp("10.0.0.2:6432".parse().unwrap()),

@@ -14,6 +14,7 @@ pub(crate) fn preset(section: Section, name: &str) -> Option<&'static str> {
         "max_client_conn" => "100",
         "pool_mode" => "\"session\"",
         "prepared_statement_errors_fatal" => "true",
+        "strict_startup_parameters" => "true",
         "syslog_ident" => "\"pgbouncer\"",
         "tcp_defer_accept" => "true",
         "unix_socket_dir" => "\"/tmp\"",
