@@ -29,7 +29,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   steady    no allocation in a conversation that runs
   fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 10)
   it        the program against real PostgreSQL and scripted peers
-  drivers   psycopg, asyncpg, SQLAlchemy, node-postgres, psql and pgbench, with 1 and with 3 shards
+  drivers   psycopg, asyncpg, SQLAlchemy, Alembic, Django, node-postgres, psql and pgbench, with 1 and with 3 shards
   torture   everything at once for TORTURE_SECONDS (default 60)
   soak      low and bursty load for SOAK_SECONDS (default 60)
   loadtest  a smoke run of the load test

@@ -135,6 +135,8 @@ shows! {
     Shards = "SHARDS", show::SHARDS;
     /// Failed logins by address.
     LoginFailures = "LOGIN_FAILURES", show::LOGIN_FAILURES;
+    /// Texts that clients have prepared, and how often they were used.
+    PreparedStatements = "PREPARED_STATEMENTS", show::PREPARED_STATEMENTS;
     /// Percentiles by pool.
     Latency = "LATENCY", show::LATENCY;
     /// The certificates in force.

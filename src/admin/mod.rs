@@ -23,8 +23,8 @@ pub use command::{Command, Show, Variable};
 pub use error::Refusal;
 pub use filter::{Filter, Pick};
 pub use office::{
-    Access, ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order, PoolRow, ServerRow,
-    Shutdown, UserRow,
+    Access, ClientCounts, ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order,
+    PeerLoad, PoolRow, ServerRow, Shutdown, StatementRow, UserRow,
 };
 pub use serve::{Session, serve};
 pub use table::{Column, Type};

@@ -10,6 +10,7 @@ use crate::net::{CertificateFile, Endpoint, TlsLabel};
 use crate::server::ServerState;
 use crate::stats::{PeriodHistory, Registry};
 use crate::wire::Replication;
+use std::collections::HashMap;
 use std::future::Future;
 use std::net::IpAddr;
 use std::pin::Pin;
@@ -195,8 +196,43 @@ pub struct UserRow {
     pub name: String,
     /// Server connections of pools of this user.
     pub current_connections: u32,
-    /// Clients logged in as this user; `None` if nobody counts them.
-    pub current_client_connections: Option<u32>,
+}
+
+/// One prepared statement, for SHOW PREPARED_STATEMENTS.
+#[derive(Clone, Debug)]
+pub struct StatementRow {
+    /// Its name on servers.
+    pub name: String,
+    /// Its text, or the beginning of it.
+    pub text: String,
+    /// Memory that it takes, on all shards.
+    pub bytes: u64,
+    /// Names that clients have for it.
+    pub names: usize,
+    /// Times that a server had it when it was wanted.
+    pub hits: u64,
+    /// Times that it had to be prepared.
+    pub misses: u64,
+    /// Times that a server gave it up for another.
+    pub evictions: u64,
+}
+
+/// Clients that have logged in and where; those of the console are in the first alone.
+#[derive(Clone, Debug, Default)]
+pub struct ClientCounts {
+    /// By database.
+    pub by_database: HashMap<Arc<str>, u32>,
+    /// By the user they logged in as.
+    pub by_user: HashMap<Arc<str>, u32>,
+}
+
+/// Cancel requests for another pooler, for SHOW PEER_POOLS.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PeerLoad {
+    /// On their way to it.
+    pub active: u32,
+    /// In line for that.
+    pub waiting: u32,
 }
 
 /// One address whose logins failed, for SHOW LOGIN_FAILURES.
@@ -218,6 +254,12 @@ pub trait Office {
     fn clients(&self, wanted: Pick<ClientRow>) -> Later<'_, Vec<ClientRow>>;
     /// The same for server connections.
     fn servers(&self, wanted: Pick<ServerRow>) -> Later<'_, Vec<ServerRow>>;
+    /// The statements that clients have prepared, gathered likewise.
+    fn statements(&self) -> Later<'_, Vec<StatementRow>>;
+    /// How many clients there are, as far as that is counted; those on their way in are not.
+    fn client_counts(&self) -> ClientCounts;
+    /// Cancel requests under way to a peer.
+    fn peer_load(&self, id: u16) -> PeerLoad;
     /// Every pool that exists.
     fn pools(&self) -> Vec<PoolRow>;
     /// Every user that is known.

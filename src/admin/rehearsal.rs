@@ -67,6 +67,18 @@ impl Office for Desk {
         Box::pin(async { Vec::new() })
     }
 
+    fn statements(&self) -> Later<'_, Vec<super::office::StatementRow>> {
+        Box::pin(async { Vec::new() })
+    }
+
+    fn client_counts(&self) -> super::office::ClientCounts {
+        Default::default()
+    }
+
+    fn peer_load(&self, _id: u16) -> super::office::PeerLoad {
+        Default::default()
+    }
+
     fn pools(&self) -> Vec<PoolRow> {
         Vec::new()
     }

@@ -243,14 +243,15 @@ impl Console<'_> {
             Command::Show(Show::Help) => self.notice("Console usage", Some(&show::help())),
             Command::Show(show) => {
                 return Ok(Some(
-                    show::rows(*show, None, self.office, Clock::now()).await,
+                    show::rows(*show, None, self.office, self.access, Clock::now()).await,
                 ));
             }
             Command::ShowSome(_, filter) if !filter.is_bound() => {
                 return Err(Refusal::NoParameter { number: 1 }.into());
             }
             Command::ShowSome(show, filter) => {
-                let rows = show::rows(*show, Some(filter), self.office, Clock::now()).await;
+                let rows =
+                    show::rows(*show, Some(filter), self.office, self.access, Clock::now()).await;
                 let filter = filter.clone();
                 let limit = filter.limit();
                 let wanted = rows.filter(move |row| filter.matches(row)).take(limit);

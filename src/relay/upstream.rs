@@ -479,6 +479,7 @@ fn look_at_parse(
     };
     let mut change = Change::from(client);
     change.server = make_room(&statement, outlet, exchange);
+    statement.usage().wanted(change.server.is_none());
     if change.server.is_some() {
         send_parse(&statement, Fate::Forward, change, outlet, exchange);
     } else {
@@ -644,7 +645,9 @@ pub(super) fn prepare(
     if let Form::ParseOf(other) = statement.form() {
         prepare(other, outlet, exchange);
     }
-    let Some(server) = make_room(statement, outlet, exchange) else {
+    let server = make_room(statement, outlet, exchange);
+    statement.usage().wanted(server.is_none());
+    let Some(server) = server else {
         return false;
     };
     if matches!(statement.form(), Form::Sql) {
@@ -676,6 +679,7 @@ pub(super) fn carry_out(
 ) -> Option<ServerChange> {
     let batch = needed.parse?;
     for evicted in needed.evict {
+        exchange.statements.evicted(evicted);
         frontend::close_statement(outlet.insert(), server_name(evicted).as_bytes());
         let change = Change::from(ServerChange::Evicted(evicted));
         let replies = &mut exchange.dialogue.replies;

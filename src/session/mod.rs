@@ -7,6 +7,7 @@ mod params;
 mod prepared;
 mod replies;
 pub mod sql;
+mod usage;
 
 pub use cancel_key::{CancelKey, Handle, PeerAddress, SLOTS_MAX};
 pub use packed::PackedStatements;
@@ -16,3 +17,4 @@ pub use prepared::{
     ServerChange, ServerStatements, Statement, StatementId, Statements, TooMany, server_name,
 };
 pub use replies::{Fate, Kind, OutOfStep, Replies, Reply};
+pub use usage::Usage;

@@ -20,6 +20,7 @@
 //! belongs to a generation, and moves to the current one when the client cannot be deceived by rows of
 //! another shape: when it prepares or describes the statement, or takes its values as text.
 
+use super::usage::Usage;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use lru::LruCache;
@@ -131,6 +132,7 @@ pub struct Statement {
     body: Box<[u8]>,
     form: Form,
     generation: u32,
+    usage: Usage,
     charge: Charge,
 }
 
@@ -164,6 +166,16 @@ impl Statement {
     /// The generation it belongs to.
     pub fn generation(&self) -> u32 {
         self.generation
+    }
+
+    /// How often it was used.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// Memory that it takes, in bytes, roughly.
+    pub fn bytes(&self) -> u64 {
+        self.charge.bytes
     }
 
     /// How it is prepared.
@@ -232,11 +244,24 @@ impl Statements {
             body: body.into(),
             form,
             generation,
+            usage: Usage::default(),
             charge,
         });
         self.known.insert(id, Rc::downgrade(&statement));
         self.sweep();
         statement
+    }
+
+    /// Every statement that somebody has.
+    pub fn all(&self) -> Vec<Rc<Statement>> {
+        self.known.values().filter_map(Weak::upgrade).collect()
+    }
+
+    /// A server has given a statement up.
+    pub fn evicted(&self, id: StatementId) {
+        if let Some(statement) = self.known.get(&id).and_then(Weak::upgrade) {
+            statement.usage.evicted();
+        }
     }
 
     /// Forgets statements that no client has any more, whenever the table has doubled.

@@ -109,12 +109,14 @@ impl Shard {
         let deadline = self.cancel_deadline();
         let permits = self.common.peer_permits(id);
         let passing = async {
+            let in_line = Permit::take(&self.common.peer_queue(id));
             let _permit = loop {
                 match Permit::take(&permits) {
                     Some(permit) => break permit,
                     None => self.net.sleep(PERMIT_LOOK).await,
                 }
             };
+            drop(in_line);
             let host = peer.host.as_deref().unwrap_or_default();
             let endpoint = self.endpoint_at(host, peer.port, 0);
             let Some(endpoint) = endpoint else {

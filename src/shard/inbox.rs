@@ -3,16 +3,18 @@
 use super::message::{Answer, Ask, Mail};
 use super::root::Shard;
 use crate::admin::{
-    ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order, Pick, PoolRow, Refusal,
-    ServerRow, Shutdown, UserRow,
+    ClientCounts, ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order, PeerLoad, Pick,
+    PoolRow, Refusal, ServerRow, Shutdown, StatementRow, UserRow,
 };
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, ClientState};
 use crate::config::Config;
 use crate::net::CertificateFile;
+use crate::session::Statement;
 use crate::stats::{PeriodHistory, Registry};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
@@ -26,6 +28,10 @@ const ANSWER_SPAN: Duration = Duration::from_secs(10);
 const REPOST: Duration = Duration::from_millis(1);
 /// Clients looked at in one go: some tenths of a millisecond.
 const SLICE: usize = 512;
+/// How much of a statement's text is shown, in bytes.
+const TEXT_BYTES_MAX: usize = 1000;
+/// Database of the pool that the console counts in.
+const CONSOLE: &str = "pgbouncer";
 /// Pause between two slices.
 const SLICE_PAUSE: Duration = Duration::from_micros(200);
 /// Messages handled before tasks get a turn.
@@ -131,6 +137,13 @@ impl Shard {
             Ask::Servers(wanted) => {
                 let rows = Answer::Servers(self.server_rows(&wanted));
                 self.reply(from, ticket, rows);
+            }
+            Ask::Statements => {
+                let shard = self.clone();
+                crate::net::spawn(self.net, async move {
+                    let rows = shard.statement_rows().await;
+                    shard.reply(from, ticket, Answer::Statements(rows));
+                });
             }
             Ask::Killed => self.reply(from, ticket, Answer::Count(self.killed_here())),
             Ask::ToBeClosed(scope) => {
@@ -276,6 +289,17 @@ impl Shard {
         }
     }
 
+    /// The same for statements.
+    async fn statement_rows(&self) -> Vec<StatementRow> {
+        let all = self.statements.borrow().all();
+        let mut rows = Vec::with_capacity(all.len());
+        for slice in all.chunks(SLICE) {
+            rows.extend(slice.iter().map(statement_row));
+            self.net.sleep(SLICE_PAUSE).await;
+        }
+        rows
+    }
+
     fn server_rows(&self, wanted: &Pick<ServerRow>) -> Vec<ServerRow> {
         let mut rows = Vec::new();
         self.each_pool(|pool| {
@@ -339,6 +363,23 @@ fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
         application_name: entry.application_name.borrow().clone(),
         prepared_statements: entry.prepared.get(),
         tls: entry.tls.get(),
+    }
+}
+
+fn statement_row(statement: &Rc<Statement>) -> StatementRow {
+    let text = statement.body().split(|byte| *byte == 0).next();
+    let text = text.unwrap_or_default();
+    let shown = text.get(..TEXT_BYTES_MAX).unwrap_or(text);
+    let usage = statement.usage();
+    StatementRow {
+        name: statement.name().to_owned(),
+        text: String::from_utf8_lossy(shown).into_owned(),
+        bytes: statement.bytes(),
+        // Less the one that is held here.
+        names: Rc::strong_count(statement).saturating_sub(1),
+        hits: usage.hits(),
+        misses: usage.misses(),
+        evictions: usage.evictions(),
     }
 }
 
@@ -409,6 +450,53 @@ impl Office for Desk {
         })
     }
 
+    fn statements(&self) -> Later<'_, Vec<StatementRow>> {
+        Box::pin(async {
+            let shards = self.shard.all_shards();
+            let answers = self.shard.gather(Ask::Statements, shards, ANSWER_SPAN);
+            let mut rows = HashMap::<String, StatementRow>::new();
+            for answer in answers.await {
+                let Answer::Statements(some) = answer else {
+                    continue;
+                };
+                for row in some {
+                    match rows.entry(row.name.clone()) {
+                        Entry::Vacant(entry) => drop(entry.insert(row)),
+                        Entry::Occupied(mut entry) => {
+                            let sum = entry.get_mut();
+                            sum.bytes += row.bytes;
+                            sum.names += row.names;
+                            sum.hits += row.hits;
+                            sum.misses += row.misses;
+                            sum.evictions += row.evictions;
+                        }
+                    }
+                }
+            }
+            rows.into_values().collect()
+        })
+    }
+
+    fn client_counts(&self) -> ClientCounts {
+        let mut counts = self.shard.common.client_counts();
+        for pool in self.shard.common.registry.pools() {
+            if &*pool.database == CONSOLE {
+                let gauges = pool.gauges();
+                let inside = u32::try_from(gauges.cl_active + gauges.cl_waiting);
+                let sum = counts.by_database.entry(pool.database.clone()).or_default();
+                *sum += inside.unwrap_or(u32::MAX);
+            }
+        }
+        counts
+    }
+
+    fn peer_load(&self, id: u16) -> PeerLoad {
+        PeerLoad {
+            active: self.shard.common.peer_permits(id).open(),
+            waiting: self.shard.common.peer_queue(id).open(),
+        }
+    }
+
     fn pools(&self) -> Vec<PoolRow> {
         let config = self.config();
         let rows = self.shard.common.pools().into_iter().filter_map(|pool| {
@@ -433,7 +521,6 @@ impl Office for Desk {
         let names = snapshot.users.names().map(str::to_owned);
         let rows = names.map(|name| UserRow {
             current_connections: open.get(&*name).copied().unwrap_or_default(),
-            current_client_connections: None,
             name,
         });
         rows.collect()

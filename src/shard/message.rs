@@ -3,7 +3,7 @@
 
 use super::moving::Traveller;
 use super::shared::{Phase, Snapshot};
-use crate::admin::{ClientRow, Pick, ServerRow};
+use crate::admin::{ClientRow, Pick, ServerRow, StatementRow};
 use crate::base::ShardId;
 use crate::client::{Farewell, Greeted};
 use crate::net::Detached;
@@ -120,6 +120,8 @@ pub enum Ask {
     Clients(Pick<ClientRow>),
     /// Its servers, or some of them.
     Servers(Pick<ServerRow>),
+    /// The statements that its clients have prepared.
+    Statements,
     /// To cancel what the client with this key is doing, wherever it went.
     Cancel(Box<[u8]>),
     /// The same if the client is there.
@@ -139,6 +141,8 @@ pub enum Answer {
     Clients(Vec<ClientRow>),
     /// Its servers.
     Servers(Vec<ServerRow>),
+    /// Its clients' statements.
+    Statements(Vec<StatementRow>),
     /// How many.
     Count(usize),
     /// Done.

@@ -3,7 +3,7 @@
 use super::message::{Mail, PoolKey};
 use super::orders::{Board, Notes};
 use super::promise::Promise;
-use crate::admin::Order;
+use crate::admin::{ClientCounts, Order};
 use crate::auth::hba::{Hba, LdapSettings};
 use crate::auth::{Answers, FailureLimit, LoginFailures, Lookup, ServerCredentials, Users};
 use crate::base::{ClientId, Moment, ServerId, ShardId};
@@ -130,6 +130,8 @@ enum Scope {
     ClientsOfUser(Arc<str>),
     /// Cancel requests on their way to this peer (its `pool_size`).
     Peer(u16),
+    /// Those in line for that, which have no limit.
+    PeerQueue(u16),
 }
 
 impl Directory {
@@ -156,6 +158,7 @@ impl Scope {
             Scope::ClientsOfDatabase(name) => of_database(name, Config::db_clients_max),
             Scope::ClientsOfUser(name) => config.user_clients_max(name),
             Scope::Peer(id) => config.peer_pool_size(*id),
+            Scope::PeerQueue(_) => 0,
         };
         unlimited_if_zero(limit)
     }
@@ -320,6 +323,26 @@ impl Common {
     pub fn peer_permits(&self, id: u16) -> Arc<Permits> {
         let config = self.snapshot.load().config.clone();
         self.directory().permits(Scope::Peer(id), &config)
+    }
+
+    /// The places in line for them.
+    pub fn peer_queue(&self, id: u16) -> Arc<Permits> {
+        let config = self.snapshot.load().config.clone();
+        self.directory().permits(Scope::PeerQueue(id), &config)
+    }
+
+    /// How many clients have places under the limits on clients.
+    pub fn client_counts(&self) -> ClientCounts {
+        let mut counts = ClientCounts::default();
+        for (scope, permits) in &self.directory().scopes {
+            let (name, counts) = match scope {
+                Scope::ClientsOfDatabase(name) => (name, &mut counts.by_database),
+                Scope::ClientsOfUser(name) => (name, &mut counts.by_user),
+                _ => continue,
+            };
+            counts.insert(name.clone(), permits.open());
+        }
+        counts
     }
 
     /// What auth_query said, under its lock.

@@ -19,6 +19,7 @@ import throwaway  # noqa: E402
 # Fewer than most tests have clients, so that server connections change hands.
 POOL_SIZE = 5
 DATABASE = "drivers"
+SESSION_DATABASE = "migrations"
 TARGET = os.environ.get("RINGBOUNCER_TEST_TARGET", "ringbouncer")
 SHARDS = int(os.environ.get("RINGBOUNCER_SHARDS", "3"))
 
@@ -37,6 +38,8 @@ class Target:
     server_port: int
     user: str = throwaway.SUPERUSER
     database: str = DATABASE
+    # The same database, each client with a server connection of its own: for migrations.
+    session_database: str = DATABASE
 
     def url(self, scheme="postgresql", **parameters):
         query = "&".join(f"{key}={value}" for key, value in parameters.items())
@@ -96,7 +99,10 @@ def pooled(directory, server):
         yield Target(TARGET, server.port, server.port)
         return
     if TARGET == "ringbouncer":
-        config = throwaway.ringbouncer_config(server.port, [DATABASE], POOL_SIZE, 500)
+        config = throwaway.ringbouncer_config(server.port, [DATABASE], POOL_SIZE, 500) + (
+            f'\n[databases.{SESSION_DATABASE}]\nhost = "127.0.0.1"\nport = {server.port}\n'
+            f'dbname = "{DATABASE}"\npool_mode = "session"\n'
+        )
         pooler = throwaway.start_ringbouncer(directory, config, SHARDS)
     elif TARGET == "pgbouncer":
         binary = throwaway.pgbouncer_binary() or pytest.exit("pgbouncer is not installed", 1)
@@ -105,7 +111,8 @@ def pooled(directory, server):
     else:
         pytest.exit(f"RINGBOUNCER_TEST_TARGET={TARGET}: not ringbouncer, postgres or pgbouncer", 1)
     with throwaway.stopping(pooler):
-        yield Target(TARGET, pooler.port, server.port)
+        session_database = SESSION_DATABASE if TARGET == "ringbouncer" else DATABASE
+        yield Target(TARGET, pooler.port, server.port, session_database=session_database)
         print(f"\nlast lines of the log of {TARGET}:\n{throwaway.tail(pooler.log)}")
         assert pooler.alive(), f"{TARGET} died during the tests"
 

@@ -1,5 +1,6 @@
 //! Tables of the console that are as in the distribution's PgBouncer, tables of newer ones, and SET.
 
+use crate::support::wire::*;
 use crate::support::*;
 
 /// Columns since version 1.8 or before.
@@ -334,4 +335,83 @@ both_shards!(driver_chooses_rows_by_parameters, |shards| {
             .unwrap();
         assert!(none.is_empty());
     });
+});
+
+both_shards!(use_of_prepared_statements_is_shown, |shards| {
+    let topology = Topology::new(shards).pool_size(1);
+    let topology = topology
+        .set("max_prepared_statements", 1)
+        .set("stats_users", vec!["watcher"]);
+    let stage = Stage::pooled(topology.user_secret("watcher", ""));
+    let mut clients = [stage.client(), stage.client(), stage.client()];
+    let shown = |text: &str| {
+        let table = stage.console("SHOW PREPARED_STATEMENTS").table();
+        let row = table.into_iter().find(|row| row["text"] == text);
+        row.unwrap_or_else(|| panic!("no row of {text}"))
+    };
+    for client in &mut clients {
+        let batch = [
+            parse("s", "select $1::int + 41"),
+            run_prepared("s", &["1"]),
+            sync(),
+        ]
+        .concat();
+        assert_eq!(client.exchange(&batch).value(), "42");
+    }
+    let row = shown("select $1::int + 41");
+    assert_eq!(
+        (&*row["names"], &*row["misses"], &*row["hits"]),
+        ("3", "1", "5")
+    );
+    assert_eq!(row["evictions"], "0");
+    assert!(row["bytes"].parse::<u64>().unwrap() > 20, "{row:?}");
+    let other = [parse("t", "select 'other'"), run_prepared("t", &[]), sync()].concat();
+    assert_eq!(clients[0].exchange(&other).value(), "other");
+    assert_eq!(
+        clients[0]
+            .exchange(&[run_prepared("s", &["2"]), sync()].concat())
+            .value(),
+        "43"
+    );
+    let row = shown("select $1::int + 41");
+    assert_eq!((&*row["misses"], &*row["evictions"]), ("2", "1"));
+    let params = [("user", "watcher"), ("database", "pgbouncer")];
+    let table = Client::login_with(stage.address(), &params)
+        .query("SHOW PREPARED_STATEMENTS")
+        .table();
+    assert!(
+        table
+            .iter()
+            .all(|row| !row.contains_key("text") && row.contains_key("hits")),
+        "{table:?}"
+    );
+    drop(clients);
+    assert!(stage.console("SHOW PREPARED_STATEMENTS").error.is_none());
+});
+
+both_shards!(clients_and_servers_are_counted, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+    let mut clients: Vec<Client> = (0..5).map(|_| stage.client()).collect();
+    clients[0].value("begin");
+    let count = |table: &str, key: (&str, &str), column: &str| {
+        let rows = stage.console(table).table();
+        let row = rows.iter().find(|row| row[key.0] == key.1).unwrap();
+        row[column].parse::<u32>().unwrap()
+    };
+    let column = "current_client_connections";
+    assert_eq!(count("SHOW DATABASES", ("name", &stage.entry), column), 5);
+    assert_eq!(count("SHOW DATABASES", ("name", "pgbouncer"), column), 1);
+    assert_eq!(count("SHOW USERS", ("name", "postgres"), column), 5);
+    assert_eq!(count("SHOW LISTS", ("list", "used_clients"), "items"), 6);
+    assert_eq!(count("SHOW LISTS", ("list", "login_clients"), "items"), 0);
+    assert_eq!(count("SHOW LISTS", ("list", "used_servers"), "items"), 1);
+    let silent = Client::connect(stage.address());
+    wait_until("it is seen", || {
+        count("SHOW LISTS", ("list", "login_clients"), "items") == 1
+    });
+    drop((clients, silent));
+    wait_until("nobody is left", || {
+        count("SHOW DATABASES", ("name", &stage.entry), column) == 0
+    });
+    assert_eq!(count("SHOW USERS", ("name", "postgres"), column), 0);
 });

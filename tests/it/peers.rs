@@ -1,6 +1,8 @@
 //! Poolers that know each other: cancel requests find the one they are meant for.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::drop_in::free_port;
 use crate::support::*;
@@ -102,3 +104,39 @@ both_shards!(
         }
     }
 );
+
+both_shards!(cancel_requests_for_a_peer_are_counted, |shards| {
+    let released = Arc::new(AtomicBool::new(false));
+    let until = released.clone();
+    // Takes a request and does not hang up.
+    let silent = FakeServer::start(move |mut peer| {
+        peer.read_untagged();
+        peer.stall_until(&until);
+    });
+    let topology = Topology::new(shards)
+        .set("peer_id", 1)
+        .set("default_pool_size", 2);
+    let stage = Stage::pooled(topology.peer(2, silent.address));
+    let counts = || {
+        let table = stage.console("SHOW PEER_POOLS").table();
+        let number = |column: &str| table[0][column].parse::<u32>().unwrap();
+        [
+            number("cl_active_cancel_req"),
+            number("cl_waiting_cancel_req"),
+            number("sv_active_cancel"),
+        ]
+    };
+    assert_eq!(counts(), [0, 0, 0]);
+    let mut requests = Vec::new();
+    for _ in 0..3 {
+        let mut client = Client::connect(stage.address());
+        client.send(&wire::cancel_request(0x0102_0001, &[0, 0, 0, 3]));
+        requests.push(client);
+    }
+    wait_until("two are on their way and one waits", || {
+        counts() == [2, 1, 2]
+    });
+    released.store(true, Ordering::Release);
+    requests.iter_mut().for_each(Client::expect_closed);
+    assert_eq!(counts(), [0, 0, 0]);
+});

@@ -1,12 +1,15 @@
 //! Which rows belong to which SHOW.
 
-use super::{certificates, connections, counters, failures, internals, pools, settings, shards};
+use super::{
+    certificates, connections, counters, failures, internals, pools, settings, shards, statements,
+};
 use crate::admin::command::Show;
 use crate::admin::filter::{Filter, Pick};
-use crate::admin::office::{ClientRow, Office};
+use crate::admin::office::{Access, ClientRow, Office};
 use crate::admin::table::{Row, Rows, Value};
 use crate::base::Moment;
 use crate::client::ClientState;
+use crate::stats::PoolEntry;
 use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, PoisonError};
@@ -17,6 +20,7 @@ pub(in crate::admin) async fn rows(
     show: Show,
     filter: Option<&Arc<Filter>>,
     office: &dyn Office,
+    access: Access,
     now: Moment,
 ) -> Rows {
     match show {
@@ -72,11 +76,11 @@ pub(in crate::admin) async fn rows(
         // Zones are not watched.
         Show::DnsZones => all(Vec::new()),
         Show::Peers => all(internals::peers(&office.config())),
-        Show::PeerPools => all(internals::peer_pools(&office.config())),
+        Show::PeerPools => all(internals::peer_pools(&office.config(), |id| {
+            office.peer_load(id)
+        })),
         Show::Databases => {
-            let clients = logged_in(&office.clients(Pick::all()).await, |client| {
-                &client.database
-            });
+            let clients = office.client_counts().by_database;
             all(pools::databases(
                 &office.config(),
                 &office.pools(),
@@ -85,12 +89,16 @@ pub(in crate::admin) async fn rows(
             ))
         }
         Show::Users => {
-            let clients = logged_in(&office.clients(Pick::all()).await, |client| &client.user);
+            let clients = office.client_counts().by_user;
             let (users, config, open) = (office.users(), office.config(), office.pools());
             all(pools::users(users, &config, &open, &clients))
         }
         Show::Config => all(settings::config(&office.config())),
-        Show::Lists => all(lists(office).await),
+        Show::Lists => all(lists(office)),
+        Show::PreparedStatements => {
+            let rows = office.statements().await;
+            all(statements::statements(rows, access))
+        }
         Show::Shards => {
             let depth = |shard| office.mailbox_depth(shard);
             all(shards::shards(office.registry().shards(), depth))
@@ -153,65 +161,42 @@ fn counted(show: Show, office: &dyn Office, now: Moment) -> Vec<Row> {
     }
 }
 
-async fn lists(office: &dyn Office) -> Vec<Row> {
-    let clients = office.clients(Pick::all()).await;
-    let is_login = |client: &&ClientRow| client.state == ClientState::Login;
+fn lists(office: &dyn Office) -> Vec<Row> {
     let (config, open, no_clients) = (office.config(), office.pools(), HashMap::new());
+    let counted = office.registry().pools();
+    let gauges = counted.iter().map(PoolEntry::gauges);
+    let inside: u64 = gauges
+        .map(|gauges| gauges.cl_active + gauges.cl_waiting)
+        .sum();
+    let shards = office.registry().shards().iter();
+    let (clients, servers) = shards
+        .map(|shard| (shard.clients.load(), shard.servers.load()))
+        .fold((0, 0), |(clients, servers), more| {
+            (clients + more.0, servers + more.1)
+        });
+    let number = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
     pools::lists(&pools::Counts {
         peers: config.peers.len(),
         databases: pools::databases(&config, &open, &no_clients, |_| Default::default()).len(),
         users: pools::users(office.users(), &config, &open, &no_clients).len(),
-        pools: pools::pools(&office.registry().pools(), &open, Moment::default()).len(),
-        login_clients: clients.iter().filter(is_login).count(),
-        used_clients: clients.len(),
-        used_servers: office.servers(Pick::all()).await.len(),
+        pools: pools::pools(&counted, &open, Moment::default()).len(),
+        login_clients: number(clients.saturating_sub(inside)),
+        used_clients: number(clients),
+        used_servers: number(servers),
         dns_names: office.hosts().len(),
     })
-}
-
-/// How many clients are logged in, by what `key` says of them.
-fn logged_in(
-    clients: &[ClientRow],
-    key: impl Fn(&ClientRow) -> &Arc<str>,
-) -> HashMap<Arc<str>, u32> {
-    let mut counts = HashMap::new();
-    let inside = clients
-        .iter()
-        .filter(|client| client.state != ClientState::Login);
-    for client in inside {
-        *counts.entry(key(client).clone()).or_default() += 1;
-    }
-    counts
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::show::testing::client_row;
-
-    #[test]
-    fn clients_count_once_they_are_logged_in() {
-        let named = |user: &str, state| ClientRow {
-            user: user.into(),
-            state,
-            ..client_row()
-        };
-        let clients = [
-            named("ann", ClientState::Idle),
-            named("ann", ClientState::Waiting),
-            named("bob", ClientState::Active),
-            named("bob", ClientState::Login),
-        ];
-        let counts = logged_in(&clients, |client| &client.user);
-        assert_eq!((counts["ann"], counts["bob"]), (2, 1));
-    }
 
     #[test]
     fn help_names_every_table() {
         let text = help();
         assert!(text.starts_with("\n\tSHOW HELP|VERSION|STATS|"), "{text}");
         assert!(
-            text.contains("|SHARDS|LOGIN_FAILURES|LATENCY|TLS\n"),
+            text.contains("|SHARDS|LOGIN_FAILURES|PREPARED_STATEMENTS|LATENCY|TLS\n"),
             "{text}"
         );
     }

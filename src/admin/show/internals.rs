@@ -2,7 +2,7 @@
 //! PEER_POOLS. Their columns are PgBouncer's; where this program has nothing of the kind, a table is
 //! empty or a value neutral.
 
-use crate::admin::office::{ClientRow, Hold, ServerRow};
+use crate::admin::office::{ClientRow, Hold, PeerLoad, ServerRow};
 use crate::admin::table::{Column, Row, Value};
 use crate::config::{Config, General};
 use crate::net::Endpoint;
@@ -123,12 +123,17 @@ pub(super) fn peers(config: &Config) -> Vec<Row> {
     rows.collect()
 }
 
-/// Rows of SHOW PEER_POOLS: one for each peer, with nothing under way.
-pub(super) fn peer_pools(config: &Config) -> Vec<Row> {
+/// Rows of SHOW PEER_POOLS: one for each peer. A request has a connection to the peer while it is on its way.
+pub(super) fn peer_pools(config: &Config, load: impl Fn(u16) -> PeerLoad) -> Vec<Row> {
     let rows = config.peers.keys().map(|id| {
-        let mut row = vec![Value::int4(*id)];
-        row.resize(PEER_POOLS.len(), Value::int4(0));
-        row
+        let PeerLoad { active, waiting } = load(*id);
+        vec![
+            Value::int4(*id),
+            Value::int4(active),
+            Value::int4(waiting),
+            Value::int4(active),
+            Value::int4(0),
+        ]
     });
     rows.collect()
 }
@@ -225,10 +230,17 @@ mod tests {
     fn peers_are_those_of_the_configuration() {
         let text = "ringbouncer.auth_type = \"trust\"\n[peers.2]\nhost = \"/run/two\"";
         let config = Config::parse(text, std::path::Path::new("r.toml")).unwrap();
-        let [peers, pools] = [peers(&config), peer_pools(&config)];
+        let load = |id| PeerLoad {
+            active: u32::from(id),
+            waiting: 7,
+        };
+        let [peers, pools] = [peers(&config), peer_pools(&config, load)];
         let line = "peer_id=2 host=/run/two port=6432 pool_size=20";
         assert_eq!((peers.len(), printed(PEERS, &peers[0])), (1, line.into()));
-        assert!(printed(PEER_POOLS, &pools[0]).starts_with("peer_id=2 cl_active_cancel_req=0 "));
+        assert_eq!(
+            printed(PEER_POOLS, &pools[0]),
+            "peer_id=2 cl_active_cancel_req=2 cl_waiting_cancel_req=7 sv_active_cancel=2 sv_login=0"
+        );
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod internals;
 mod pools;
 mod settings;
 mod shards;
+mod statements;
 #[cfg(test)]
 mod testing;
 
@@ -23,3 +24,4 @@ pub(super) use internals::{DNS_HOSTS, DNS_ZONES, FDS, MEM, PEER_POOLS, PEERS, ST
 pub(super) use pools::{DATABASES, LISTS, POOLS, USERS};
 pub(super) use settings::{CONFIG, NONE, VERSION};
 pub(super) use shards::SHARDS;
+pub(super) use statements::PREPARED_STATEMENTS;

@@ -220,7 +220,6 @@ pub(super) fn users(
         UserRow {
             name: name.to_owned(),
             current_connections: theirs.map(|pool| pool.open).sum(),
-            current_client_connections: None,
         }
     });
     let all = forced.chain(known).map(|user| (user.name.clone(), user));
@@ -249,7 +248,7 @@ fn user(row: UserRow, config: &Config, clients: &ByName) -> Row {
         Value::int4(connections_max),
         Value::int4(row.current_connections),
         Value::int4(clients_max),
-        Value::int4(row.current_client_connections.unwrap_or(counted)),
+        Value::int4(counted),
     ]
 }
 
@@ -443,7 +442,6 @@ mod tests {
         let known = ["ann", "bob"].map(|name| UserRow {
             name: name.to_owned(),
             current_connections: 4,
-            current_client_connections: None,
         });
         let open = [existing("shop", "app", PoolMode::Session, 3)];
         let clients = ByName::from([("bob".into(), 6)]);
