@@ -20,12 +20,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Context;
+use std::time::Duration;
 
 /// Why a server is closed that another pool needs the place of.
 const EVICTED: &str = "evicted";
 
 type Actions = Vec<Action<Server, Rc<Waiter>>>;
 
+/// How long an abandoned query is given to heed a cancel request, before the next one.
+const CANCEL_AGAIN: Duration = Duration::from_secs(1);
 /// What `server_check_query` calls the query without a word.
 const NO_QUERY: &str = "<empty>";
 
@@ -419,7 +422,7 @@ impl Pool {
     /// Closes a server that is in nobody's hands any more. Its permit is passed on when PostgreSQL has
     /// hung up, too, which it does at the very end of the backend, and not before: pool_size holds for
     /// every instant, as `pg_stat_activity` shows. One that is busy is cancelled first, as it would not
-    /// notice before its query's end. `close_timeout` bounds the wait.
+    /// notice before its query's end, and again until it has hung up. `close_timeout` bounds the wait.
     pub(super) fn close(self: &Rc<Self>, server: Server, why: &'static str) {
         self.log_closing(&server, why);
         let (is_clean, is_busy) = {
@@ -436,13 +439,19 @@ impl Pool {
         spawn(self.shard.net, async move {
             let Server { socket, entry, .. } = server;
             let (net, shard) = (pool.shard.net, pool.shard.clone());
-            if is_busy && !socket.is_ending() {
-                let (way, key) = (shard.way_to(&entry), entry.cancel_key.clone());
-                spawn(net, async move { shard.cancel_abandoned(way, &key).await });
-            }
+            let insists = is_busy && !socket.is_ending();
+            let (way, key) = (shard.way_to(&entry), entry.cancel_key.clone());
             drop(entry);
             let timeout = pool.shard.snapshot.borrow().config.general.close_timeout;
-            let leaving = socket.hang_up(!is_clean);
+            // The first may overtake the query that it is meant for, and then hits nothing.
+            let insisting = async {
+                while insists {
+                    shard.cancel_abandoned(way.clone(), &key).await;
+                    net.sleep(CANCEL_AGAIN).await;
+                }
+                std::future::pending().await
+            };
+            let leaving = futures_lite::future::or(socket.hang_up(!is_clean), insisting);
             if net.until(net.now().after(timeout), leaving).await.is_err() {
                 let (database, user) = (&pool.common.key.database, &pool.common.key.user);
                 tracing::warn!(

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::peer::{Conversation, Reply};
@@ -434,6 +434,26 @@ both_shards!(error_without_sqlstate_is_relayed_and_survived, |shards| {
     let stage = stage_with_fake(shards, server.address);
     assert_eq!(ask_fake(&stage).text(), "no code at all");
     assert_eq!(ask_fake(&stage).value(), "sound");
+    assert_fake_is_quiet(&stage);
+});
+
+both_shards!(abandoned_query_is_cancelled_until_it_ends, |shards| {
+    let cancels = Arc::new(AtomicUsize::new(0));
+    let seen = cancels.clone();
+    // The first cancel comes too early to hit anything.
+    let server = FakeServer::start(move |mut server| {
+        if !server.login() {
+            seen.fetch_add(1, Ordering::AcqRel);
+        } else if server.next_request().is_some() {
+            wait_until("a second cancel", || seen.load(Ordering::Acquire) >= 2);
+        }
+    });
+    let stage = stage_with_fake(shards, server.address);
+    let mut client = Client::login(stage.address(), "fake");
+    client.send(&query("select 'forever'"));
+    wait_until("the query runs", || stage.pools("fake", "sv_active") == 1);
+    drop(client);
+    wait_until("a second cancel", || cancels.load(Ordering::Acquire) >= 2);
     assert_fake_is_quiet(&stage);
 });
 
