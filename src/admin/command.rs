@@ -37,7 +37,7 @@ pub enum Command {
     SetIgnored,
     /// SET of a setting, until the next RELOAD.
     Set(Arc<Setting>),
-    /// PAUSE, RESUME, KILL, RECONNECT, DISABLE, ENABLE.
+    /// PAUSE, SUSPEND, RESUME, KILL, RECONNECT, DISABLE, ENABLE.
     Order(Order),
     /// Answer when no server of a database, or of any, is to be closed any more.
     WaitClose(Option<Arc<str>>),
@@ -372,6 +372,7 @@ fn order(verb: &[u8], argument: Option<&[u8]>) -> Option<Command> {
     let required = |verb| Command::Incomplete(verb, Refusal::DatabaseRequired);
     Some(match (verb, name) {
         (b"pause", name) => Command::Order(Order::Pause(name)),
+        (b"suspend", None) => Command::Order(Order::Suspend),
         (b"resume", name) => Command::Order(Order::Resume(name)),
         (b"kill", name) => Command::Order(Order::Kill(name)),
         (b"reconnect", name) => Command::Order(Order::Reconnect(name)),

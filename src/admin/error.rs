@@ -25,6 +25,9 @@ pub enum Refusal {
     /// PAUSE, KILL or SUSPEND of what is paused already.
     #[error("already suspended/paused")]
     AlreadyPaused,
+    /// SUSPEND while a database is paused.
+    #[error("cannot suspend with paused databases")]
+    PausedDatabases,
     /// RESUME of a process that is not paused.
     #[error("pooler is not paused/suspended")]
     NotPaused,

@@ -33,7 +33,9 @@ pub enum Access {
 pub enum Order {
     /// Give out no servers, to clients of one database or of any.
     Pause(Option<Arc<str>>),
-    /// End a pause.
+    /// Read nothing from anybody.
+    Suspend,
+    /// End a pause, or a suspension.
     Resume(Option<Arc<str>>),
     /// Pause, with clients and servers closed at once.
     Kill(Option<Arc<str>>),
@@ -50,6 +52,7 @@ impl Order {
     pub const fn verb(&self) -> &'static str {
         match self {
             Order::Pause(_) => "PAUSE",
+            Order::Suspend => "SUSPEND",
             Order::Resume(_) => "RESUME",
             Order::Kill(_) => "KILL",
             Order::Reconnect(_) => "RECONNECT",
@@ -66,6 +69,7 @@ impl Order {
             | Order::Kill(scope)
             | Order::Reconnect(scope) => scope.as_deref(),
             Order::Disable(name) | Order::Enable(name) => Some(name),
+            Order::Suspend => None,
         }
     }
 }

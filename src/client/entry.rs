@@ -40,12 +40,26 @@ impl ClientState {
 pub enum Signal {
     /// Hear where it stands in line.
     Notice,
+    /// Read nothing until [`ClientEntry::resume`].
+    Suspend,
     /// Leave as soon as its server, which is to be closed, has nothing to do.
     Retire,
     /// Give up the request that waits for a server.
     Cancel,
     /// Leave.
     Leave(Farewell),
+}
+
+/// Whether a client is suspended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Suspension {
+    /// No.
+    #[default]
+    None,
+    /// It is to be.
+    Wanted,
+    /// It is: nothing is read, and everything has been sent.
+    Quiet,
 }
 
 /// The server a client is linked to.
@@ -95,6 +109,8 @@ pub struct ClientEntry {
     pub is_noticed: Cell<bool>,
     /// How it is encrypted, if it is.
     pub tls: Cell<Option<TlsLabel>>,
+    /// Whether it is suspended.
+    pub suspension: Cell<Suspension>,
     /// The replication it is there for.
     pub replication: Cell<Replication>,
     /// The server it is linked to.
@@ -131,6 +147,7 @@ impl ClientEntry {
             work: Cell::new(0),
             is_noticed: Cell::new(false),
             tls: Cell::new(None),
+            suspension: Cell::default(),
             replication: Cell::default(),
             link: Cell::new(None),
             application_name: RefCell::new("".into()),
@@ -182,6 +199,7 @@ impl ClientEntry {
         let is_heavier = match *pending {
             Some(Signal::Leave(_)) => false,
             Some(Signal::Cancel) => matches!(signal, Signal::Cancel | Signal::Leave(_)),
+            Some(Signal::Suspend) => matches!(signal, Signal::Cancel | Signal::Leave(_)),
             Some(Signal::Retire) => signal != Signal::Notice,
             Some(Signal::Notice) | None => true,
         };
@@ -209,6 +227,22 @@ impl ClientEntry {
     /// Whether a signal waits for the client's task.
     pub fn has_signal(&self) -> bool {
         self.signal.borrow().is_some()
+    }
+
+    /// Has the client suspended, if it is not yet; may be called again and again.
+    pub fn suspend(&self) {
+        if self.suspension.get() != Suspension::Quiet {
+            self.suspension.set(Suspension::Wanted);
+            self.send(Signal::Suspend);
+        }
+    }
+
+    /// Ends a suspension.
+    pub fn resume(&self) {
+        self.suspension.set(Suspension::None);
+        if let Some(waker) = &*self.waker.borrow() {
+            waker.wake_by_ref();
+        }
     }
 
     /// The signal that has come, if one has; else `cx` is woken when one comes.

@@ -85,6 +85,8 @@ farewells! {
     SERVER_CONFUSED = "server broke the protocol";
     /// The database was taken out of the configuration.
     DATABASE_REMOVED = "database removed";
+    /// What was to be sent to it could not be during a SUSPEND.
+    SUSPEND_TIMEOUT = "suspend_timeout";
     /// KILL_CLIENT.
     ADMIN_DISCONNECT = "admin forced disconnect";
     /// A login during a shutdown.

@@ -456,6 +456,8 @@ settings! {
             "Age at which the addresses of a host name are looked up again, whatever DNS says; servers at addresses that are gone are closed.";
         dns_nxdomain_ttl: Duration = SPAN, default(r#""15 s""#), Live,
             "Time after which a name that could not be looked up is tried again.";
+        suspend_timeout: Duration = SPAN, default(r#""10 s""#), Live,
+            "A client to which what was read for it cannot be sent within this time of a SUSPEND is disconnected; 0 is never.";
         cancel_wait_timeout: Duration = SPAN, default(r#""10 s""#), Live,
             "A cancel request that could not be delivered by then is dropped; 0 is never.";
         close_timeout: Duration = SPAN_NOT_ZERO, default(r#""10 s""#), Live,

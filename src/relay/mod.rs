@@ -8,6 +8,7 @@ mod outlet;
 mod parcel;
 mod run;
 mod spoken;
+mod suspend;
 mod upstream;
 
 pub use lease::{Denial, Grant, Servers, Waiter};

@@ -13,7 +13,7 @@ use super::outlet::{Outlet, Passed};
 use super::spoken::Spoken;
 use super::upstream::{self, Counts, Exchange, Idle, Rules, Skipped, Upstream};
 use crate::base::{Clock, ShardId};
-use crate::client::{self, ClientEntry, ClientState, Farewell, Signal};
+use crate::client::{self, ClientEntry, ClientState, Farewell, Signal, Suspension};
 use crate::config::PoolMode;
 use crate::net::{Chunk, Net, Socket};
 use crate::server::{Server, ServerState, request_settings};
@@ -219,21 +219,30 @@ impl Relay {
     }
 
     async fn recv_idle(&self) -> Step<Chunk> {
-        poll_fn(|cx| {
+        loop {
+            match poll_fn(|cx| self.poll_idle(cx)).await? {
+                Some(chunk) => return Ok(chunk),
+                None => self.suspended(None).await?,
+            }
+        }
+    }
+
+    /// What an idle client says; nothing if it is to be suspended.
+    fn poll_idle(&self, cx: &Context<'_>) -> Poll<Step<Option<Chunk>>> {
+        match self.entry.poll_signal(cx) {
+            Some(Signal::Leave(farewell)) => return Poll::Ready(Err(sent_away(farewell))),
+            Some(Signal::Suspend) => return Poll::Ready(Ok(None)),
             // A cancel request for a client that does nothing has nothing to do.
-            if let Some(Signal::Leave(farewell)) = self.entry.poll_signal(cx) {
-                return Poll::Ready(Err(sent_away(farewell)));
+            _ => {}
+        }
+        match self.socket.poll_recv(cx) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Ok(Some(chunk))) => {
+                self.stats.bytes_received.add(chunk.len() as u64);
+                Poll::Ready(Ok(Some(chunk)))
             }
-            match self.socket.poll_recv(cx) {
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(Ok(Some(chunk))) => {
-                    self.stats.bytes_received.add(chunk.len() as u64);
-                    Poll::Ready(Ok(chunk))
-                }
-                Poll::Ready(_) => Poll::Ready(Err(Ending::Vanished)),
-            }
-        })
-        .await
+            Poll::Ready(_) => Poll::Ready(Err(Ending::Vanished)),
+        }
     }
 
     // ---- in line -------------------------------------------------------------------------
@@ -283,7 +292,9 @@ impl Relay {
 
     async fn wait_in_line(&self, waiter: &Waiter) -> Step<Option<Grant>> {
         let waited = poll_fn(|cx| {
-            if let Poll::Ready(grant) = waiter.poll(cx) {
+            if self.entry.suspension.get() == Suspension::None
+                && let Poll::Ready(grant) = waiter.poll(cx)
+            {
                 return Poll::Ready(Ok(Some(grant)));
             }
             while let Some(signal) = self.entry.poll_signal(cx) {
@@ -292,8 +303,11 @@ impl Relay {
                     Signal::Cancel => return Poll::Ready(Ok(None)),
                     Signal::Notice => self.tell_place(waiter),
                     // It has no server yet.
-                    Signal::Retire => {}
+                    Signal::Retire | Signal::Suspend => {}
                 }
+            }
+            if self.poll_suspension(None, cx).is_pending() {
+                return Poll::Pending;
             }
             // Whatever it said before: it does not wait for the answer any more.
             if self.socket.is_ending() {
@@ -424,6 +438,7 @@ impl Relay {
                 Event::Signal(Signal::Cancel) => self.servers.cancel(&link.server),
                 Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
                 Event::Signal(Signal::Retire) => self.is_retiring = true,
+                Event::Signal(Signal::Suspend) => self.suspended(Some(&link.server.socket)).await?,
                 // It does not wait any more.
                 Event::Signal(Signal::Notice) => {}
             }
@@ -484,7 +499,9 @@ impl Relay {
                 Event::FromServer(chunk) => self.backward(link, chunk)?,
                 Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
                 // A cancel would hit the settings; the line is behind the client.
-                Event::Signal(Signal::Cancel | Signal::Notice | Signal::Retire) => {}
+                Event::Signal(
+                    Signal::Cancel | Signal::Notice | Signal::Retire | Signal::Suspend,
+                ) => {}
                 Event::ClientGone | Event::FromClient(_) => return Err(Ending::Vanished),
                 Event::ServerGone => return Err(sent_away(Farewell::SERVER_CRASHED)),
             }

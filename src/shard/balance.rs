@@ -151,7 +151,7 @@ impl Shard {
     pub(super) fn shed_load(&self, config: &Config) {
         let now = self.net.now();
         let shards = self.common.mesh.shards();
-        if now < self.shed_at.get() || shards == 1 {
+        if now < self.shed_at.get() || shards == 1 || self.is_suspended() {
             return;
         }
         self.shed_at.set(now.after(SHED_PERIOD));

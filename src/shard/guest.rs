@@ -252,6 +252,11 @@ impl Guest {
         } else {
             return self.part(intake, Ending::SentAway(Farewell::TOO_MANY_CLIENTS));
         };
+        if !is_console
+            && let Err(ending) = self.unless_told_to_leave(self.shard.unsuspended()).await
+        {
+            return self.part(intake, ending);
+        }
         let snapshot = self.shard.snapshot();
         self.log_attempt(&packet, &snapshot);
         let login = self.log_in(&mut intake, &packet, &snapshot);
@@ -325,7 +330,7 @@ impl Guest {
                 desk.cancel();
                 None
             }
-            Signal::Notice | Signal::Retire => None,
+            Signal::Notice | Signal::Retire | Signal::Suspend => None,
         });
         match serve.await {
             Ok(()) => Stay::Ended(Ending::Terminated),
@@ -402,6 +407,9 @@ impl Guest {
             refuses_query: general.disable_pqexec,
             generation: pool.common.generation.clone(),
         };
+        if self.shard.is_suspended() {
+            self.entry.suspend();
+        }
         let (net, entry) = (self.shard.net, self.entry.clone());
         let statements = self.shard.statements.clone();
         let relay = Relay::new(
@@ -510,7 +518,7 @@ impl Guest {
     async fn unless_told_to_leave<T>(&self, work: impl Future<Output = T>) -> Result<T, Ending> {
         self.unless_told(work, |signal| match signal {
             Signal::Leave(farewell) => Some(Ending::SentAway(farewell)),
-            Signal::Cancel | Signal::Notice | Signal::Retire => None,
+            Signal::Cancel | Signal::Notice | Signal::Retire | Signal::Suspend => None,
         })
         .await
     }

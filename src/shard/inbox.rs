@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::net::CertificateFile;
 use crate::session::Statement;
 use crate::stats::{PeriodHistory, Registry};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::poll_fn;
@@ -146,6 +146,10 @@ impl Shard {
                 });
             }
             Ask::Killed => self.reply(from, ticket, Answer::Count(self.killed_here())),
+            Ask::Unsuspended(is_overdue) => {
+                let count = self.unsuspended_here(is_overdue);
+                self.reply(from, ticket, Answer::Count(count));
+            }
             Ask::ToBeClosed(scope) => {
                 let count = self.to_be_closed_here(scope.as_deref());
                 self.reply(from, ticket, Answer::Count(count));
@@ -388,12 +392,18 @@ pub(super) struct Desk {
     shard: Rc<Shard>,
     /// The order that the session waits for.
     under_way: RefCell<Option<Order>>,
+    /// It has ordered a suspension, which ends with it.
+    has_suspended: Cell<bool>,
 }
 
 impl Desk {
     pub(super) fn new(shard: Rc<Shard>) -> Desk {
         let under_way = RefCell::default();
-        Desk { shard, under_way }
+        Desk {
+            shard,
+            under_way,
+            has_suspended: Cell::default(),
+        }
     }
 
     /// Ctrl-C: ends the pause of the whole process, or else the one that the session waits for.
@@ -410,6 +420,14 @@ impl Desk {
             // If it is refused, somebody else was faster.
             let _ = shard.command(&ends).await;
         });
+    }
+}
+
+impl Drop for Desk {
+    fn drop(&mut self) {
+        if self.has_suspended.get() && self.shard.hold() == Hold::Suspended {
+            self.cancel();
+        }
     }
 }
 
@@ -561,8 +579,16 @@ impl Office for Desk {
     fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>> {
         Box::pin(async move {
             self.under_way.replace(Some(order.clone()));
+            let suspends = *order == Order::Suspend;
+            // The session may end before this does.
+            let before = self
+                .has_suspended
+                .replace(suspends || self.has_suspended.get());
             let outcome = self.shard.command(order).await;
             self.under_way.take();
+            if suspends && outcome.is_err() {
+                self.has_suspended.set(before);
+            }
             outcome
         })
     }

@@ -128,6 +128,8 @@ pub enum Ask {
     CancelStray(Box<[u8]>),
     /// How many killed clients are still there.
     Killed,
+    /// How many clients are not suspended yet; with `true` they are told to leave.
+    Unsuspended(bool),
     /// How many servers of a database, or of any, are to be closed.
     ToBeClosed(Option<Arc<str>>),
     /// To make the client with this id leave; how many there were.

@@ -228,6 +228,9 @@ impl Guest {
             stats: pool.stats.clone(),
         };
         self.entry.logged_in(who, traveller.idle_since);
+        if self.shard.is_suspended() {
+            self.entry.suspend();
+        }
         if is_killed(&self.entry, &self.shard.orders.borrow()) {
             // The order came while it was on its way.
             self.entry.send(Signal::Leave(Farewell::DATABASE_REMOVED));

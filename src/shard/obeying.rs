@@ -7,7 +7,7 @@ use super::root::Shard;
 use super::shared::{Common, Phase};
 use crate::admin::{Hold, Order, Refusal};
 use crate::base::ShardId;
-use crate::client::{ClientEntry, Farewell, Signal};
+use crate::client::{ClientEntry, Farewell, Signal, Suspension};
 use crate::net::Net;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
@@ -72,6 +72,7 @@ impl Shard {
         self.spread(version).await;
         match order {
             Order::Pause(scope) => self.paused(scope.as_deref()).await,
+            Order::Suspend => self.suspended().await,
             Order::Kill(scope) => {
                 self.emptied(scope.as_deref()).await;
                 Ok(())
@@ -101,6 +102,63 @@ impl Shard {
             looks.next(self.net).await;
         }
         Ok(())
+    }
+
+    /// Waits until every client is suspended; who is not in time has to leave.
+    async fn suspended(self: &Rc<Self>) -> Result<(), Refusal> {
+        let timeout = self.snapshot().config.general.suspend_timeout;
+        let deadline = self.net.now().deadline(timeout);
+        let mut looks = Looks::new();
+        loop {
+            if self.hold() != Hold::Suspended {
+                return Err(Refusal::PauseEnded);
+            }
+            let is_overdue = self.net.now() > deadline;
+            if self.count(Ask::Unsuspended(is_overdue)).await == 0 {
+                return Ok(());
+            }
+            looks.next(self.net).await;
+        }
+    }
+
+    /// Clients of this shard that are not suspended yet.
+    pub(super) fn unsuspended_here(&self, is_overdue: bool) -> usize {
+        let clients = self.clients.borrow();
+        let busy = clients
+            .iter()
+            .filter(|(_, entry)| is_relayed(entry) && entry.suspension.get() != Suspension::Quiet);
+        let mut count = 0;
+        for (_, entry) in busy {
+            count += 1;
+            if is_overdue {
+                entry.send(Signal::Leave(Farewell::SUSPEND_TIMEOUT));
+            }
+        }
+        count
+    }
+
+    /// Suspends the clients of this shard, or ends that, as ordered.
+    pub(super) fn suspend_or_resume(&self) {
+        let is_suspended = self.is_suspended();
+        for (_, entry) in self.clients.borrow().iter() {
+            match (is_suspended && is_relayed(entry), entry.suspension.get()) {
+                (true, _) => entry.suspend(),
+                (false, Suspension::None) => {}
+                (false, _) => entry.resume(),
+            }
+        }
+    }
+
+    /// Whether this shard has been told to suspend its clients.
+    pub(super) fn is_suspended(&self) -> bool {
+        self.orders.borrow().hold() == Hold::Suspended
+    }
+
+    /// Waits for the end of a suspension.
+    pub(super) async fn unsuspended(&self) {
+        while self.is_suspended() {
+            self.net.sleep(LOOK_MAX).await;
+        }
     }
 
     /// Waits until the killed clients and servers are gone, unless somebody resumes what was killed.
@@ -215,6 +273,9 @@ impl Shard {
         if newest.kills() > before.kills() {
             self.dismiss_killed(&newest);
         }
+        if newest.hold() != before.hold() {
+            self.suspend_or_resume();
+        }
         self.common.board.obeyed.note(self.id, newest.version());
     }
 
@@ -236,6 +297,12 @@ pub(super) fn is_killed(entry: &ClientEntry, orders: &Orders) -> bool {
     let Some(who) = entry.who() else { return false };
     let is_console = &*who.database == "pgbouncer";
     !is_console && entry.id.0 < orders.of(&who.database).killed_below
+}
+
+/// Whether a client has logged in, and not to the console.
+fn is_relayed(entry: &ClientEntry) -> bool {
+    let who = entry.who();
+    who.is_some_and(|who| &*who.database != "pgbouncer")
 }
 
 impl Pool {

@@ -100,6 +100,7 @@ impl Orders {
         match order {
             Order::Pause(scope) => self.pause(scope.as_deref(), now)?,
             Order::Kill(scope) => self.kill(scope.as_deref(), now)?,
+            Order::Suspend => self.suspend()?,
             Order::Resume(None) => self.resume(now)?,
             Order::Resume(Some(name)) => self.resume_one(name, now)?,
             Order::Reconnect(scope) => {
@@ -123,6 +124,17 @@ impl Orders {
         }
         check(scope, "pause", now)?;
         self.set_paused(scope);
+        Ok(())
+    }
+
+    fn suspend(&mut self) -> Result<(), Refusal> {
+        if self.hold != Hold::None {
+            return Err(Refusal::AlreadyPaused);
+        }
+        if self.databases.values().any(|one| one.is_paused) {
+            return Err(Refusal::PausedDatabases);
+        }
+        self.hold = Hold::Suspended;
         Ok(())
     }
 
@@ -305,7 +317,15 @@ mod tests {
             (Order::Pause(Some(a())), Err("already suspended/paused")),
             (Order::Kill(Some(a())), Err("already suspended/paused")),
             (Order::Resume(Some(a())), Err("database a is not paused")),
+            (Order::Suspend, Err("already suspended/paused")),
             (Order::Resume(None), Ok(())),
+            (Order::Suspend, Ok(())),
+            (Order::Suspend, Err("already suspended/paused")),
+            (Order::Pause(None), Err("already suspended/paused")),
+            (Order::Resume(None), Ok(())),
+            (Order::Pause(Some(a())), Ok(())),
+            (Order::Suspend, Err("cannot suspend with paused databases")),
+            (Order::Resume(Some(a())), Ok(())),
             (Order::Pause(Some("c".into())), Err("no such database: c")),
             (Order::Resume(Some("c".into())), Err("no such database: c")),
             (

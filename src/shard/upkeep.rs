@@ -33,7 +33,11 @@ pub(super) async fn run(shard: Rc<Shard>) {
         let snapshot = shard.snapshot();
         shard.obey();
         shard.shed_load(&snapshot.config);
-        expire_clients(&shard, &snapshot.config);
+        if shard.is_suspended() {
+            shard.suspend_or_resume();
+        } else {
+            expire_clients(&shard, &snapshot.config);
+        }
         retire_sessions(&shard, snapshot.config.general.server_fast_close);
         make_pools_to_keep(&shard, &snapshot.config);
         shard.each_pool(|pool| {

@@ -40,6 +40,7 @@ mod soak;
 mod spoken;
 mod startup;
 mod support;
+mod suspend;
 mod timeouts;
 mod tls_clients;
 mod tls_reload;

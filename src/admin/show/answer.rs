@@ -121,6 +121,7 @@ const COMMANDS: &str = "
 \tRELOAD
 \tPAUSE [<db>]
 \tRESUME [<db>]
+\tSUSPEND
 \tDISABLE <db>
 \tENABLE <db>
 \tRECONNECT [<db>]

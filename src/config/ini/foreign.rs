@@ -33,7 +33,6 @@ const FOREIGN: &[Foreign] = &[
     option("sbuf_loopcnt", Kind::Int),
     option("scram_iterations", Kind::Int),
     option("service_name", Kind::Text),
-    option("suspend_timeout", Kind::Time),
 ];
 
 /// The option `name` of PgBouncer.
