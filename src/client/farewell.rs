@@ -71,6 +71,8 @@ farewells! {
     TOO_MANY_USER_CLIENTS = "client connections exceeded (max_user_client_connections)";
     /// Waited too long for a server.
     QUERY_WAIT_TIMEOUT = "query_wait_timeout";
+    /// A query took too long before it had a server.
+    QUERY_TIMEOUT_IN_LINE = "query_timeout";
     /// A query took too long.
     QUERY_TIMEOUT = "query timeout";
     /// Idle inside a transaction for too long.

@@ -116,11 +116,11 @@ fn overdue(
         ClientState::Idle => {
             is_over(since, timeouts.client_idle).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
         }
-        ClientState::Waiting if is_over(since, timeouts.query_wait) => {
-            Some(Farewell::QUERY_WAIT_TIMEOUT)
+        ClientState::Waiting if is_over(since, timeouts.query) => {
+            Some(Farewell::QUERY_TIMEOUT_IN_LINE)
         }
         ClientState::Waiting => {
-            is_over(since, timeouts.query).then_some(Farewell::QUERY_WAIT_TIMEOUT)
+            is_over(since, timeouts.query_wait).then_some(Farewell::QUERY_WAIT_TIMEOUT)
         }
         ClientState::Active => {
             if transaction.is_some_and(|since| is_over(since, timeouts.transaction)) {

@@ -104,7 +104,10 @@ both_shards!(idle_client_is_sent_away, |shards| {
 
 both_shards!(client_in_line_is_sent_away, |shards| {
     // the shorter of query_wait_timeout and query_timeout counts
-    for (wait, query_timeout) in [("1 s", "0"), ("1 min", "1 s")] {
+    for (wait, query_timeout, told) in [
+        ("1 s", "0", "query_wait_timeout"),
+        ("1 min", "1 s", "query_timeout"),
+    ] {
         let topology = Topology::new(shards)
             .pool_size(1)
             .set("query_wait_timeout", wait)
@@ -115,7 +118,7 @@ both_shards!(client_in_line_is_sent_away, |shards| {
         let mut late = stage.client();
         let since = Instant::now();
         late.send(&query("select 1"));
-        expect_farewell(&mut late, "query_wait_timeout", since, SECOND);
+        expect_farewell(&mut late, told, since, SECOND);
         holder.value("commit");
     }
 });
@@ -155,3 +158,42 @@ both_shards!(console_knows_no_timeouts, |shards| {
     assert!(console.has_nothing_to_read());
     assert!(console.query("SHOW VERSION").error.is_none());
 });
+
+compared!(
+    client_in_line_hears_which_timeout_is_over,
+    since(1, 8),
+    with & [("query_timeout", "1")],
+    |subject| {
+        let mut holders = [(); 4].map(|()| subject.client());
+        for holder in &mut holders {
+            assert_eq!(holder.query("begin").status, b'T');
+        }
+        let mut client = subject.client();
+        client.query("select 1").assert_fatal("query_timeout");
+        let reply = holders[0].query("select pg_sleep(60)");
+        reply.assert_fatal("query timeout");
+    }
+);
+
+compared!(
+    client_that_waits_or_idles_for_too_long_hears_why,
+    since(1, 8),
+    with & [
+        ("query_wait_timeout", "1"),
+        ("idle_transaction_timeout", "3"),
+        ("client_idle_timeout", "4"),
+    ],
+    |subject| {
+        let mut idle = subject.client();
+        let mut holders = [(); 4].map(|()| subject.client());
+        for holder in &mut holders {
+            assert_eq!(holder.query("begin").status, b'T');
+        }
+        let mut client = subject.client();
+        client.query("select 1").assert_fatal("query_wait_timeout");
+        for holder in &mut holders {
+            holder.reply().assert_fatal("idle transaction timeout");
+        }
+        idle.reply().assert_fatal("client_idle_timeout");
+    }
+);
