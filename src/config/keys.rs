@@ -306,6 +306,10 @@ settings! {
             "Server connections beyond its size that a pool may open for clients that have waited for reserve_pool_timeout; they close when nobody waits.";
         reserve_pool_timeout: Duration = SPAN, default(r#""5 s""#), Live,
             "Wait after which the reserve is used; 0 turns it off.";
+        autodb_idle_timeout: Duration = SPAN, default(r#""1 h""#), Live,
+            "Pools of databases that only the entry \"*\" answers for go when they have had no client and no server for this long; 0 is never.";
+        pool_idle_timeout: Duration = SPAN, default("0"), Live,
+            "The same for all other pools.";
         max_db_connections: u32 = CONNECTIONS, default("0"), Live,
             "Server connections that all pools of one database together may have, over all shards; 0 is no limit.";
         max_user_connections: u32 = CONNECTIONS, default("0"), Live,

@@ -18,6 +18,7 @@ mod replicating;
 mod root;
 mod shared;
 mod startup;
+mod unused;
 mod upkeep;
 
 pub use message::{Answer, Ask, Mail, PoolKey};

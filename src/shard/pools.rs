@@ -50,6 +50,8 @@ pub struct Pool {
     pub(super) standing: Cell<Standing>,
     /// Its database entry has been removed.
     pub(super) is_removed: Cell<bool>,
+    /// Since when it has been of no use to anybody.
+    pub(super) unused_since: Cell<Option<Moment>>,
     /// Servers are reset after every transaction (`server_reset_query_always`).
     pub(super) resets_always: Cell<bool>,
     /// They are checked before every use (`server_check_delay` is 0).
@@ -82,6 +84,7 @@ impl Shard {
             entries: RefCell::default(),
             standing: Cell::new(self.orders.borrow().of(database.name.as_str())),
             is_removed: Cell::new(false),
+            unused_since: Cell::default(),
             resets_always: Cell::default(),
             checks_always: Cell::default(),
             spare_waiters: RefCell::default(),
@@ -445,9 +448,11 @@ impl Pool {
             let timeout = pool.shard.snapshot.borrow().config.general.close_timeout;
             // The first may overtake the query that it is meant for, and then hits nothing.
             let insisting = async {
-                while insists {
-                    shard.cancel_abandoned(way.clone(), &key).await;
-                    net.sleep(CANCEL_AGAIN).await;
+                if insists {
+                    loop {
+                        shard.cancel_abandoned(way.clone(), &key).await;
+                        net.sleep(CANCEL_AGAIN).await;
+                    }
                 }
                 std::future::pending().await
             };

@@ -331,6 +331,20 @@ impl Common {
         self.directory().permits(Scope::PeerQueue(id), &config)
     }
 
+    /// Takes pools and limits off the list that are in nobody's hands; `gone` hears of each pool.
+    pub(super) fn forget_unused(&self, gone: impl Fn(&PoolKey)) {
+        let mut directory = self.directory();
+        directory.pools.retain(|key, pool| {
+            let is_used = Arc::strong_count(pool) > 1 || pool.shared.open() > 0;
+            if !is_used {
+                gone(key);
+            }
+            is_used
+        });
+        let is_used = |permits: &Arc<Permits>| Arc::strong_count(permits) > 1 || permits.open() > 0;
+        directory.scopes.retain(|_, permits| is_used(permits));
+    }
+
     /// How many clients have places under the limits on clients.
     pub fn client_counts(&self) -> ClientCounts {
         let mut counts = ClientCounts::default();

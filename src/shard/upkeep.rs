@@ -44,6 +44,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
             expire_servers(pool, &snapshot.config);
             pool.warm(&snapshot.config);
         });
+        shard.drop_unused_pools(&snapshot.config);
         shard.notice_lost_mail();
     }
 }

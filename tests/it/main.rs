@@ -46,3 +46,4 @@ mod tls_clients;
 mod tls_reload;
 mod tls_servers;
 mod torture;
+mod unused;

@@ -24,11 +24,9 @@ const fn option(name: &'static str, kind: Kind) -> Foreign {
 }
 
 const FOREIGN: &[Foreign] = &[
-    option("autodb_idle_timeout", Kind::Time),
     option("dns_zone_check_period", Kind::Time),
     option("job_name", Kind::Text),
     option("pkt_buf", Kind::Int),
-    option("pool_idle_timeout", Kind::Time),
     option("resolv_conf", Kind::Text),
     option("sbuf_loopcnt", Kind::Int),
     option("scram_iterations", Kind::Int),
