@@ -8,6 +8,8 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
 
 ALL_STEPS=(fmt clippy shell unit tidy loom sim steady fuzz it drivers torture soak loadtest)
+# Only by name: what they need takes too long to install.
+OTHER_STEPS=(jdbc)
 DRIVERS=$ROOT/target/drivers
 KEEP_GOING=no STEPS=()
 export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
@@ -34,6 +36,10 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   soak      low and bursty load for SOAK_SECONDS (default 60)
   loadtest  a smoke run of the load test
 
+Only if it is named:
+
+  jdbc      pgjdbc, with 1 and with 3 shards; installs a JDK
+
 What is missing is installed: PostgreSQL, PgBouncer, a C compiler, Python, Node.js and shellcheck with apt (sudo if not root), Python
 and Node packages under target/. A Rust toolchain must be there, unless apt has rustup.
 TEXT
@@ -42,13 +48,13 @@ TEXT
 parse_arguments() {
     local known
     while [ $# -gt 0 ]; do
-        known=" ${ALL_STEPS[*]} "
+        known=" ${ALL_STEPS[*]} ${OTHER_STEPS[*]} "
         case $1 in
             --help | -h) usage && exit 0 ;;
             --keep-going) KEEP_GOING=yes ;;
             -*) usage >&2 && die "unknown option $1" ;;
             *)
-                [[ $known == *" $1 "* ]] || die "unknown step $1 (known: ${ALL_STEPS[*]})"
+                [[ $known == *" $1 "* ]] || die "unknown step $1 (known: ${ALL_STEPS[*]} ${OTHER_STEPS[*]})"
                 STEPS+=("$1")
                 ;;
         esac
@@ -202,6 +208,20 @@ step_drivers() {
         RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/debug/ringbouncer} RINGBOUNCER_SHARDS=$shards \
             RINGBOUNCER_TEST_NODE_MODULES=$DRIVERS/node/node_modules \
             "$DRIVERS/venv/bin/pytest" tests/drivers -q
+    done
+}
+
+step_jdbc() {
+    need_postgres
+    need_python_packages
+    local jar=/usr/share/java/postgresql.jar
+    if ! has javac || [ ! -e "$jar" ]; then apt_install default-jdk-headless libpostgresql-jdbc-java; fi
+    cargo build --locked
+    local shards
+    for shards in 1 3; do
+        note "pgjdbc with $shards shard(s)"
+        RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/debug/ringbouncer} RINGBOUNCER_SHARDS=$shards \
+            RINGBOUNCER_TEST_JDBC_JAR=$jar "$DRIVERS/venv/bin/pytest" tests/drivers/test_jdbc.py -q
     done
 }
 
