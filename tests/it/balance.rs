@@ -1,5 +1,8 @@
 //! Which shard serves whom: accepted clients, those of small pools, those of a loaded shard; and shards that stall.
 
+use std::time::{Duration, Instant};
+
+use crate::support::held::HeldShard;
 use crate::support::*;
 
 /// One column of SHOW SHARDS, shard by shard.
@@ -41,6 +44,36 @@ fn clients_over_a_unix_socket_are_spread_evenly_over_shards() {
         assert_eq!(client.start(wire::PROTOCOL_3_0, &params).status, b'I');
         client
     });
+}
+
+/// 3 shards, of which the last does not turn; who comes over the Unix socket, where the first shard listens, is
+/// served by the other two.
+#[test]
+fn no_client_is_sent_to_a_shard_that_does_not_turn() {
+    let mut stage = Stage::pooled(Topology::new(3));
+    let path = stage.unix.clone().unwrap();
+    let entry = stage.entry.clone();
+    let served = || {
+        let mut client = Client::connect_unix(&path);
+        let params = [("user", "postgres"), ("database", entry.as_str())];
+        assert_eq!(client.start(wire::PROTOCOL_3_0, &params).status, b'I');
+        assert_eq!(client.value("select 'served'"), "served");
+        client
+    };
+    let held = HeldShard::stop(stage.pooler_mut(), 2);
+    // A shard may sleep for as long as this.
+    wait::pace_until(Instant::now() + Duration::from_millis(1100));
+    let clients: Vec<_> = (0..40).map(|_| served()).collect();
+    drop(held);
+    wait_until(
+        "the third shard has turned, and is not avoided any more",
+        || {
+            drop(served());
+            column(&stage, "clients_in")[2] > 0
+        },
+    );
+    drop(clients);
+    stage.assert_no_leak();
 }
 
 /// 33 shards, 200 clients that do not wait for each other: those under way count as well.

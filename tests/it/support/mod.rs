@@ -4,6 +4,7 @@
 pub mod certs;
 pub mod driver;
 pub mod drop_in;
+pub mod held;
 pub mod peer;
 pub mod pgbouncer;
 pub mod pooler;
