@@ -31,5 +31,9 @@ pub const SCRAM_ITERATIONS: u32 = 4096;
 /// connections cannot use up the descriptors.
 pub const LOBBY_CLIENTS_MAX: usize = 256;
 
+/// Servers that are being opened at a time on one machine, of all pools together: as many as four pools open at a time,
+/// so that a restart of PostgreSQL does not meet every pool at once.
+pub const OPENINGS_THERE_MAX: u32 = 32;
+
 /// Clients on the Unix socket beyond those, so that an operator always gets in.
 pub const CONSOLE_RESERVE: usize = 16;

@@ -8,6 +8,7 @@
 
 mod action;
 mod ask;
+mod backoff;
 #[cfg(all(test, feature = "loom"))]
 mod interleavings;
 mod local;
@@ -18,6 +19,7 @@ mod shared;
 mod waiter;
 
 pub use action::{Acquired, Action, Idle};
+pub use backoff::pause_after;
 pub use local::{HOPS_MAX, LocalPool, UNFAIR_SHARE, UNFAIR_SPAN};
 pub use outlook::Outlook;
 pub use permit::{PERMITS_MAX, Permit, Permits};

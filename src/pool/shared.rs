@@ -38,12 +38,16 @@ pub struct SharedPool {
     levels: Box<[Arc<Permits>]>,
     /// Attempts to open a server that are under way, on all shards.
     openings: Permits,
+    /// The same, of all pools whose servers are on the same machine.
+    openings_there: Option<Arc<Permits>>,
     reserve: AtomicU32,
     /// How long somebody must have waited before the reserve is used, in nanoseconds.
     reserve_after: AtomicU64,
     /// 0: servers can be opened. `LOGIN_ON_TRIAL`: one attempt is under way to find out. Else
     /// the nanosecond before which nobody tries.
     retry_at: CachePadded<AtomicU64>,
+    /// Failures in a row; those of attempts that were under way together count as one.
+    failures: AtomicU32,
     /// Shards with waiters.
     waiting: ShardSet,
     /// Shards that may have idle servers: set before a count leaves 0, taken down lazily.
@@ -91,14 +95,25 @@ impl SharedPool {
         SharedPool {
             levels: iter::once(own).chain(outer).collect(),
             openings: Permits::new(OPENINGS_MAX),
+            openings_there: None,
             reserve: AtomicU32::new(0),
             reserve_after: AtomicU64::new(0),
             retry_at: CachePadded::new(AtomicU64::new(LOGIN_WORKS)),
+            failures: AtomicU32::new(0),
             waiting: ShardSet::new(shards),
             idling: ShardSet::new(shards),
             desks: iter::repeat_with(|| CachePadded::new(Desk::new()))
                 .take(shards)
                 .collect(),
+        }
+    }
+
+    /// Counts attempts to open a server in `openings` as well, which pools share whose servers are on
+    /// the same machine. Who finds none free looks again at the next tick.
+    pub fn sharing_openings(self, openings: Arc<Permits>) -> SharedPool {
+        SharedPool {
+            openings_there: Some(openings),
+            ..self
         }
     }
 
@@ -168,6 +183,7 @@ impl SharedPool {
     pub(super) fn may_open(&self, now: Moment) -> bool {
         self.retry_at.load(SeqCst) <= now.nanos()
             && self.openings.has_free()
+            && self.openings_there.iter().all(|there| there.has_free())
             && self.levels.iter().all(|level| level.has_free())
     }
 
@@ -203,7 +219,7 @@ impl SharedPool {
 
     fn try_permit_to(&self, most: impl Fn(u32) -> u32, now: Moment) -> bool {
         let retry_at = self.retry_at.load(SeqCst);
-        if retry_at > now.nanos() || !self.openings.try_take() {
+        if retry_at > now.nanos() || !self.take_opening() {
             return false;
         }
         if self.take_permits(most) {
@@ -212,13 +228,27 @@ impl SharedPool {
             }
             self.return_permit();
         }
-        self.openings.give_back();
+        self.opening_ended();
         false
+    }
+
+    fn take_opening(&self) -> bool {
+        if !self.openings.try_take() {
+            return false;
+        }
+        let is_taken = self.openings_there.iter().all(|there| there.try_take());
+        if !is_taken {
+            self.openings.give_back();
+        }
+        is_taken
     }
 
     /// An attempt that [`SharedPool::try_permit`] allowed has ended, one way or the other.
     pub(super) fn opening_ended(&self) {
         self.openings.give_back();
+        self.openings_there
+            .iter()
+            .for_each(|there| there.give_back());
     }
 
     pub(super) fn return_permit(&self) {
@@ -274,14 +304,25 @@ impl SharedPool {
     pub(super) fn login_worked(&self) {
         // Look first: nearly always there is nothing to write.
         if self.retry_at.load(SeqCst) != LOGIN_WORKS {
+            self.failures.store(0, Relaxed);
             self.retry_at.store(LOGIN_WORKS, SeqCst);
         }
+    }
+
+    /// How many attempts have failed in a row, those that were under way together counted as one.
+    pub fn failures(&self) -> u32 {
+        self.failures.load(Relaxed)
     }
 
     /// Opening a server failed: nobody tries before `retry_at`.
     pub(super) fn login_failed(&self, retry_at: Moment) {
         let retry_at = retry_at.nanos().clamp(LOGIN_WORKS + 1, LOGIN_ON_TRIAL - 1);
-        self.retry_at.store(retry_at, SeqCst);
+        let before = self.retry_at.swap(retry_at, SeqCst);
+        if matches!(before, LOGIN_WORKS | LOGIN_ON_TRIAL) {
+            // One that is lost in a race shortens a pause, nothing else.
+            let failures = self.failures().saturating_add(1);
+            self.failures.store(failures, Relaxed);
+        }
     }
 
     /// Opening a server was given up without a verdict: if it was the trial, the next may try.
@@ -664,6 +705,37 @@ mod tests {
         );
         shared.login_worked();
         assert!(shared.try_permit(Duration::ZERO, before));
+    }
+
+    #[test]
+    fn failures_of_attempts_made_together_count_as_one_until_one_works() {
+        let (shared, _) = seats(1, 9);
+        let at = |n| Moment::from_nanos(n);
+        (0..3).for_each(|_| assert!(shared.try_permit(Duration::ZERO, at(1))));
+        (0..3).for_each(|_| shared.login_failed(at(10)));
+        assert_eq!(shared.failures(), 1);
+        assert!(shared.try_permit(Duration::ZERO, at(10)), "the trial");
+        shared.login_failed(at(20));
+        assert_eq!(shared.failures(), 2);
+        shared.login_worked();
+        assert_eq!(shared.failures(), 0);
+    }
+
+    #[test]
+    fn pools_of_one_machine_open_few_servers_at_a_time_together() {
+        let there = Arc::new(Permits::new(3));
+        let pool = || SharedPool::new(1, 9, Vec::new()).sharing_openings(there.clone());
+        let (ann, bob) = (pool(), pool());
+        let opens = |pool: &SharedPool| pool.try_permit(Duration::ZERO, Moment::from_nanos(1));
+        assert!(opens(&ann) && opens(&ann) && opens(&bob));
+        assert!(!bob.may_open(Moment::from_nanos(1)) && !opens(&bob) && !opens(&ann));
+        assert_eq!((ann.open(), bob.open()), (2, 1), "no permit is lost");
+        ann.opening_ended();
+        assert!(opens(&bob) && !opens(&ann));
+        bob.opening_ended();
+        bob.opening_ended();
+        ann.opening_ended();
+        assert_eq!(there.open(), 0);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::base::{Moment, ShardId};
 use crate::client::Farewell;
 use crate::config::{Database, LoadBalanceHosts, socket_path};
 use crate::net::{Endpoint, spawn};
+use crate::pool::pause_after;
 use crate::server::{DialError, Login, Server, ServerTls, Target, Wishes, dial, run_query};
 use crate::wire::{Replication, SqlState};
 use std::collections::HashMap;
@@ -165,8 +166,12 @@ fn failed(pool: &Rc<Pool>, error: &DialError) {
     pool.common
         .last_failure
         .store(Some(Arc::new(farewell.clone())));
-    let pause = shard.snapshot.borrow().config.general.server_login_retry;
-    let retry = shard.net.now().after(pause + jitter(pause));
+    let longest = shard.snapshot.borrow().config.general.server_login_retry;
+    let failures = pool.common.shared.failures() + 1;
+    let retry = shard
+        .net
+        .now()
+        .after(pause_after(failures, longest, random_bytes()[0]));
     pool.step(|local, now, actions| local.open_failed(Some(retry), now, actions));
     // While other servers of the pool work, those who wait may yet be served.
     let is_last = pool.common.shared.open() == 0;
@@ -206,13 +211,6 @@ pub(super) fn farewell(error: &DialError) -> Farewell {
         DialError::Login(cause) => Farewell::because(format!("server login failed: {cause}")),
         other => Farewell::because(other.to_string()),
     }
-}
-
-/// Up to a tenth of `pause`, so that the pools of one server do not all try again at the same moment.
-fn jitter(pause: Duration) -> Duration {
-    let mut byte = [0];
-    fill_random(&mut byte);
-    pause / 10 * u32::from(byte[0]) / 255
 }
 
 /// Fresh random bytes for a nonce.

@@ -6,6 +6,7 @@ use super::promise::Promise;
 use crate::admin::{ClientCounts, Order};
 use crate::auth::hba::{Hba, LdapSettings};
 use crate::auth::{Answers, FailureLimit, LoginFailures, Lookup, ServerCredentials, Users};
+use crate::base::limit::OPENINGS_THERE_MAX;
 use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
 use crate::config::{Config, Database};
@@ -132,6 +133,8 @@ enum Scope {
     Peer(u16),
     /// Those in line for that, which have no limit.
     PeerQueue(u16),
+    /// Servers being opened on one machine: the hosts of a database and its port.
+    Openings(Box<str>, u16),
 }
 
 impl Directory {
@@ -159,6 +162,7 @@ impl Scope {
             Scope::ClientsOfUser(name) => config.user_clients_max(name),
             Scope::Peer(id) => config.peer_pool_size(*id),
             Scope::PeerQueue(_) => 0,
+            Scope::Openings(..) => OPENINGS_THERE_MAX,
         };
         unlimited_if_zero(limit)
     }
@@ -290,7 +294,12 @@ impl Common {
             Scope::User(key.user.clone()),
         ];
         let outer = outer.map(|scope| directory.permits(scope, &config)).into();
-        let shared = SharedPool::new(self.mesh.shards(), limit, outer);
+        let mut shared = SharedPool::new(self.mesh.shards(), limit, outer);
+        if let Some(database) = config.database(&key.database) {
+            let hosts: Vec<&str> = database.hosts().collect();
+            let there = Scope::Openings(hosts.join(",").into(), database.port);
+            shared = shared.sharing_openings(directory.permits(there, &config));
+        }
         set_limits_of(&shared, key, &config);
         let pool = Arc::new(CommonPool {
             key: key.clone(),

@@ -23,6 +23,7 @@ mod limits;
 mod login;
 mod modes;
 mod moves;
+mod opening;
 mod options;
 mod pam;
 mod parameters;
