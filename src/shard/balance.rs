@@ -112,6 +112,10 @@ fn to_shed(work: &[u64], own: u64, other: u64, may: impl Fn(usize) -> bool) -> V
     order.sort_unstable_by_key(|&at| std::cmp::Reverse(work[at]));
     let (mut rest, mut chosen) = (gap / 2, Vec::new());
     for at in order {
+        // Who does nothing is no load, nor are those behind it.
+        if work[at] == 0 {
+            break;
+        }
         let load = own * work[at] / all;
         // Of two equally busy clients one goes, whatever the rounding.
         if chosen.len() < SHED_MAX && load <= rest + rest / 5 && may(at) {
@@ -343,6 +347,7 @@ mod tests {
             [] as [usize; 0],
             "nobody is busy"
         );
+        assert_eq!(to_shed(&[0, 5, 5, 0], 900, 0, all).len(), 1, "of the busy");
     }
 
     #[test]

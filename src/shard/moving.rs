@@ -25,6 +25,7 @@ use crate::net::{Socket, spawn};
 use crate::pool::Permit;
 use crate::relay::{Ending, Relay, RelayParcel};
 use crate::session::{CancelKey, PeerAddress};
+use crate::wire::Replication;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -143,7 +144,10 @@ impl Guest {
         let shard = &self.shard;
         self.entry.move_to.set(None);
         let target = shard.common.registry.shard(to);
-        let may_move = shard.phase.get() == Phase::Serving && !target.beat.is_stalled(Clock::now());
+        // Replication has a server of its own here from its login on.
+        let may_move = shard.phase.get() == Phase::Serving
+            && !target.beat.is_stalled(Clock::now())
+            && self.entry.replication.get() == Replication::None;
         let Some(who) = self.entry.who().filter(|_| may_move) else {
             return back(relay, seats, pool);
         };
