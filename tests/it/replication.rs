@@ -258,11 +258,16 @@ both_shards!(
 );
 
 both_shards!(refused_replication_harms_no_other_client, |shards| {
-    let stage = stage(Topology::new(shards).user_secret("mere", ""), "postgres");
-    stage.database.sql("drop role if exists mere");
-    stage.database.sql("create role mere login");
+    // Roles belong to all databases, and the variants of this test run at once.
+    let mere = format!("mere_{shards}");
+    let stage = stage(Topology::new(shards).user_secret(&mere, ""), "postgres");
+    let role = [
+        format!("drop role if exists {mere}"),
+        format!("create role {mere} login"),
+    ];
+    role.iter().for_each(|sql| drop(stage.database.sql(sql)));
     let params = [
-        ("user", "mere"),
+        ("user", mere.as_str()),
         ("database", stage.entry.as_str()),
         ("replication", "true"),
     ];
@@ -271,9 +276,8 @@ both_shards!(refused_replication_harms_no_other_client, |shards| {
     let mut client = Client::login_with(stage.address(), &params[..2]);
     assert_eq!(client.value("select 1"), "1");
     drop(client);
-    stage
-        .database
-        .sql("select pg_terminate_backend(pid) from pg_stat_activity where usename = 'mere'");
+    let ending = "select pg_terminate_backend(pid) from pg_stat_activity where usename";
+    stage.database.sql(&format!("{ending} = '{mere}'"));
     let odd = [params[1], ("user", "postgres"), ("replication", "perhaps")];
     let reply = Client::connect(stage.address()).start(PROTOCOL_3_0, &odd);
     reply.assert_fatal("unsupported startup parameter: replication");
