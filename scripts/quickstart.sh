@@ -144,9 +144,10 @@ write_config() {
     {
         printf '[ringbouncer]\nlisten_addr = "127.0.0.1"\nlisten_port = %s\n' "$PORT"
         printf 'pool_mode = "transaction"\ndefault_pool_size = %s\nauth_type = "%s"\n' "$POOL_SIZE" "$auth"
-        printf 'admin_users = [%s]\n' "$(toml_string "$SERVER_USER")"
+        printf 'admin_users = [%s]\nstats_users = ["pgbouncer"]\n' "$(toml_string "$SERVER_USER")"
         printf '\n[databases.%s]\nhost = %s\nport = %s\ndbname = %s\n' "$(toml_string "$SERVER_DB")" \
             "$(toml_string "$SERVER_HOST")" "$SERVER_PORT" "$(toml_string "$SERVER_DB")"
+        if [ "$auth" = trust ] && [ "$SERVER_USER" != pgbouncer ]; then printf '\n[users.pgbouncer]\n'; fi
         printf '\n[users.%s]\n' "$(toml_string "$SERVER_USER")"
         if [ -n "$SERVER_PASSWORD" ]; then printf 'password = %s\n' "$(toml_string "$SERVER_PASSWORD")"; fi
     } >"$CONFIG"
@@ -204,8 +205,12 @@ invite() {
     note "Ctrl-C stops everything and removes $WORK_DIR"
     # shellcheck disable=SC2086
     wait -n $RB_PID $PG_PID || true
+    if kill -0 "$RB_PID" 2>/dev/null; then
+        tail -n 5 "$WORK_DIR/postgres.log" >&2
+        die "PostgreSQL has ended by itself; its last words are above"
+    fi
     tail -n 5 "$WORK_DIR/ringbouncer.log" >&2
-    die "Ringbouncer or PostgreSQL has ended by itself"
+    die "Ringbouncer has ended by itself; its last words are above"
 }
 
 parse_arguments "$@"

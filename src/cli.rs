@@ -159,10 +159,16 @@ fn finish<E: std::error::Error>(result: Result<(), E>) -> ExitCode {
     let Err(error) = result else {
         return ExitCode::SUCCESS;
     };
-    eprintln!("ringbouncer: {error}");
+    let told = error.to_string();
+    for line in told.lines() {
+        eprintln!("ringbouncer: {line}");
+    }
     let mut cause = std::error::Error::source(&error);
     while let Some(error) = cause {
-        eprintln!("  because: {error}");
+        let text = error.to_string();
+        if !told.contains(&text) {
+            eprintln!("  because: {text}");
+        }
         cause = error.source();
     }
     ExitCode::FAILURE

@@ -15,6 +15,8 @@ use std::task::{Context, Waker};
 pub enum ClientState {
     /// Start-up and login.
     Login,
+    /// Let in; waits for what a server has to say before it can be greeted.
+    WaitingLogin,
     /// No request under way.
     Idle,
     /// Waits for a server.
@@ -29,7 +31,7 @@ impl ClientState {
         match self {
             ClientState::Login => "login",
             ClientState::Idle => "idle",
-            ClientState::Waiting => "waiting",
+            ClientState::WaitingLogin | ClientState::Waiting => "waiting",
             ClientState::Active => "active",
         }
     }
@@ -164,6 +166,21 @@ impl ClientEntry {
         self.who.get()
     }
 
+    /// The client has been let in; from now on its state counts in its pool. The time for its login goes on
+    /// until [`ClientEntry::greeted`].
+    pub fn waits_for_login(&self, who: Who) {
+        let _ = self.who.set(who);
+        self.state.set(ClientState::WaitingLogin);
+        if let Some(gauge) = self.gauge() {
+            gauge.add(1);
+        }
+    }
+
+    /// It is greeted now.
+    pub fn greeted(&self, now: Moment) {
+        self.set_state(ClientState::Idle, now);
+    }
+
     /// The client has logged in; from now on its state counts in its pool.
     pub fn logged_in(&self, who: Who, now: Moment) {
         let _ = self.who.set(who);
@@ -266,7 +283,7 @@ impl ClientEntry {
         match self.state.get() {
             ClientState::Login => None,
             ClientState::Idle | ClientState::Active => Some(&stats.cl_active),
-            ClientState::Waiting => Some(&stats.cl_waiting),
+            ClientState::WaitingLogin | ClientState::Waiting => Some(&stats.cl_waiting),
         }
     }
 }

@@ -29,6 +29,21 @@ impl Config {
     }
 }
 
+impl Config {
+    /// This configuration, but what needs a restart stays what it is in `old`, which is in force.
+    pub fn keeping(mut self, old: &Config) -> Config {
+        let values = self.general.values().into_iter();
+        let mut values: Values = values.map(|(key, value)| (key.name, value)).collect();
+        let in_force = old.general.values().into_iter();
+        let stays = in_force.filter(|(key, _)| key.reload == Reload::Restart);
+        values.extend(stays.map(|(key, value)| (key.name, value)));
+        if let Ok(general) = General::from_values(&mut values) {
+            self.general = general;
+        }
+        self
+    }
+}
+
 /// `written` in the notation of the file.
 fn notation(key: &Key, written: &str) -> String {
     let written = written.trim();
@@ -72,6 +87,19 @@ mod tests {
         let rows = config_rows(&config).into_iter();
         let [_, value, ..] = rows.into_iter().find(|row| row[0] == name)?;
         Some(value)
+    }
+
+    #[test]
+    fn what_needs_a_restart_stays_what_it_was() {
+        let parse = |text: &str| {
+            let text = format!("[ringbouncer]\nauth_type = \"trust\"\n{text}");
+            Config::parse(&text, std::path::Path::new("x.toml")).unwrap()
+        };
+        let old = parse("listen_port = 1111\nquery_timeout = 1");
+        let new = parse("listen_port = 2222\nquery_timeout = 2").keeping(&old);
+        assert_eq!(new.general.listen_port, 1111);
+        assert_eq!(new.general.query_timeout.as_secs(), 2);
+        assert_eq!(parse("").keeping(&old).general.listen_port, 1111);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use super::watch::CertificateWatch;
 use super::{log, sources, systemd};
 use crate::admin::Order;
 use crate::base::{Clock, ShardId};
-use crate::config::{Reload, diff};
+use crate::config::{Config, Reload, diff};
 use crate::shard::{Common, Mail, Phase, Request, Snapshot};
 use crate::stats::Averages;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
@@ -237,7 +237,7 @@ fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64
     true
 }
 
-fn apply(common: &Common, options: &Options, snapshot: Snapshot, version: u64) {
+fn apply(common: &Common, options: &Options, mut snapshot: Snapshot, version: u64) {
     let old = common.snapshot.load_full();
     for change in diff(&old.config, &snapshot.config) {
         let (key, old, new) = (
@@ -250,6 +250,7 @@ fn apply(common: &Common, options: &Options, snapshot: Snapshot, version: u64) {
             reload => tracing::info!(key, old, new, "setting changed; it {}", reload.describe()),
         }
     }
+    snapshot.config = Arc::new(Config::clone(&snapshot.config).keeping(&old.config));
     let general = &snapshot.config.general;
     if let Err(error) = log::apply(&snapshot.config, options.wishes()) {
         tracing::error!(%error, "cannot open logfile; the old one goes on");

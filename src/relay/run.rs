@@ -740,6 +740,11 @@ fn say(fault: &upstream::Fault) -> Farewell {
 fn why(ending: &Ending) -> &'static str {
     match ending {
         Ending::Terminated | Ending::Vanished => "client disconnect while server was not ready",
+        Ending::SentAway(farewell) | Ending::CutOff(farewell)
+            if *farewell == Farewell::SERVER_CRASHED =>
+        {
+            "server conn crashed?"
+        }
         Ending::SentAway(_) | Ending::CutOff(_) | Ending::Moving(_) => {
             "client was sent away while server was not ready"
         }

@@ -26,7 +26,7 @@ use crate::server::{Server, Wishes};
 use crate::session::{CancelKey, ServerParams, Settings};
 use crate::stats::PoolStats;
 use crate::wire::{Replication, SqlState, StartupPacket};
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -93,6 +93,8 @@ pub(super) struct Guest {
     pub(super) slot: usize,
     /// How often it has moved.
     pub(super) moves: Cell<u32>,
+    /// Until it is in: the database and the user that it asked for.
+    claim: RefCell<Option<Box<Claim>>>,
     _counted: Present,
 }
 
@@ -113,6 +115,12 @@ pub(super) struct Settled {
     pub(super) seats: [Permit; 3],
 }
 
+/// What a start-up packet asks for, for the log.
+struct Claim {
+    database: Box<str>,
+    user: Box<str>,
+}
+
 /// A client that has been let in.
 struct Admitted {
     intake: Intake,
@@ -129,6 +137,7 @@ impl Guest {
             entry,
             slot,
             moves: Cell::new(0),
+            claim: RefCell::default(),
             _counted: counted,
         }
     }
@@ -245,6 +254,10 @@ impl Guest {
 
     async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Stay {
         let is_console = is_console(&packet);
+        self.claim.replace(Some(Box::new(Claim {
+            database: packet.database().into(),
+            user: packet.user().into(),
+        })));
         let seat = if is_console {
             None
         } else if let Some(seat) = Permit::take(&self.shard.common.clients) {
@@ -314,12 +327,14 @@ impl Guest {
             .registry
             .pool(self.shard.id, CONSOLE_POOL, CONSOLE_POOL);
         stats.client_login_count.inc();
-        let key = self.introduce(
+        let who = self.identify(
             &packet,
             &admission.user,
             &CONSOLE_POOL.into(),
             stats.clone(),
         );
+        let key = who.cancel_key.clone();
+        self.entry.logged_in(who, self.shard.net.now());
         let session = admin::Session { access, key, stats };
         let (socket, ahead) = intake.into_parts();
         let desk = super::inbox::Desk::new(self.shard.clone());
@@ -369,24 +384,32 @@ impl Guest {
         };
         let replication = packet.replication().unwrap_or_default();
         self.entry.replication.set(replication);
+        let who = self.identify(
+            &packet,
+            &user,
+            &pool.common.key.database,
+            pool.stats.clone(),
+        );
+        let key = who.cancel_key.clone();
+        self.entry.waits_for_login(who);
         let servers = servers(&pool, wishes_of(&packet, replication), self.entry.id);
+        let servers = unless_gone(intake.socket(), servers);
         let (welcome, servers) = match self.unless_told_to_leave(servers).await {
             Ok(Ok(found)) => found,
-            Ok(Err(farewell)) => return self.part(intake, Ending::SentAway(farewell)),
             Err(Ending::SentAway(farewell)) if farewell == Farewell::LOGIN_TIMEOUT => {
                 let down = Farewell::new("client_login_timeout (server down)");
                 return self.part(intake, Ending::SentAway(down));
             }
-            Err(ending) => return self.part(intake, ending),
+            Ok(Err(ending)) | Err(ending) => return self.part(intake, ending),
         };
+        self.entry.greeted(self.shard.net.now());
+        self.claim.take();
         if replication != Replication::None {
             // Its server was opened with them, and takes no others.
             settings = self.shard.no_wishes();
         }
         settings.fill(&welcome);
         let settings = self.shard.recent_settings.borrow_mut().share(settings);
-        let database = &pool.common.key.database;
-        let key = self.introduce(&packet, &user, database, pool.stats.clone());
         pool.stats.client_login_count.inc();
         if general.log_connections && snapshot.config.dialect == Dialect::Toml {
             tracing::info!(client = %self.entry.id, remote = %self.entry.remote, database = packet.database(), user = &*user, "login");
@@ -472,26 +495,24 @@ impl Guest {
         Ok((pool, settings))
     }
 
-    /// Writes down who the client is; from now on it can be cancelled.
-    fn introduce(
+    /// Who the client is, with a new cancel key.
+    fn identify(
         &self,
         packet: &StartupPacket,
         user: &Arc<str>,
         database: &Arc<str>,
         stats: Arc<PoolStats>,
-    ) -> CancelKey {
+    ) -> Who {
         let cancel_key = self.fresh_key(packet.minor() >= 2);
         if let Some(handle) = cancel_key.handle() {
             self.shard.peered.borrow_mut().insert(handle, self.slot);
         }
-        let who = Who {
+        Who {
             database: database.clone(),
             user: user.clone(),
-            cancel_key: cancel_key.clone(),
+            cancel_key,
             stats,
-        };
-        self.entry.logged_in(who, self.shard.net.now());
-        cancel_key
+        }
     }
 
     /// A cancel key that nobody has, not even somebody who had this slot and has moved.
@@ -550,8 +571,10 @@ impl Guest {
         let snapshot = self.shard.snapshot();
         let general = &snapshot.config.general;
         let (id, remote) = (self.entry.id, &self.entry.remote);
-        let who = self.entry.who();
-        let (database, user) = who.map_or(("", ""), |who| (&*who.database, &*who.user));
+        let (who, claim) = (self.entry.who(), self.claim.borrow());
+        let known = who.map(|who| (&*who.database, &*who.user));
+        let claimed = claim.as_ref().map(|claim| (&*claim.database, &*claim.user));
+        let (database, user) = known.or(claimed).unwrap_or_default();
         let why = match ending {
             Ending::Terminated => "client close request",
             Ending::Vanished => "client unexpected eof",
@@ -571,6 +594,22 @@ impl Guest {
             tracing::info!(client = %id, %remote, database, user, why, age_s = age_us / 1_000_000, "closing client connection");
         }
     }
+}
+
+/// Runs `work` unless the client hangs up first: whatever it said before, it does not wait any more.
+async fn unless_gone<T>(
+    socket: &Socket,
+    work: impl Future<Output = Result<T, Farewell>>,
+) -> Result<T, Ending> {
+    let gone = poll_fn(|cx| {
+        if socket.is_ending() {
+            return Poll::Ready(Err(Ending::Vanished));
+        }
+        socket.watch(cx);
+        Poll::Pending
+    });
+    let work = async { work.await.map_err(Ending::SentAway) };
+    futures_lite::future::or(work, gone).await
 }
 
 pub(super) fn say_farewell(socket: &Socket, ending: &Ending) {

@@ -633,6 +633,7 @@ impl Office for Desk {
 
     fn shutdown(&self, how: Shutdown) {
         use super::shared::{Phase, Request};
+        tracing::info!(how = ?how, "SHUTDOWN command issued");
         self.shard.common.request(Request::Shutdown(match how {
             Shutdown::Now => None,
             Shutdown::WaitForClients => Some(Phase::WaitForClients),

@@ -112,7 +112,9 @@ fn overdue(
     let is_console = entry.who().is_some_and(|who| &*who.database == "pgbouncer");
     let is_exempt = is_console || entry.replication.get() != Replication::None;
     match entry.state() {
-        ClientState::Login => is_over(since, login).then_some(Farewell::LOGIN_TIMEOUT),
+        ClientState::Login | ClientState::WaitingLogin => {
+            is_over(since, login).then_some(Farewell::LOGIN_TIMEOUT)
+        }
         _ if is_exempt => None,
         ClientState::Idle => {
             is_over(since, timeouts.client_idle).then_some(Farewell::CLIENT_IDLE_TIMEOUT)

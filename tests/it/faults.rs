@@ -480,6 +480,33 @@ both_shards!(words_of_an_idle_server_reach_no_client, |shards| {
     assert!(server.connections() >= 2);
 });
 
+both_shards!(
+    client_that_waits_for_a_dead_server_is_seen_and_can_leave,
+    |shards| {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let closed = closed.local_addr().unwrap();
+        let topology = Topology::new(shards).set("client_login_timeout", "1 h");
+        let stage = Stage::pooled(topology.database_at("fake", closed, &[]));
+        let mut client = Client::connect(stage.address());
+        let params = [("user", "postgres"), ("database", "fake")];
+        client.send(&startup(PROTOCOL_3_0, &params));
+        wait_until("the client waits", || {
+            stage.pools("fake", "cl_waiting") == 1
+        });
+        let rows = stage.console("SHOW CLIENTS").table();
+        let row = rows.iter().find(|row| row["database"] == "fake").unwrap();
+        assert_eq!((&*row["user"], &*row["state"]), ("postgres", "waiting"));
+        drop(client);
+        wait_until("it is gone", || stage.pools("fake", "cl_waiting") == 0);
+        assert_fake_is_quiet(&stage);
+        wait_until("its end is in the log", || {
+            let log = stage.log();
+            let mut lines = log.lines();
+            lines.any(|line| line.contains("closing client") && line.contains("\"fake\""))
+        });
+    }
+);
+
 both_shards!(nobody_listening_is_reported_in_time, |shards| {
     let closed = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
