@@ -85,8 +85,15 @@ pub fn main() -> ExitCode {
     match cli.command.unwrap_or(Command::Run(cli.run)) {
         Command::Run(run) => start(run),
         Command::Check { file } => {
-            let checked =
-                process::load(&file, None).map(|_| println!("{} is fine", file.display()));
+            let checked = process::load(&file, None).map(|snapshot| {
+                let remarks = snapshot.remarks.iter().map(String::from);
+                let ignored = snapshot.config.ignored.iter();
+                let ignored = ignored.map(|option| format!("{option} has no effect"));
+                for note in remarks.chain(ignored) {
+                    eprintln!("{}: {note}", file.display());
+                }
+                println!("{} is fine", file.display());
+            });
             finish(checked)
         }
         Command::Convert { file } => finish(print_converted(&file)),

@@ -128,10 +128,13 @@ impl Event {
             "new server connection" => {
                 format!("new connection to server (from {})", value("local"))
             }
-            "cannot open a server connection" => match &*value("cause") {
-                "" => format!("server login failed: {}", value("error")),
-                cause => format!("server login failed: {}: {cause}", value("error")),
-            },
+            "cannot open a server connection" => {
+                let at = format!("{}:{}", value("host"), value("port"));
+                match &*value("cause") {
+                    "" => format!("{} ({at})", value("error")),
+                    cause => format!("{}: {cause} ({at})", value("error")),
+                }
+            }
             text => {
                 let mut words = without_breaks(text);
                 self.append_fields(

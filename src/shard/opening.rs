@@ -156,7 +156,8 @@ pub(super) fn log_failure(pool: &Pool, error: &DialError) {
     pool.common.failures.fetch_add(1, Ordering::Relaxed);
     let key = &pool.common.key;
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
-    tracing::warn!(database = ?key.database, user = ?key.user, %error, cause, "cannot open a server connection");
+    let at = pool.database.borrow().clone();
+    tracing::warn!(database = ?key.database, user = ?key.user, host = at.host, port = at.port, %error, cause, "cannot open a server connection");
 }
 
 fn failed(pool: &Rc<Pool>, error: &DialError) {
