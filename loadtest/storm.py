@@ -134,7 +134,10 @@ def configuration(directory: pathlib.Path, server, users: list[str], method: str
 def round_of(arguments, port: int, users, directory) -> tuple[list[int], list[int], int]:
     quiet = latencies(pgbench(port, arguments, directory), directory)
     process = pgbench(port, arguments, directory)
+    # Whoever logs in has machines of its own; here it must not take the cores from what is measured.
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
     count = asyncio.run(rain(port, users, arguments.method, arguments.seconds, arguments.logins))
+    os.setpriority(os.PRIO_PROCESS, 0, 0)
     return quiet, latencies(process, directory), count
 
 

@@ -295,6 +295,11 @@ impl SharedPool {
         }
     }
 
+    /// Whether some limit leaves no place for another server.
+    pub fn is_full(&self) -> bool {
+        self.levels.iter().any(|level| !level.has_free())
+    }
+
     /// Whether [`SharedPool::try_retire`] may have something to do.
     pub(super) fn has_surplus(&self) -> bool {
         self.levels.iter().any(|level| level.has_surplus())

@@ -53,6 +53,8 @@ pub(super) struct Kept {
     bytes: Vec<u8>,
     /// How often it has been sent again.
     times: u8,
+    /// The client has asked for its answers so far, and waits for them.
+    is_flushed: bool,
 }
 
 impl Kept {
@@ -60,6 +62,7 @@ impl Kept {
     pub(super) fn arm(&mut self) {
         self.state = State::Armed;
         self.times = 0;
+        self.is_flushed = false;
         self.bytes.clear();
     }
 
@@ -74,10 +77,12 @@ impl Kept {
         let tag = header.first().copied().unwrap_or_default();
         self.state = match (self.state, tag) {
             (State::Armed, tag::PARSE | tag::CLOSE | tag::FLUSH) => return,
-            (State::Armed | State::Keeping, tag::BIND | tag::DESCRIBE)
-            | (State::Keeping, tag::PARSE | tag::CLOSE | tag::FLUSH | tag::EXECUTE) => {
+            (State::Keeping, tag::FLUSH) => {
+                self.is_flushed = true;
                 State::Keeping
             }
+            (State::Armed | State::Keeping, tag::BIND | tag::DESCRIBE)
+            | (State::Keeping, tag::PARSE | tag::CLOSE | tag::EXECUTE) => State::Keeping,
             (State::Keeping, tag::SYNC) => State::Whole,
             (
                 State::Refused,
@@ -127,7 +132,7 @@ impl Kept {
             return News::Tell;
         }
         match self.state {
-            State::Keeping => {
+            State::Keeping if !self.is_flushed => {
                 self.state = State::Refused;
                 News::Hold
             }
@@ -155,6 +160,7 @@ impl Kept {
             return None;
         }
         self.state = State::Armed;
+        self.is_flushed = false;
         self.times += 1;
         Some(std::mem::take(&mut self.bytes))
     }
@@ -322,6 +328,16 @@ mod tests {
         message(&mut flush, tag::FLUSH, |_| {});
         feed(&mut kept, &flush);
         assert!(!kept.is_waiting() && !kept.is_open());
+    }
+
+    #[test]
+    fn client_that_waits_already_is_told() {
+        let mut flush = Vec::new();
+        message(&mut flush, tag::FLUSH, |_| {});
+        let mut kept = Kept::default();
+        kept.arm();
+        feed(&mut kept, &[binary_bind(), flush].concat());
+        assert_eq!(kept.refused(), News::Tell);
     }
 
     #[test]

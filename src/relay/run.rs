@@ -186,7 +186,12 @@ impl Relay {
     async fn next_request(&mut self) -> Step<Chunk> {
         loop {
             let mut chunk = match self.ahead.take() {
-                Some(chunk) => chunk,
+                Some(chunk) => {
+                    if self.entry.suspension.get() != Suspension::None {
+                        self.suspended(None).await?;
+                    }
+                    chunk
+                }
                 None => self.recv_request().await?,
             };
             match self
@@ -208,7 +213,10 @@ impl Relay {
     async fn recv_request(&mut self) -> Step<Chunk> {
         let moved = poll_fn(|cx| match self.entry.move_to.get() {
             // What it has been answered must be sent first.
-            Some(to) if self.upstream.is_at_boundary() => {
+            Some(to)
+                if self.upstream.is_at_boundary()
+                    && self.entry.suspension.get() == Suspension::None =>
+            {
                 let flushed = self.socket.poll_flushed(cx);
                 flushed.map(|_| Err(Ending::Moving(to)))
             }

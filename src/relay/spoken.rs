@@ -358,6 +358,10 @@ pub(super) fn of_named(
     }
     let command = only(parse, exchange).filter(|command| command.verb == Verb::Execute)?;
     let statement = exchange.names.get(&command.name).cloned()?;
+    if matches!(statement.form(), Form::ParseOf(_)) {
+        // An EXECUTE of an EXECUTE: PostgreSQL knows no such thing, and chains must not grow.
+        return None;
+    }
     let statement = current(&command.name, statement, exchange);
     prepare(&statement, outlet, exchange);
     let mut body = renamed(parse.query, &command, statement.name().as_bytes());

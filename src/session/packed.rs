@@ -1,12 +1,16 @@
 //! A client's names on their way to another shard, each with the statement's text: statements are
 //! shared by the clients of one shard only.
 
-use super::prepared::{Charge, ClientStatements, Form, Registered, Statement, Statements};
+use super::prepared::{
+    Charge, ClientStatements, Form, Registered, Statement, StatementId, Statements,
+};
+use std::collections::HashMap;
 use std::rc::Rc;
 
-/// A client's names off any shard.
+/// A client's names off any shard. Every text is there once, those that others need ahead of them.
 #[derive(Debug, Default)]
 pub struct PackedStatements {
+    texts: Vec<PackedStatement>,
     names: Vec<PackedName>,
     serial: u64,
 }
@@ -16,7 +20,8 @@ struct PackedName {
     name: Box<[u8]>,
     serial: u64,
     is_confirmed: bool,
-    statement: PackedStatement,
+    /// Which of the texts.
+    statement: usize,
     charge: Charge,
 }
 
@@ -27,48 +32,56 @@ struct PackedStatement {
     generation: u32,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum PackedForm {
     Parse,
-    ParseOf(Box<PackedStatement>),
+    /// Of which of the texts.
+    ParseOf(usize),
     Sql,
 }
 
-impl PackedStatement {
-    fn pack(statement: &Statement) -> PackedStatement {
-        PackedStatement {
-            body: statement.body().into(),
-            form: match statement.form() {
-                Form::Parse => PackedForm::Parse,
-                Form::ParseOf(other) => PackedForm::ParseOf(Box::new(Self::pack(other))),
-                Form::Sql => PackedForm::Sql,
-            },
-            generation: statement.generation(),
-        }
-    }
+/// Texts being packed, and the places of those that are.
+#[derive(Default)]
+struct Packing {
+    texts: Vec<PackedStatement>,
+    places: HashMap<StatementId, usize>,
+}
 
-    fn unpack(self, statements: &mut Statements) -> Rc<Statement> {
-        let form = match self.form {
-            PackedForm::Parse => Form::Parse,
-            PackedForm::ParseOf(other) => Form::ParseOf(other.unpack(statements)),
-            PackedForm::Sql => Form::Sql,
+impl Packing {
+    fn place_of(&mut self, statement: &Statement) -> usize {
+        if let Some(place) = self.places.get(&statement.id()) {
+            return *place;
+        }
+        let form = match statement.form() {
+            Form::Parse => PackedForm::Parse,
+            Form::ParseOf(other) => PackedForm::ParseOf(self.place_of(other)),
+            Form::Sql => PackedForm::Sql,
         };
-        statements.take_over(&self.body, form, self.generation)
+        let place = self.texts.len();
+        self.places.insert(statement.id(), place);
+        self.texts.push(PackedStatement {
+            body: statement.body().into(),
+            form,
+            generation: statement.generation(),
+        });
+        place
     }
 }
 
 impl ClientStatements {
     /// Takes the names off this shard.
     pub fn pack(self) -> PackedStatements {
+        let mut packing = Packing::default();
         let names = self.names.into_iter().map(|(name, registered)| PackedName {
             name,
             serial: registered.serial,
             is_confirmed: registered.is_confirmed,
-            statement: PackedStatement::pack(&registered.statement),
+            statement: packing.place_of(&registered.statement),
             charge: registered.charge,
         });
         PackedStatements {
             names: names.collect(),
+            texts: packing.texts,
             serial: self.serial,
         }
     }
@@ -77,10 +90,19 @@ impl ClientStatements {
 impl PackedStatements {
     /// Puts the names on the shard whose statements these are.
     pub fn unpack(self, statements: &mut Statements) -> ClientStatements {
+        let mut here: Vec<Rc<Statement>> = Vec::with_capacity(self.texts.len());
+        for packed in self.texts {
+            let form = match packed.form {
+                PackedForm::Parse => Form::Parse,
+                PackedForm::ParseOf(place) => Form::ParseOf(here[place].clone()),
+                PackedForm::Sql => Form::Sql,
+            };
+            here.push(statements.take_over(&packed.body, form, packed.generation));
+        }
         let names = self.names.into_iter().map(|packed| {
             let registered = Registered {
                 serial: packed.serial,
-                statement: packed.statement.unpack(statements),
+                statement: here[packed.statement].clone(),
                 is_confirmed: packed.is_confirmed,
                 charge: packed.charge,
             };
@@ -117,8 +139,11 @@ mod tests {
         for (name, statement) in [("p", &plain), ("s", &spoken), ("o", &of)] {
             client.register(name.as_bytes(), statement.clone()).unwrap();
         }
-        let moved = client.pack().unpack(&mut there);
-        assert_eq!(moved.len(), 3);
+        client.register(b"again", plain.clone()).unwrap();
+        let packed = client.pack();
+        assert_eq!(packed.texts.len(), 3, "every text once");
+        let moved = packed.unpack(&mut there);
+        assert_eq!(moved.len(), 4);
         for (name, statement) in [("p", &plain), ("s", &spoken), ("o", &of)] {
             let there = moved.get(name.as_bytes()).unwrap();
             assert_eq!(there.id(), statement.id());

@@ -94,6 +94,8 @@ impl LoadReading {
 
 /// Clients are moved this often at most, so that the loads can follow.
 const SHED_PERIOD: Duration = Duration::from_secs(2);
+/// Who has more prepared statements stays: to move their texts would hold up two shards.
+const STATEMENTS_MAX: usize = 1000;
 /// A difference in load, in thousandths of a core, below which nobody is moved.
 const GAP_MIN: u64 = 100;
 /// Clients that one shard sends away at a time.
@@ -175,6 +177,9 @@ impl Shard {
             return;
         };
         let is_at_home_there = |at: usize| {
+            if entries[at].prepared.get() > STATEMENTS_MAX {
+                return false;
+            }
             let who = entries[at].who();
             let database = who.and_then(|who| config.database(&who.database));
             who.zip(database).is_some_and(|(who, database)| {

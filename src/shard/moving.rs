@@ -145,7 +145,11 @@ impl Guest {
         self.entry.move_to.set(None);
         let target = shard.common.registry.shard(to);
         // Replication has a server of its own here from its login on.
-        let may_move = shard.phase.get() == Phase::Serving
+        let may_go = || {
+            let is_free = !self.entry.has_signal() && !shard.is_suspended();
+            is_free && shard.phase.get() == Phase::Serving
+        };
+        let may_move = may_go()
             && !target.beat.is_stalled(Clock::now())
             && self.entry.replication.get() == Replication::None;
         let Some(who) = self.entry.who().filter(|_| may_move) else {
@@ -155,8 +159,8 @@ impl Guest {
             Ok(parcel) => parcel,
             Err(relay) => return back(relay, seats, pool),
         };
-        // Somebody may have told it to leave meanwhile; no await from here to its departure.
-        if self.entry.has_signal() {
+        // Somebody may have told it, or everybody, to leave meanwhile; no await from here to its departure.
+        if !may_go() {
             return back(self.unpack(parcel, &pool), seats, pool);
         }
         let moves = self.moves.get() + 1;
@@ -248,8 +252,13 @@ impl Guest {
     }
 }
 
-/// Serves a client that has come from another shard, until it leaves this one.
-pub(super) async fn arrive(shard: Rc<Shard>, counted: Present, traveller: Box<Traveller>) {
+/// Serves a client that has come from another shard, until it leaves this one. It is there at once, for
+/// whoever asks next, before its task has its first turn.
+pub(super) fn arrive(
+    shard: Rc<Shard>,
+    counted: Present,
+    traveller: Box<Traveller>,
+) -> impl Future<Output = ()> {
     let entry = ClientEntry::new(
         traveller.id,
         traveller.parcel.peer(),
@@ -261,17 +270,20 @@ pub(super) async fn arrive(shard: Rc<Shard>, counted: Present, traveller: Box<Tr
     guest.moves.set(traveller.moves);
     let key = traveller.cancel_key.clone();
     shard.client_came(&key, guest.slot, traveller.moves);
-    let ending = match guest.host(*traveller) {
-        Stay::Settled(settled) => guest.stay(settled).await,
-        Stay::Ended(ending) => Some(ending),
-        Stay::Moved => None,
-    };
-    if ending.is_some() {
-        shard.client_left(&key);
+    let stay = guest.host(*traveller);
+    async move {
+        let ending = match stay {
+            Stay::Settled(settled) => guest.stay(settled).await,
+            Stay::Ended(ending) => Some(ending),
+            Stay::Moved => None,
+        };
+        if ending.is_some() {
+            shard.client_left(&key);
+        }
+        guest
+            .conclude(ending.map_or(Stay::Moved, Stay::Ended))
+            .await;
     }
-    guest
-        .conclude(ending.map_or(Stay::Moved, Stay::Ended))
-        .await;
 }
 
 impl Shard {

@@ -11,7 +11,7 @@ use crate::config::{Database, LoadBalanceHosts, socket_path};
 use crate::net::{Endpoint, spawn};
 use crate::pool::pause_after;
 use crate::server::{DialError, Login, Server, ServerTls, Target, Wishes, dial, run_query};
-use crate::wire::{Replication, SqlState};
+use crate::wire::SqlState;
 use std::collections::HashMap;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -38,13 +38,15 @@ pub(super) fn begin(pool: Rc<Pool>) {
             None
         };
         let opened = futures_lite::future::or(opening, given_up).await;
-        pool.stats.sv_login.sub(1);
-        let Some(opened) = opened else {
-            return pool.step(|local, now, actions| local.open_failed(None, now, actions));
+        let prepared = match opened {
+            Some(Ok(server)) => Some(prepared(&pool, server).await),
+            other => other,
         };
-        match opened {
-            Ok(server) => succeeded(&pool, server),
-            Err(error) => failed(&pool, &error),
+        pool.stats.sv_login.sub(1);
+        match prepared {
+            None => pool.step(|local, now, actions| local.open_failed(None, now, actions)),
+            Some(Ok(server)) => succeeded(&pool, server),
+            Some(Err(error)) => failed(&pool, &error),
         }
     });
 }
@@ -80,22 +82,39 @@ pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, 
         kdf: &shard.kdf,
         stats: pool.stats.clone(),
     };
-    let prepared = async {
-        let mut server = dial(shard.net, &target, login).await?;
-        if server.entry.replication == Replication::None {
-            connect_query(&mut server, &database.connect_query).await?;
-        }
-        Ok(server)
-    };
-    let opened = shard.net.until(deadline, prepared).await;
+    let opened = shard
+        .net
+        .until(deadline, dial(shard.net, &target, login))
+        .await;
     opened.unwrap_or(Err(DialError::Timeout))
+}
+
+/// Makes a server of the pool ready for clients, or sees it off: until PostgreSQL has hung up its permit
+/// is held.
+async fn prepared(pool: &Rc<Pool>, mut server: Server) -> Result<Server, DialError> {
+    let query = pool.database.borrow().connect_query.clone();
+    if query.is_empty() {
+        return Ok(server);
+    }
+    let net = pool.shard.net;
+    let timeout = {
+        let snapshot = pool.shard.snapshot.borrow();
+        snapshot.config.general.server_connect_timeout
+    };
+    let running = connect_query(&mut server, &query);
+    match net.until(net.now().deadline(timeout), running).await {
+        Ok(Ok(())) => Ok(server),
+        failed => {
+            pool.see_off(server).await;
+            Err(failed.map_or(DialError::Timeout, |outcome| {
+                outcome.err().unwrap_or(DialError::Timeout)
+            }))
+        }
+    }
 }
 
 /// Runs the database's statements for new servers; that they fail is only logged.
 async fn connect_query(server: &mut Server, query: &str) -> Result<(), DialError> {
-    if query.is_empty() {
-        return Ok(());
-    }
     match run_query(server, query).await {
         Err(error @ DialError::OwnQuery(_)) if server.is_reusable() => {
             let (database, user) = (&server.entry.database, &server.entry.user);
@@ -168,7 +187,10 @@ fn failed(pool: &Rc<Pool>, error: &DialError) {
         .last_failure
         .store(Some(Arc::new(farewell.clone())));
     let longest = shard.snapshot.borrow().config.general.server_login_retry;
-    let failures = pool.common.shared.failures() + 1;
+    let shared = &pool.common.shared;
+    // Attempts made together count as one.
+    let is_first = matches!(shared.retry_at(), None | Some(Moment::NEVER));
+    let failures = (shared.failures() + u32::from(is_first)).max(1);
     let retry = shard
         .net
         .now()

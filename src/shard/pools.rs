@@ -428,6 +428,20 @@ impl Pool {
     /// notice before its query's end, and again until it has hung up. `close_timeout` bounds the wait.
     pub(super) fn close(self: &Rc<Self>, server: Server, why: &'static str) {
         self.log_closing(&server, why);
+        self.shard.stats.servers.sub(1);
+        let pool = self.clone();
+        spawn(self.shard.net, async move {
+            pool.see_off(server).await;
+            pool.step(|local, now, actions| local.closed(now, actions));
+            // Only now: until the permit is back, nobody else has to make room.
+            if why == EVICTED {
+                pool.common.evictions.fetch_sub(1, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// Hangs up on a server, and returns when PostgreSQL has hung up, too.
+    pub(super) async fn see_off(&self, server: Server) {
         let (is_clean, is_busy) = {
             let replies = &server.dialogue.replies;
             (replies.is_clean(), !replies.is_settled())
@@ -437,41 +451,32 @@ impl Pool {
             terminate(&mut out);
             server.socket.send(out);
         }
-        self.shard.stats.servers.sub(1);
-        let pool = self.clone();
-        spawn(self.shard.net, async move {
-            let Server { socket, entry, .. } = server;
-            let (net, shard) = (pool.shard.net, pool.shard.clone());
-            let insists = is_busy && !socket.is_ending();
-            let (way, key) = (shard.way_to(&entry), entry.cancel_key.clone());
-            drop(entry);
-            let timeout = pool.shard.snapshot.borrow().config.general.close_timeout;
-            // The first may overtake the query that it is meant for, and then hits nothing.
-            let insisting = async {
-                if insists {
-                    loop {
-                        shard.cancel_abandoned(way.clone(), &key).await;
-                        net.sleep(CANCEL_AGAIN).await;
-                    }
+        let Server { socket, entry, .. } = server;
+        let (net, shard) = (self.shard.net, &self.shard);
+        let insists = is_busy && !socket.is_ending();
+        let (way, key) = (shard.way_to(&entry), entry.cancel_key.clone());
+        drop(entry);
+        let timeout = shard.snapshot.borrow().config.general.close_timeout;
+        // The first may overtake the query that it is meant for, and then hits nothing.
+        let insisting = async {
+            if insists {
+                loop {
+                    shard.cancel_abandoned(way.clone(), &key).await;
+                    net.sleep(CANCEL_AGAIN).await;
                 }
-                std::future::pending().await
-            };
-            let leaving = futures_lite::future::or(socket.hang_up(!is_clean), insisting);
-            if net.until(net.now().after(timeout), leaving).await.is_err() {
-                let (database, user) = (&pool.common.key.database, &pool.common.key.user);
-                tracing::warn!(
-                    ?database,
-                    ?user,
-                    "server has not hung up, its place is given away"
-                );
             }
-            socket.close().await;
-            pool.step(|local, now, actions| local.closed(now, actions));
-            // Only now: until the permit is back, nobody else has to make room.
-            if why == EVICTED {
-                pool.common.evictions.fetch_sub(1, Ordering::Relaxed);
-            }
-        });
+            std::future::pending().await
+        };
+        let leaving = futures_lite::future::or(socket.hang_up(!is_clean), insisting);
+        if net.until(net.now().after(timeout), leaving).await.is_err() {
+            let (database, user) = (&self.common.key.database, &self.common.key.user);
+            tracing::warn!(
+                ?database,
+                ?user,
+                "server has not hung up, its place is given away"
+            );
+        }
+        socket.close().await;
     }
 
     fn log_closing(&self, server: &Server, why: &'static str) {

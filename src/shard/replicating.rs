@@ -54,13 +54,32 @@ pub(super) async fn open_apart(pool: &Rc<Pool>, wishes: Wishes) -> Result<Server
         pool.shard.net.sleep(PLACE_LOOK).await;
     }
     // In a task of its own, which ends in good order although the client may leave.
-    let waiter: Rc<Waiter> = Rc::default();
+    let apart = Apart {
+        pool,
+        waiter: Rc::default(),
+    };
+    let waiter = &apart.waiter;
     spawn(pool.shard.net, begin(pool.clone(), wishes, waiter.clone()));
     let granted = poll_fn(|cx| waiter.poll(cx)).await;
     granted.map_err(|denial| match denial {
         Denial::Leave(farewell) => farewell,
         Denial::Busy(text) => Farewell::because(text),
     })
+}
+
+/// A client's wait for its server; one that comes too late for it is closed.
+struct Apart<'a> {
+    pool: &'a Rc<Pool>,
+    waiter: Rc<Waiter>,
+}
+
+impl Drop for Apart<'_> {
+    fn drop(&mut self) {
+        if let Some(Ok(server)) = self.waiter.take() {
+            self.pool
+                .close(server, "client disconnect while server was not ready");
+        }
+    }
 }
 
 async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
@@ -93,7 +112,8 @@ async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
 impl Pool {
     /// Has an idle server closed, here or elsewhere, or one of another pool whose limit is in the way.
     fn clear_a_place(self: &Rc<Self>) {
-        if self.common.evictions.load(Ordering::Relaxed) > 0 {
+        let is_in_the_way = self.common.shared.is_full();
+        if !is_in_the_way || self.common.evictions.load(Ordering::Relaxed) > 0 {
             return;
         }
         match self.common.shared.longest_idle() {

@@ -137,6 +137,24 @@ both_shards!(
     }
 );
 
+both_shards!(
+    connect_query_that_never_ends_takes_one_place_only,
+    |shards| {
+        let topology = Topology::new(shards)
+            .pool_size(1)
+            .set("server_connect_timeout", "300ms")
+            .set("server_login_retry", "10ms");
+        let stage = Stage::with_keys(topology, &[("connect_query", "select pg_sleep(600)")]);
+        let mut client = Client::connect(stage.address());
+        client.send(&startup(PROTOCOL_3_0, &params(&stage.entry, &[])));
+        wait_until("three attempts", || {
+            assert!(stage.database.backends("true") <= 1);
+            let log = stage.log();
+            log.matches("cannot open a server connection").count() >= 3
+        });
+    }
+);
+
 both_shards!(changed_connect_query_replaces_the_servers, |shards| {
     let database = database();
     let entry = database.name.clone();
