@@ -324,9 +324,18 @@ def test_many_more_clients_than_servers_all_get_their_own_rows(target):
         assert sum(executor.map(work, range(POOL_SIZE * 12), timeout=50)) == sum(range(POOL_SIZE * 12))
 
 
+def servers_of_other_entries(target):
+    """Process ids of the pooler's server connections for other entries, which may lead to the same database."""
+    with psycopg.connect(**target.libpq(dbname="pgbouncer", autocommit=True, prepare_threshold=None)) as console:
+        console.row_factory = psycopg.rows.dict_row
+        rows = console.execute("SHOW SERVERS").fetchall()
+    return [int(row["remote_pid"]) for row in rows if row["database"] != target.database]
+
+
 def test_pool_size_bounds_the_server_connections(target, server):
     if target.name == "postgres":
         pytest.skip("PostgreSQL itself has no pool")
+    others = servers_of_other_entries(target)
 
     def work(_):
         with psycopg.connect(**target.libpq(autocommit=True, prepare_threshold=None)) as connection:
@@ -339,7 +348,8 @@ def test_pool_size_bounds_the_server_connections(target, server):
         while not all(future.done() for future in waiting):
             count = server.execute(
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
-                " AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                " AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND pid <> ALL (%s::int[])",
+                (others,),
             ).fetchone()[0]
             highest = max(highest, count)
         for future in waiting:
