@@ -85,6 +85,13 @@ pub struct Who {
     pub stats: Arc<PoolStats>,
 }
 
+impl Who {
+    /// Whether it talks to the console, under whichever of its names.
+    pub fn is_console(&self) -> bool {
+        &*self.database == "pgbouncer"
+    }
+}
+
 /// One client of this shard.
 pub struct ClientEntry {
     /// Its id.

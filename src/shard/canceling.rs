@@ -4,7 +4,7 @@
 use super::message::Ask;
 use super::root::Shard;
 use crate::base::{Moment, ServerId};
-use crate::client::{ClientEntry, ClientState, Signal};
+use crate::client::{ClientEntry, ClientState, Signal, Who};
 use crate::net::Elapsed;
 use crate::pool::Permit;
 use crate::server::{DialError, ServerEntry, Target, send_cancel};
@@ -84,7 +84,7 @@ impl Shard {
 
     /// Cancels what a client of this shard does.
     pub(super) async fn cancel_client(&self, entry: &ClientEntry) {
-        let is_console = entry.who().is_some_and(|who| &*who.database == "pgbouncer");
+        let is_console = entry.who().is_some_and(Who::is_console);
         if is_console || entry.state() == ClientState::Waiting {
             return entry.send(Signal::Cancel);
         }

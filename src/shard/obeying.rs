@@ -295,14 +295,14 @@ impl Shard {
 /// Whether a client came before its database was killed.
 pub(super) fn is_killed(entry: &ClientEntry, orders: &Orders) -> bool {
     let Some(who) = entry.who() else { return false };
-    let is_console = &*who.database == "pgbouncer";
+    let is_console = who.is_console();
     !is_console && entry.id.0 < orders.of(&who.database).killed_below
 }
 
 /// Whether a client has logged in, and not to the console.
 fn is_relayed(entry: &ClientEntry) -> bool {
     let who = entry.who();
-    who.is_some_and(|who| &*who.database != "pgbouncer")
+    who.is_some_and(|who| !who.is_console())
 }
 
 impl Pool {

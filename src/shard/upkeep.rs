@@ -5,7 +5,7 @@ use super::pools::Pool;
 use super::root::Shard;
 use super::shared::{Phase, Request, Snapshot};
 use crate::base::Moment;
-use crate::client::{ClientEntry, ClientState, Farewell, Signal};
+use crate::client::{ClientEntry, ClientState, Farewell, Signal, Who};
 use crate::config::{Config, Timeouts};
 use crate::net::spawn;
 use crate::server::ServerState;
@@ -109,7 +109,7 @@ fn overdue(
     let query = entry.query_since.get();
     let transaction = entry.transaction_since.get();
     // The console and replication are exempt from everything but the login timeout.
-    let is_console = entry.who().is_some_and(|who| &*who.database == "pgbouncer");
+    let is_console = entry.who().is_some_and(Who::is_console);
     let is_exempt = is_console || entry.replication.get() != Replication::None;
     match entry.state() {
         ClientState::Login | ClientState::WaitingLogin => {
