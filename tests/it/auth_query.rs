@@ -28,11 +28,6 @@ fn text(outcome: Result<String, (String, String)>) -> String {
     outcome.expect_err("a refusal").1
 }
 
-/// The log is written a little later than the client is answered.
-fn logs(stage: &Stage, text: &str) {
-    wait_until(text, || stage.log().contains(text));
-}
-
 /// A function that counts its calls and gives what `row` says.
 fn counted(database: &Database, row: &str) -> String {
     database.sql("create sequence calls");
@@ -154,7 +149,7 @@ both_shards!(
                 "bouncer config error",
                 "{query}"
             );
-            logs(&stage, logged);
+            stage.wait_log(logged);
         }
     }
 );
@@ -164,7 +159,7 @@ both_shards!(
     |shards| {
         let stage = Stage::pooled(topology(shards).set("auth_dbname", "not_configured"));
         assert_eq!(text(login(&stage, "somebody", "x")), "bouncer config error");
-        logs(&stage, "authentication database is not configured");
+        stage.wait_log("authentication database is not configured");
     }
 );
 
@@ -274,7 +269,7 @@ both_shards!(
             assert_eq!(text(victim.join().unwrap()), "bouncer config error");
         });
         assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
-        logs(&stage, "auth_query failed");
+        stage.wait_log("auth_query failed");
     }
 );
 

@@ -236,6 +236,6 @@ fn names_of_strangers_cannot_forge_a_log_line() {
     let params = [("user", "postgres"), ("database", "nowhere\nFORGED line")];
     let reply = Client::connect(pooler.address).start(PROTOCOL_3_0, &params);
     reply.assert_fatal("no such database: nowhere\nFORGED line");
-    wait_until("the refusal is logged", || pooler.log().contains("FORGED"));
+    pooler.wait_log("FORGED");
     assert!(!pooler.log().contains("\nFORGED"), "{}", pooler.log());
 }

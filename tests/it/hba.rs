@@ -58,11 +58,6 @@ fn by_socket(stage: &Stage, user: &str, database: &str) -> peer::Reply {
     Client::connect_unix(&path).start(PROTOCOL_3_0, &params)
 }
 
-/// The log is written a little later than the client is answered.
-fn logs(stage: &Stage, text: &str) {
-    wait_until(text, || stage.log().contains(text));
-}
-
 fn is_in(reply: &peer::Reply) -> bool {
     reply.status == b'I' && reply.error.is_none()
 }
@@ -101,8 +96,8 @@ both_shards!(first_matching_rule_decides, |shards| {
         let outcome = driver::try_login(stage.address(), "asked", password, &stage.entry);
         assert_eq!(outcome.is_ok(), good, "{outcome:?}");
     }
-    logs(&stage, "hba:3: ");
-    logs(&stage, "host names are not supported");
+    stage.wait_log("hba:3: ");
+    stage.wait_log("host names are not supported");
 });
 
 both_shards!(rules_apply_to_users_nobody_knows_alike, |shards| {
@@ -123,7 +118,7 @@ both_shards!(missing_file_refuses_everybody, |shards| {
     let stage = Stage::pooled(files.topology(shards));
     by_tcp(&stage, "postgres").assert_fatal("no authentication method is found");
     by_socket(&stage, "postgres", &stage.entry).assert_fatal("no authentication method is found");
-    logs(&stage, "cannot read auth_hba_file");
+    stage.wait_log("cannot read auth_hba_file");
 });
 
 both_shards!(reload_reads_the_rules_again, |shards| {

@@ -77,7 +77,7 @@ both_shards!(file_of_pgbouncer_runs_as_it_is, |shards| {
     }
     let told =
         "options of the configuration file that have no effect options=\"pgbouncer.pkt_buf\"";
-    assert!(pooler.log().contains(told), "{}", pooler.log());
+    pooler.wait_log(told);
 });
 
 both_shards!(session_mode_is_the_default_of_the_file, |shards| {

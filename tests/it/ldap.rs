@@ -252,9 +252,7 @@ both_shards!(search_that_may_not_read_finds_nobody, |shards| {
     let wrong = "ldapbinddn=\"cn=reader,dc=example,dc=net\" ldapbindpasswd=wrong";
     let stage = stage(shards, &format!("{base} {wrong}"));
     check(&stage, &[("alice", PASSWORD, false)]);
-    wait_until("the log says why", || {
-        stage.log().contains("cannot ask an LDAP server")
-    });
+    stage.wait_log("cannot ask an LDAP server");
 });
 
 const NAME: &str = "ldapprefix=\"uid=\" ldapsuffix=\",ou=people,dc=example,dc=net\"";
@@ -287,16 +285,14 @@ both_shards!(ldap_server_that_is_not_trusted_judges_nobody, |shards| {
     for options in [&start_tls, &ldaps] {
         let stage = stage_that_trusts(shards, options, stranger);
         check(&stage, &[("alice", PASSWORD, false)]);
-        wait_until("the log says why", || stage.log().contains("UnknownIssuer"));
+        stage.wait_log("UnknownIssuer");
     }
     // By a name that its certificate does not have.
     let root = slapd.authority.root.certificate_path();
     let elsewhere = start_tls.replace("127.0.0.1", "127.0.0.2");
     let stage = stage_that_trusts(shards, &elsewhere, root);
     check(&stage, &[("alice", PASSWORD, false)]);
-    wait_until("the log says why", || {
-        stage.log().contains("not valid for name")
-    });
+    stage.wait_log("not valid for name");
 });
 
 both_shards!(

@@ -123,7 +123,7 @@ both_shards!(longest_idle_server_of_another_pool_makes_room, |shards| {
     assert_eq!(of_cyd.value("select 'cyd'"), "cyd");
     let of = |user: &str| stage.database.backends(&format!("usename = '{user}'"));
     assert_eq!((of(ann), of(bob), of(cyd)), (0, 1, 1), "the longest idle");
-    assert!(stage.log().contains("why=\"evicted\""));
+    stage.wait_log("why=\"evicted\"");
     // Who is busy is not evicted.
     assert_eq!(of_bob.query("begin").status, b'T');
     assert_eq!(of_cyd.query("begin").status, b'T');
@@ -272,7 +272,7 @@ both_shards!(
             "{:?}",
             asked.elapsed()
         );
-        assert!(stage.log().contains("taking connection from reserve_pool"));
+        stage.wait_log("taking connection from reserve_pool");
         third.send(&crate::support::wire::query("select 'third'"));
         wait_until("third waits", || {
             stage.pools(&stage.entry, "cl_waiting") == 1

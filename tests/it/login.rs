@@ -366,9 +366,7 @@ both_shards!(
         assert!(stage.as_owner("RELOAD").error.is_some());
         let outcome = driver::try_login(stage.address(), "client", "secret", &stage.entry);
         assert!(outcome.is_ok(), "{outcome:?}");
-        wait_until("the log names the key", || {
-            stage.log().contains("users.client.password_file")
-        });
+        stage.wait_log("users.client.password_file");
     }
 );
 

@@ -113,16 +113,8 @@ both_shards!(
         let before = files.shown(&stage);
         let other = files.authority.sign();
         replace(&other.key, &files.path("key"));
-        wait_until("the log says so", || {
-            stage
-                .log()
-                .contains("cannot be used, the old ones stay in force")
-        });
-        assert!(
-            stage.log().contains("is not the key of the certificate"),
-            "{}",
-            stage.log()
-        );
+        stage.wait_log("cannot be used, the old ones stay in force");
+        stage.wait_log("is not the key of the certificate");
         assert_eq!(files.shown(&stage), before);
         let refused = console(&stage, &files, "RELOAD");
         assert!(refused.error.is_some(), "{refused:?}");
@@ -235,11 +227,7 @@ both_shards!(show_tls_tells_when_certificates_expire, |shards| {
     assert!(
         table[1]["seconds_left"].starts_with('-') && !table[0]["seconds_left"].starts_with('-')
     );
-    assert!(
-        stage.log().contains("certificate has expired"),
-        "{}",
-        stage.log()
-    );
+    stage.wait_log("certificate has expired");
 });
 
 both_shards!(

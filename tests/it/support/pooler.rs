@@ -265,6 +265,12 @@ impl Pooler {
         self.log.lock().unwrap().clone()
     }
 
+    /// Waits until its log has `text`, which may come later than the answer a client gets.
+    #[track_caller]
+    pub fn wait_log(&self, text: &str) {
+        wait_until(text, || self.log().contains(text));
+    }
+
     /// One console command on a connection of its own.
     #[track_caller]
     pub fn console(&self, command: &str) -> Reply {
