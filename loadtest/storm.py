@@ -1,9 +1,13 @@
 #!/usr/bin/env python3
-"""What a storm of logins costs running queries: pgbench's latency through Ringbouncer, alone and while logins rain.
+"""What a storm of logins costs running queries: pgbench's latency through Ringbouncer while logins rain.
 
-Every round measures both, one after the other: `quiet` is pgbench alone; in `storm` as many clients as --logins says log in
-at once, over and over, each as a user of its own whose secret is the most expensive kind: plain text, for which the pooler has
-to stretch a key, and every wave has users that it has not seen. Prints p50, p99 and the ratio of the medians; exits with 1 if the p99 moved by more than --limit.
+Every round measures three things, one after the other: `quiet` is pgbench alone; in `elsewhere` the logins rain on a second
+Ringbouncer of the same machine, so that queries suffer from all that is not the pooler's doing (the load of the machine, which
+also has to make the connections); in `here` they rain on the one that serves the queries. As many clients as --logins says log
+in at once, over and over, each as a user of its own whose secret is the most expensive kind: plain text, for which the pooler has
+to stretch a key, and every wave has users that it has not seen. PostgreSQL, pgbench and those who log in are kept off the cores
+of the shards, as far as there are others. Prints p50 and p99 of each; exits with 1 if the median ratio of the p99 between
+`here` and `elsewhere` is more than --limit.
 """
 
 import argparse
@@ -131,20 +135,26 @@ def configuration(directory: pathlib.Path, server, users: list[str], method: str
     return text.replace('auth_type = "trust"', 'auth_type = "hba"')
 
 
-def round_of(arguments, port: int, users, directory) -> tuple[list[int], list[int], int]:
-    quiet = latencies(pgbench(port, arguments, directory), directory)
+def under_storm(arguments, port: int, target: int, users, directory) -> tuple[list[int], int]:
+    """Latencies through the pooler at `port` while it rains on the one at `target`, and how many logins that were."""
     process = pgbench(port, arguments, directory)
-    # Whoever logs in has machines of its own; here it must not take the cores from what is measured.
-    os.setpriority(os.PRIO_PROCESS, 0, 19)
-    count = asyncio.run(rain(port, users, arguments.method, arguments.seconds, arguments.logins))
-    os.setpriority(os.PRIO_PROCESS, 0, 0)
-    return quiet, latencies(process, directory), count
+    # Whoever logs in has machines of its own; here it must not take the time of what is measured.
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    count = asyncio.run(rain(target, users, arguments.method, arguments.seconds, arguments.logins))
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return latencies(process, directory), count
 
 
 def fill(port: int) -> None:
     """pgbench's tables."""
     command = [throwaway.postgres_bin() / "pgbench", "-i", "-q", "-h", "127.0.0.1", "-p", str(port)]
     subprocess.run([*command, "-U", throwaway.SUPERUSER, "postgres"], check=True, stderr=subprocess.DEVNULL)
+
+
+def keep_off(process: int, shards: int) -> None:
+    """Keeps a process (0: this one), and those it will start, off the cores of the shards, if there are others."""
+    if others := sorted(os.sched_getaffinity(0))[shards:]:
+        os.sched_setaffinity(process, others)
 
 
 def main() -> int:
@@ -161,12 +171,18 @@ def main() -> int:
         config = configuration(directory, server, users, arguments.method)
         pooler = throwaway.start_ringbouncer(directory, config, arguments.shards, binary=arguments.binary)
         port = stack.enter_context(throwaway.stopping(pooler)).port
-        print("round  logins  quiet p50  p99 us  storm p50  p99 us  p99 ratio")
+        other = throwaway.start_ringbouncer(directory, config, arguments.shards, binary=arguments.binary)
+        elsewhere = stack.enter_context(throwaway.stopping(other)).port
+        keep_off(server.pid, arguments.shards)
+        keep_off(0, arguments.shards)
+        print("round  logins  quiet p50  p99 us  elsewhere p50  p99 us  logins  here p50  p99 us  p99 ratio")
         for number in range(arguments.rounds):
-            quiet, storm, count = round_of(arguments, port, users, directory)
-            row = [percentile(values, part) for values in (quiet, storm) for part in (0.5, 0.99)]
-            ratios.append(row[3] / row[1])
-            print(f"{number:5}  {count:6}  {row[0]:9}  {row[1]:6}  {row[2]:9}  {row[3]:6}  {ratios[-1]:9.2f}")
+            quiet = latencies(pgbench(port, arguments, directory), directory)
+            apart, count_apart = under_storm(arguments, port, elsewhere, users, directory)
+            here, count = under_storm(arguments, port, port, users, directory)
+            row = [percentile(values, part) for values in (quiet, apart, here) for part in (0.5, 0.99)]
+            ratios.append(row[5] / row[3])
+            print(f"{number:5}  {count_apart:6}  {row[0]:9}  {row[1]:6}  {row[2]:13}  {row[3]:6}  {count:6}  {row[4]:8}  {row[5]:6}  {ratios[-1]:9.2f}")
     ratio = statistics.median(ratios)
     print(f"median ratio of the p99: {ratio:.2f} (limit {arguments.limit})")
     return int(ratio > arguments.limit)

@@ -63,7 +63,7 @@ impl KdfCache {
     /// The keys of a password that is known to be right, computed in one go if need be.
     pub fn keys(&mut self, password: &[u8], salt: &[u8], iterations: u32) -> ScramKeys {
         let mut stretch = self.begin(password, salt, iterations);
-        let keys = stretch.finish();
+        let keys = stretch.finish(|| ());
         self.remember(&stretch);
         keys
     }
@@ -121,12 +121,13 @@ impl Stretch {
         }
     }
 
-    /// Does all that is left.
-    pub fn finish(&mut self) -> ScramKeys {
+    /// Does all that is left, with a `pause` after every slice but the last.
+    pub fn finish(&mut self, pause: impl Fn()) -> ScramKeys {
         loop {
-            if let Some(keys) = self.advance(u32::MAX) {
+            if let Some(keys) = self.advance(STRETCH_SLICE_ITERATIONS) {
                 return keys;
             }
+            pause();
         }
     }
 }

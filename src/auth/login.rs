@@ -269,12 +269,12 @@ impl Login {
         }
     }
 
-    /// Does all the stretching that [`LoginStep::Stretch`] asked for, in milliseconds: for a thread that
-    /// may take so long. [`Login::stretch`] then goes on at once.
-    pub fn stretch_ahead(&mut self) {
+    /// Does all the stretching that [`LoginStep::Stretch`] asked for, in milliseconds, with a `pause` after every slice of
+    /// it: for a thread that may take so long. [`Login::stretch`] then goes on at once.
+    pub fn stretch_ahead(&mut self, pause: impl Fn()) {
         match &mut self.state {
-            State::CheckingCleartext { check, .. } => check.stretch_ahead(),
-            State::MakingUp { stretch, .. } => drop(stretch.finish()),
+            State::CheckingCleartext { check, .. } => check.stretch_ahead(pause),
+            State::MakingUp { stretch, .. } => drop(stretch.finish(pause)),
             _ => {}
         }
     }

@@ -37,10 +37,10 @@ impl CleartextCheck {
         })
     }
 
-    /// Does all of the stretching; the verdict is ready then.
-    pub fn stretch_ahead(&mut self) {
+    /// Does all of the stretching, with a `pause` after every slice; the verdict is ready then.
+    pub fn stretch_ahead(&mut self, pause: impl Fn()) {
         if let Check::Scram { stretch, .. } = &mut self.0 {
-            stretch.finish();
+            stretch.finish(pause);
         }
     }
 

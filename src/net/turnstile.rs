@@ -1,65 +1,121 @@
-//! The queue that handshakes stand in: one step at a time, and only a share of the shard's time while it
-//! has other work, so that a storm of logins does not slow running queries down.
+//! The turnstile that logins pass: only a share of the shard's time is for them while it has other work, and only
+//! [`TURN_SHARE`] of any turn, so that a storm of logins does not slow running queries down.
 //!
-//! A step of a handshake takes up to a millisecond (an RSA signature) and cannot be cut up. After each,
-//! the next has to wait for [`REST`] times as long, unless the shard has nothing else to do: the driver,
-//! which knows, opens the turnstile. A task queue of glommio's would not do: the driver, which is always
-//! runnable, would never let it have its turn.
+//! A login is a future that is polled only while there is time for logins: whoever comes when there is none stands in
+//! line. The time is a bucket that fills at a rate of one part in [`SHARE`], up to [`TURN_SHARE`], and at once when the
+//! shard has nothing else to do, which the driver knows. A step that cannot be cut up and takes longer (an RSA signature:
+//! a millisecond) leaves the bucket overdrawn, and those behind it wait the longer. A task queue of glommio's would not
+//! do: the driver, which is always runnable, would never let it have its turn.
 
 use super::reactor::{Net, set_waker};
 use crate::base::{Clock, Moment};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::rc::{Rc, Weak};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
-/// Time for others after each unit of time for a handshake: handshakes get a quarter of a busy shard.
-const REST: u32 = 3;
+/// Logins get one part in so many of a busy shard's time.
+const SHARE: i64 = 4;
+/// Nanoseconds for logins in one turn of the driver, unless a single step takes longer: what a query may have to wait for them.
+const TURN_SHARE: i64 = 50_000;
+/// How many are called at once. A step of a login takes 5 us and more: those that the time does not suffice for stay in line.
+const CALLED_MAX: usize = 16;
 
 #[derive(Default)]
 struct Ticket {
-    is_open: Cell<bool>,
+    is_called: Cell<bool>,
     waker: RefCell<Option<Waker>>,
 }
 
-/// Who waits for a step, in order.
+impl Ticket {
+    fn call(&self) {
+        self.is_called.set(true);
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+/// Who waits for time to log in, in order, and how much there is.
 pub(super) struct Turnstile {
     line: RefCell<VecDeque<Weak<Ticket>>>,
-    /// When the next may go although others have work.
-    free_at: Cell<Moment>,
+    /// Nanoseconds; negative after a long step.
+    left: Cell<i64>,
+    /// When time was last given.
+    given: Cell<Moment>,
+    /// Whether a login is being polled.
+    is_inside: Cell<bool>,
 }
 
 impl Turnstile {
     pub(super) fn new(now: Moment) -> Turnstile {
         Turnstile {
             line: RefCell::default(),
-            free_at: Cell::new(now),
+            left: Cell::new(TURN_SHARE),
+            given: Cell::new(now),
+            is_inside: Cell::new(false),
         }
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.line.borrow().is_empty()
+        let mut line = self.line.borrow_mut();
+        // Who has gone meanwhile does not count.
+        while line.front().is_some_and(|next| next.strong_count() == 0) {
+            line.pop_front();
+        }
+        line.is_empty()
     }
 
-    /// Lets the next one through, if it is time or the shard `is_idle`.
+    /// Gives the logins their share of the time since the last turn, all of a turn's if the shard `is_idle`, and calls
+    /// the next ones.
     pub(super) fn admit(&self, is_idle: bool, now: Moment) {
-        if !is_idle && now < self.free_at.get() {
-            return;
+        let passed =
+            i64::try_from(now.since(self.given.replace(now)).as_nanos()).unwrap_or(i64::MAX);
+        let left = match is_idle {
+            true => TURN_SHARE,
+            false => self
+                .left
+                .get()
+                .saturating_add(passed / SHARE)
+                .min(TURN_SHARE),
+        };
+        self.left.set(left);
+        if left > 0 {
+            self.call();
         }
-        loop {
-            let Some(next) = self.line.borrow_mut().pop_front() else {
-                return;
-            };
-            // Who has gone meanwhile is passed over.
-            if let Some(ticket) = next.upgrade() {
-                ticket.is_open.set(true);
-                if let Some(waker) = ticket.waker.take() {
-                    waker.wake();
-                }
-                return;
-            }
+    }
+
+    fn call(&self) {
+        let mut line = self.line.borrow_mut();
+        let mut called = Vec::new();
+        while called.len() < CALLED_MAX
+            && let Some(next) = line.pop_front()
+        {
+            called.extend(next.upgrade());
         }
+        for ticket in called.iter().rev() {
+            line.push_front(Rc::downgrade(ticket));
+        }
+        drop(line);
+        called.iter().for_each(|ticket| ticket.call());
+    }
+
+    /// Whether a login may be polled now; if not, it stands in line with `ticket`.
+    fn lets_in(&self, ticket: &mut Option<Rc<Ticket>>, cx: &Context<'_>) -> bool {
+        let is_next = match ticket {
+            Some(ticket) => ticket.is_called.get(),
+            None => self.is_empty(),
+        };
+        if is_next && self.left.get() > 0 {
+            *ticket = None;
+            return true;
+        }
+        let ticket = ticket.get_or_insert_with(|| self.stand_in_line());
+        ticket.is_called.set(false);
+        set_waker(&mut ticket.waker.borrow_mut(), cx);
+        false
     }
 
     fn stand_in_line(&self) -> Rc<Ticket> {
@@ -68,64 +124,111 @@ impl Turnstile {
         ticket
     }
 
-    /// A step has taken from `start` to `end`.
-    fn account(&self, start: Moment, end: Moment) {
-        self.free_at.set(end.after(end.since(start) * REST));
+    /// Runs a step of a login and takes its time off what is left.
+    fn time<T>(&self, step: impl FnOnce() -> T) -> T {
+        if self.is_inside.replace(true) {
+            // A step of a step, whose time is taken anyway.
+            return step();
+        }
+        let start = Clock::now();
+        let result = step();
+        self.is_inside.set(false);
+        self.spend(start, Clock::now());
+        result
+    }
+
+    fn spend(&self, start: Moment, end: Moment) {
+        let took = i64::try_from(end.since(start).as_nanos()).unwrap_or(i64::MAX);
+        self.left.set(self.left.get().saturating_sub(took));
     }
 }
 
 impl Net {
-    /// Runs one step of a handshake when it is its turn.
-    pub(super) async fn in_turn<T>(self, step: impl FnOnce() -> T) -> T {
+    /// Runs a login, or a part of one, in the time that there is for logins.
+    pub async fn paced<T>(self, login: impl Future<Output = T>) -> T {
         let turnstile = &self.0.turnstile;
-        let ticket = turnstile.stand_in_line();
+        let (mut login, mut ticket) = (pin!(login), None);
         poll_fn(|cx| {
-            if ticket.is_open.get() {
-                return Poll::Ready(());
+            if !turnstile.is_inside.get() && !turnstile.lets_in(&mut ticket, cx) {
+                return Poll::Pending;
             }
-            set_waker(&mut ticket.waker.borrow_mut(), cx);
-            Poll::Pending
+            turnstile.time(|| login.as_mut().poll(cx))
         })
-        .await;
-        let start = Clock::now();
-        let result = step();
-        turnstile.account(start, Clock::now());
-        result
+        .await
+    }
+
+    /// Runs one step of a login as [`Net::paced`] does.
+    pub async fn in_turn<T>(self, step: impl FnOnce() -> T) -> T {
+        self.paced(async { step() }).await
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::task::Wake;
     use std::time::Duration;
 
+    struct NoWake;
+
+    impl Wake for NoWake {
+        fn wake(self: std::sync::Arc<Self>) {}
+    }
+
     fn at(ms: u64) -> Moment {
-        Clock::now().after(Duration::from_millis(ms))
+        Moment::from_nanos(ms * 1_000_000)
+    }
+
+    /// One who tries to get through, and their ticket.
+    #[derive(Default)]
+    struct Visitor(Option<Rc<Ticket>>);
+
+    impl Visitor {
+        fn try_in(&mut self, turnstile: &Turnstile) -> bool {
+            let waker = Waker::from(std::sync::Arc::new(NoWake));
+            turnstile.lets_in(&mut self.0, &Context::from_waker(&waker))
+        }
     }
 
     #[test]
-    fn after_a_step_others_have_three_times_as_long() {
+    fn after_a_long_step_others_have_three_times_as_long() {
         let turnstile = Turnstile::new(at(0));
-        let start = at(100);
-        let end = start.after(Duration::from_millis(2));
-        turnstile.account(start, end);
-        let ticket = turnstile.stand_in_line();
-        turnstile.admit(false, end.after(Duration::from_millis(5)));
-        assert!(!ticket.is_open.get());
-        turnstile.admit(false, end.after(Duration::from_millis(6)));
-        assert!(ticket.is_open.get());
+        let mut visitor = Visitor::default();
+        assert!(visitor.try_in(&turnstile));
+        turnstile.spend(at(100), at(102));
+        assert!(!visitor.try_in(&turnstile));
+        // 2 ms less the 50 us that there were; of each millisecond a quarter is given.
+        turnstile.admit(false, at(7));
+        assert!(!visitor.try_in(&turnstile));
+        turnstile.admit(false, at(8));
+        assert!(visitor.try_in(&turnstile));
     }
 
     #[test]
-    fn idle_shard_lets_everybody_through_in_order() {
-        let now = at(0);
-        let turnstile = Turnstile::new(now);
-        turnstile.account(now, now.after(Duration::from_secs(1)));
-        let [first, gone, last] = [(); 3].map(|()| turnstile.stand_in_line());
+    fn idle_shard_lets_the_line_through_in_order_and_whoever_comes_behind_it() {
+        let turnstile = Turnstile::new(at(0));
+        let exhaust = || turnstile.spend(at(0), at(1));
+        exhaust();
+        let [mut first, mut gone, mut second] = [(); 3].map(|()| Visitor::default());
+        for visitor in [&mut first, &mut gone, &mut second] {
+            assert!(!visitor.try_in(&turnstile));
+        }
         drop(gone);
-        turnstile.admit(true, now);
-        assert!(first.is_open.get() && !last.is_open.get());
-        turnstile.admit(true, now);
-        assert!(last.is_open.get() && turnstile.is_empty());
+        turnstile.admit(true, at(2));
+        assert!(!Visitor::default().try_in(&turnstile), "past the line");
+        assert!(first.try_in(&turnstile));
+        exhaust();
+        assert!(!second.try_in(&turnstile) && !turnstile.is_empty());
+        turnstile.admit(true, at(3));
+        assert!(second.try_in(&turnstile) && turnstile.is_empty());
+        assert!(Visitor::default().try_in(&turnstile));
+    }
+
+    #[test]
+    fn time_that_nobody_wants_is_not_saved_up() {
+        let turnstile = Turnstile::new(at(0));
+        turnstile.admit(false, at(60_000));
+        turnstile.spend(at(0), at(0).after(Duration::from_micros(51)));
+        assert!(!Visitor::default().try_in(&turnstile));
     }
 }

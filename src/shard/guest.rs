@@ -57,7 +57,8 @@ pub(super) fn serve(
     let intake = Intake::new(Socket::attach(guest.shard.net, socket));
     async move {
         // What the login needs is given back before the client settles down: it is many times what an idle client needs.
-        let stay = Box::pin(guest.receive(intake)).await;
+        let login = Box::pin(guest.receive(intake));
+        let stay = guest.shard.net.paced(login).await;
         guest.conclude(stay).await;
     }
 }
@@ -81,7 +82,8 @@ pub(super) fn go_on(
     guest.note_encryption(&intake);
     let packet = Box::new(greeted.packet);
     async move {
-        let stay = Box::pin(guest.session(intake, *packet)).await;
+        let login = Box::pin(guest.session(intake, *packet));
+        let stay = guest.shard.net.paced(login).await;
         guest.conclude(stay).await;
     }
 }

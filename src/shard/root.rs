@@ -179,7 +179,7 @@ async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
         });
         match accepted.await {
             None => return close(&shard, listener).await,
-            Some(Ok(socket)) => shard.place(socket, is_unix),
+            Some(Ok(socket)) => shard.net.in_turn(|| shard.place(socket, is_unix)).await,
             Some(Err(error)) => {
                 tracing::warn!(shard = %shard.id, %error, "cannot accept a connection");
                 shard.net.sleep(ACCEPT_PAUSE).await;

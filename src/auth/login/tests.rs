@@ -220,7 +220,7 @@ fn stretching_ahead_leaves_nothing_to_do_and_changes_no_verdict() {
         let cache = &mut kdf();
         let body = format!("{password}\0");
         assert_eq!(login.answer(body.as_bytes(), cache), Ok(LoginStep::Stretch));
-        login.stretch_ahead();
+        login.stretch_ahead(|| ());
         assert_eq!(login.stretch(cache, 0).is_ok(), good);
         assert_eq!(cache.len(), usize::from(good));
     }
