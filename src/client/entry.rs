@@ -2,6 +2,7 @@
 
 use super::farewell::Farewell;
 use crate::base::{ClientId, Moment, ServerId, ShardId};
+use crate::config::CONSOLE;
 use crate::net::{Endpoint, TlsLabel};
 use crate::session::CancelKey;
 use crate::stats::{Gauge, PoolStats};
@@ -88,7 +89,7 @@ pub struct Who {
 impl Who {
     /// Whether it talks to the console, under whichever of its names.
     pub fn is_console(&self) -> bool {
-        &*self.database == "pgbouncer"
+        &*self.database == CONSOLE
     }
 }
 

@@ -8,16 +8,13 @@ use super::error::Problem;
 use super::keys::{DATABASE_KEYS, Database, GENERAL_KEYS, General, Key, Section, USER_KEYS, User};
 use super::keys::{PEER_KEYS, Peer, Values, keys};
 use super::kind::{Refusal, did_you_mean, misspelt};
-use super::model::Config;
+use super::model::{Config, is_console};
 use crate::base::limit;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
-
-/// Names of the console, which no database can have.
-const RESERVED_DATABASES: [&str; 2] = ["pgbouncer", "ringbouncer"];
 
 /// The tables that the file may have.
 const SECTIONS: [Section; 4] = [
@@ -325,7 +322,7 @@ fn name_fault(section: Section, name: &str, bytes_max: usize) -> Option<String> 
         let is_id = name.parse::<u16>().is_ok_and(|id| id > 0);
         return (!is_id).then(|| "a peer's name is its number (allowed: 1 to 65535)".to_owned());
     }
-    if section == Section::Database && RESERVED_DATABASES.contains(&name) {
+    if section == Section::Database && is_console(name) {
         return Some("is the name of the console".to_owned());
     }
     let fits = (1..=bytes_max).contains(&name.len());

@@ -3,7 +3,7 @@
 use super::dialect::Dialect;
 use super::document::dotted;
 use super::keys::{Database, General, Peer, User};
-use super::model::{AuthType, Config, SslMode};
+use super::model::{AuthType, Config, SslMode, is_console};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -150,7 +150,6 @@ fn nobody_to_vouch(general: &General) -> Option<Fault> {
 }
 
 fn lookup_in_the_console(config: &Config) -> Option<Fault> {
-    let is_console = |name: &str| matches!(name, "pgbouncer" | "ringbouncer");
     is_console(&config.general.auth_dbname)
         .then(|| of_general("auth_dbname", &[], "the console cannot run auth_query"))
         .flatten()
@@ -323,7 +322,7 @@ fn several_secrets(config: &Config) -> Vec<Fault> {
 
 fn own_lookup_in_the_console(database: &Database) -> Option<Fault> {
     let name = database.auth_dbname.as_deref()?;
-    if !matches!(name, "pgbouncer" | "ringbouncer") {
+    if !is_console(name) {
         return None;
     }
     let table = dotted(&["databases", &database.name]);

@@ -30,8 +30,8 @@ pub use error::{ConfigError, Problem};
 pub use keys::{Database, General, Key, Peer, Preset, Reload, Section, User, keys};
 pub use kind::{Bare, Kind};
 pub use model::{
-    AuthType, Config, LoadBalanceHosts, LogLevel, PoolMode, SslMode, SyslogFacility, Timeouts,
-    UserLookup, socket_path,
+    AuthType, CONSOLE, Config, LoadBalanceHosts, LogLevel, PoolMode, SslMode, SyslogFacility,
+    Timeouts, UserLookup, is_console, socket_path,
 };
 pub use reference::reference_toml;
 pub use show::config_rows;

@@ -9,6 +9,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// The console's database, as it is shown; its pool's user has the same name.
+pub const CONSOLE: &str = "pgbouncer";
+
+/// Whether a client that asks for `database` asks for the console: no database of the configuration can have such a name.
+pub fn is_console(database: &str) -> bool {
+    matches!(database, CONSOLE | "ringbouncer")
+}
+
 /// The entry of `[databases]` that answers for every name without an entry of its own.
 pub(super) const ANY_DATABASE: &str = "*";
 

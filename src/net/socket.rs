@@ -275,26 +275,25 @@ impl Socket {
         Ok(Detached { fd, tls })
     }
 
-    /// As [`Socket::detach`], but gives what has arrived meanwhile as well, as plaintext.
+    /// As [`Socket::detach`], but gives what has arrived meanwhile as well, as plaintext. Does not wait for the peer.
     ///
     /// # Errors
-    /// Gives the socket back, still on the ring and receiving, if it has ended or failed.
+    /// Gives the socket back, still on the ring and receiving, if it has ended or failed, or something is left to send.
     pub async fn unload(self) -> (Result<Detached, Socket>, Vec<u8>) {
         self.pause(true);
         let mut unread = Vec::new();
         let is_off = poll_fn(|cx| {
-            // Reading may make TLS say something of its own, so it comes before the question whether all is sent.
+            // Reading may make TLS say something of its own, which a peer that reads nothing would hold up for ever.
             while let Some(Ok(data)) = self.net.0.take_received(self.index) {
                 unread.extend_from_slice(&self.chunk(data));
             }
-            if self.is_ending() {
+            if self.is_ending() || self.poll_queued(cx, 0).is_pending() {
                 return Poll::Ready(false);
             }
             if self.net.0.is_detachable(self.index) {
                 return Poll::Ready(true);
             }
             self.watch(cx);
-            let _ = self.poll_queued(cx, 0);
             Poll::Pending
         });
         if !is_off.await {

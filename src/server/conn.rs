@@ -2,6 +2,7 @@
 
 use super::entry::{Identity, ServerEntry, ServerState};
 use crate::base::Moment;
+use crate::config::Database;
 use crate::net::{Detached, Net, Socket};
 use crate::session::{Change, Replies, ServerParams, ServerStatements};
 use crate::stats::PoolStats;
@@ -162,6 +163,11 @@ impl Parcel {
     /// Which pool it belongs to: database entry and user.
     pub fn pool(&self) -> (&Arc<str>, &Arc<str>) {
         (&self.identity.database, &self.identity.user)
+    }
+
+    /// The configuration it was dialled by.
+    pub fn dialled(&self) -> &Arc<Database> {
+        &self.identity.dialled
     }
 
     /// Whether it is to be closed, as was found out while it was being packed.

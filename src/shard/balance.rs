@@ -107,7 +107,7 @@ const SHED_MAX: usize = 64;
 fn to_shed(work: &[u64], own: u64, other: u64, may: impl Fn(usize) -> bool) -> Vec<usize> {
     let gap = own.saturating_sub(other);
     let all: u64 = work.iter().sum();
-    if gap < GAP_MIN.max(own / 4) || all == 0 {
+    if !is_notable(own, other) || all == 0 {
         return Vec::new();
     }
     let mut order: Vec<usize> = (0..work.len()).collect();
@@ -129,6 +129,11 @@ fn to_shed(work: &[u64], own: u64, other: u64, may: impl Fn(usize) -> bool) -> V
         }
     }
     chosen
+}
+
+/// Whether load `own` is so much more than `other` that clients should move.
+fn is_notable(own: u64, other: u64) -> bool {
+    own.saturating_sub(other) >= GAP_MIN.max(own / 4)
 }
 
 /// `part` of `whole` in thousandths, mixed into `before` such that a second or so is remembered.
@@ -161,6 +166,14 @@ impl Shard {
             return;
         }
         self.shed_at.set(now.after(SHED_PERIOD));
+        let sheds = config.general.rebalance_clients
+            && self.phase.get() == Phase::Serving
+            && self.is_notably_loaded();
+        // Their work is counted from the first look on; to look at very many takes a while.
+        let is_first_look = sheds && !self.sheds.get();
+        if !self.sheds.replace(sheds) && !sheds {
+            return;
+        }
         let entries: Vec<Rc<ClientEntry>> = self
             .clients
             .borrow()
@@ -170,10 +183,8 @@ impl Shard {
         // An invitation that was not followed since is out of date.
         entries.iter().for_each(|entry| entry.move_to.set(None));
         let work: Vec<u64> = entries.iter().map(|entry| entry.work.take()).collect();
-        let Some(to) = self
-            .less_loaded()
-            .filter(|_| config.general.rebalance_clients && self.phase.get() == Phase::Serving)
-        else {
+        let to = self.less_loaded();
+        let Some(to) = to.filter(|_| sheds && !is_first_look) else {
             return;
         };
         let is_at_home_there = |at: usize| {
@@ -191,6 +202,13 @@ impl Shard {
         for at in to_shed(&work, self.stats.load.load(), other, is_at_home_there) {
             entries[at].invite(to);
         }
+    }
+
+    /// Whether some shard has notably less to do.
+    fn is_notably_loaded(&self) -> bool {
+        let shards = self.common.registry.shards().iter();
+        let least = shards.map(|shard| shard.load.load()).min();
+        least.is_some_and(|least| is_notable(self.stats.load.load(), least))
     }
 
     /// The less loaded of two shards drawn at random, if it is another one that turns.

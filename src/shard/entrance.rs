@@ -1,7 +1,7 @@
 //! How a client gets past the door: which method it has to pass, what is known about its user, and
 //! the exchange itself.
 
-use super::guest::{Guest, is_console};
+use super::guest::Guest;
 use super::opening::{fill_random, random};
 use super::shared::Snapshot;
 use crate::auth::hba::{Arrival, CertificateDemand, HbaMethod, IdentMap};
@@ -11,7 +11,7 @@ use crate::auth::{
 };
 use crate::base::{Clock, Secret, limit};
 use crate::client::{AuthenticateError, Farewell, Intake, Outside, authenticate};
-use crate::config::AuthType;
+use crate::config::{AuthType, is_console};
 use crate::judge::{ldap_allows, os_user_name, pam_allows};
 use crate::net::{Certificate, Endpoint};
 use crate::relay::Ending;
@@ -100,7 +100,7 @@ impl Guest {
         packet: &StartupPacket,
         snapshot: &Snapshot,
     ) -> Result<Admission, Ending> {
-        if is_console(packet) && self.is_owner(intake, packet) {
+        if is_console(packet.database()) && self.is_owner(intake, packet) {
             return Ok(Admission {
                 user: packet.user().into(),
                 credentials: ServerCredentials::Nothing,

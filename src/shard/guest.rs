@@ -18,7 +18,7 @@ use crate::client::{
     ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake, IntakeError, Signal,
     Who, first_packet, greet, reject_protocol,
 };
-use crate::config::{AuthType, Database, Dialect, PoolMode};
+use crate::config::{AuthType, CONSOLE, Database, Dialect, PoolMode, is_console};
 use crate::net::{Detached, Socket};
 use crate::pool::Permit;
 use crate::relay::{Denial, Ending, Relay, RelaySettings, Servers, Waiter};
@@ -31,11 +31,6 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-
-/// The names of the console's database.
-const CONSOLE: [&str; 2] = ["ringbouncer", "pgbouncer"];
-/// Database and user of the pool that the console counts in, as PgBouncer names them.
-const CONSOLE_POOL: &str = "pgbouncer";
 
 /// Serves one client, from accept to close.
 ///
@@ -237,7 +232,7 @@ impl Guest {
     /// The home shards of the pool that a start-up packet asks for.
     fn homes(&self, packet: &StartupPacket) -> Option<Homes> {
         let shards = self.shard.common.mesh.shards();
-        if shards == 1 || CONSOLE.contains(&packet.database()) {
+        if shards == 1 || is_console(packet.database()) {
             return None;
         }
         let config = self.shard.snapshot().config.clone();
@@ -255,7 +250,7 @@ impl Guest {
     }
 
     async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Stay {
-        let is_console = is_console(&packet);
+        let is_console = is_console(packet.database());
         self.claim.replace(Some(Box::new(Claim {
             database: packet.database().into(),
             user: packet.user().into(),
@@ -327,14 +322,9 @@ impl Guest {
             .shard
             .common
             .registry
-            .pool(self.shard.id, CONSOLE_POOL, CONSOLE_POOL);
+            .pool(self.shard.id, CONSOLE, CONSOLE);
         stats.client_login_count.inc();
-        let who = self.identify(
-            &packet,
-            &admission.user,
-            &CONSOLE_POOL.into(),
-            stats.clone(),
-        );
+        let who = self.identify(&packet, &admission.user, &CONSOLE.into(), stats.clone());
         let key = who.cancel_key.clone();
         self.entry.logged_in(who, self.shard.net.now());
         let session = admin::Session { access, key, stats };
@@ -620,11 +610,6 @@ pub(super) fn say_farewell(socket: &Socket, ending: &Ending) {
         farewell.write(&mut out);
         socket.send(out);
     }
-}
-
-/// Whether a client asks for the console.
-pub(super) fn is_console(packet: &StartupPacket) -> bool {
-    CONSOLE.contains(&packet.database())
 }
 
 /// Keeps what a login taught us for logins to servers, if servers are logged in as the same user.

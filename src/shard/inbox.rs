@@ -8,7 +8,7 @@ use crate::admin::{
 };
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, ClientState};
-use crate::config::Config;
+use crate::config::{CONSOLE, Config};
 use crate::net::CertificateFile;
 use crate::session::Statement;
 use crate::stats::{PeriodHistory, Registry};
@@ -30,8 +30,6 @@ const REPOST: Duration = Duration::from_millis(1);
 const SLICE: usize = 512;
 /// How much of a statement's text is shown, in bytes.
 const TEXT_BYTES_MAX: usize = 1000;
-/// Database of the pool that the console counts in.
-const CONSOLE: &str = "pgbouncer";
 /// Pause between two slices.
 const SLICE_PAUSE: Duration = Duration::from_micros(200);
 /// Messages handled before tasks get a turn.
@@ -69,11 +67,13 @@ impl Shard {
                     database: parcel.pool().0.clone(),
                     user: parcel.pool().1.clone(),
                 };
-                match self.pool_of(&key) {
-                    Some(pool) => pool.arrived(*parcel, from, hops),
-                    // Its database is gone: the parcel closes, and the permits with the pool.
-                    None => drop(parcel),
-                }
+                let pool = self.pool_of(&key).unwrap_or_else(|| {
+                    // Its database has gone: it is received all the same, to be closed in good order.
+                    let pool = self.pool(parcel.dialled(), &key.user);
+                    pool.is_removed.set(true);
+                    pool
+                });
+                pool.arrived(*parcel, from, hops);
             }
             Mail::WantServer { pool, from } => {
                 if let Some(pool) = self.pool_of(&pool) {
@@ -185,22 +185,24 @@ impl Shard {
         if to == self.id {
             return self.answered(ticket, answer);
         }
-        if let Err(mail) = self.post(to, Mail::Answer { ticket, answer }) {
-            let shard = self.clone();
-            crate::net::spawn(self.net, async move { shard.insist(to, mail).await });
-        }
+        self.post_surely(to, Mail::Answer { ticket, answer });
     }
 
-    /// Posts to a mailbox that is full once it has room, or gives up with the asker.
-    async fn insist(&self, to: ShardId, mut mail: Mail) {
-        let deadline = self.net.now().after(ANSWER_SPAN);
-        while self.net.now() < deadline {
-            self.net.sleep(REPOST).await;
-            match self.post(to, mail) {
-                Ok(()) => return,
-                Err(back) => mail = back,
+    /// Posts a message that must not be lost, as soon as the mailbox has room.
+    pub(super) fn post_surely(self: &Rc<Self>, to: ShardId, mail: Mail) {
+        let Err(mut mail) = self.post(to, mail) else {
+            return;
+        };
+        let shard = self.clone();
+        crate::net::spawn(self.net, async move {
+            loop {
+                shard.net.sleep(REPOST).await;
+                match shard.post(to, mail) {
+                    Ok(()) => return,
+                    Err(back) => mail = back,
+                }
             }
-        }
+        });
     }
 
     fn answered(&self, ticket: u64, answer: Answer) {
@@ -392,8 +394,8 @@ pub(super) struct Desk {
     shard: Rc<Shard>,
     /// The order that the session waits for.
     under_way: RefCell<Option<Order>>,
-    /// It has ordered a suspension, which ends with it.
-    has_suspended: Cell<bool>,
+    /// The version of the orders by which it has ordered a suspension, which ends with it.
+    suspended_by: Cell<Option<u64>>,
 }
 
 impl Desk {
@@ -402,7 +404,7 @@ impl Desk {
         Desk {
             shard,
             under_way,
-            has_suspended: Cell::default(),
+            suspended_by: Cell::default(),
         }
     }
 
@@ -425,7 +427,9 @@ impl Desk {
 
 impl Drop for Desk {
     fn drop(&mut self) {
-        if self.has_suspended.get() && self.shard.hold() == Hold::Suspended {
+        let orders = self.shard.common.board.newest();
+        let mine = self.suspended_by.get();
+        if mine.is_some_and(|version| orders.is_suspended_by(version)) {
             self.cancel();
         }
     }
@@ -579,16 +583,12 @@ impl Office for Desk {
     fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>> {
         Box::pin(async move {
             self.under_way.replace(Some(order.clone()));
-            let suspends = *order == Order::Suspend;
-            // The session may end before this does.
-            let before = self
-                .has_suspended
-                .replace(suspends || self.has_suspended.get());
-            let outcome = self.shard.command(order).await;
-            self.under_way.take();
-            if suspends && outcome.is_err() {
-                self.has_suspended.set(before);
+            let version = self.shard.common.give(order, self.shard.phase.get())?;
+            if *order == Order::Suspend {
+                self.suspended_by.set(Some(version));
             }
+            let outcome = self.shard.carry_out(order, version).await;
+            self.under_way.take();
             outcome
         })
     }

@@ -21,7 +21,7 @@ use super::root::{Present, Shard};
 use super::shared::Phase;
 use crate::base::{ClientId, Clock, Moment, ShardId};
 use crate::client::{ClientEntry, Farewell, Signal, Who};
-use crate::net::{Socket, spawn};
+use crate::net::Socket;
 use crate::pool::Permit;
 use crate::relay::{Ending, Relay, RelayParcel};
 use crate::session::{CancelKey, PeerAddress};
@@ -31,8 +31,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often a cancel request looks for a client on the move, and how often a message that did not fit
-/// is posted again.
+/// How often a cancel request looks for a client on the move.
 const LOOK: Duration = Duration::from_millis(10);
 /// How often it looks before it gives up.
 const LOOKS_MAX: usize = 100;
@@ -364,23 +363,6 @@ impl Shard {
         let answers = self.gather(ask, std::iter::once(to), self.cancel_span());
         let found = |answer: &Answer| matches!(answer, Answer::Found(true));
         answers.await.iter().any(found)
-    }
-
-    /// Posts a message that must not be lost, as soon as the mailbox has room.
-    fn post_surely(self: &Rc<Self>, to: ShardId, mail: Mail) {
-        let Err(mut mail) = self.post(to, mail) else {
-            return;
-        };
-        let shard = self.clone();
-        spawn(self.net, async move {
-            loop {
-                shard.net.sleep(LOOK).await;
-                match shard.post(to, mail) {
-                    Ok(()) => return,
-                    Err(back) => mail = back,
-                }
-            }
-        });
     }
 }
 

@@ -22,7 +22,7 @@ const LOOK_MAX: Duration = Duration::from_millis(50);
 const OPENING_LOOK: Duration = Duration::from_millis(250);
 /// How long a client that is told to leave is waited for.
 const LEAVING_SPAN: Duration = Duration::from_secs(5);
-/// How long shards may take to count, those that wait for a client to leave included.
+/// How long shards may take to count, those that wait for a client to leave included, until they are asked again.
 const COUNT_SPAN: Duration = Duration::from_secs(10);
 
 /// Looks again and again, less and less often.
@@ -69,6 +69,15 @@ impl Shard {
     /// PostgreSQL has no connection of theirs left.
     pub(super) async fn command(self: &Rc<Self>, order: &Order) -> Result<(), Refusal> {
         let version = self.common.give(order, self.phase.get())?;
+        self.carry_out(order, version).await
+    }
+
+    /// Waits until an order that has been given, and made this `version`, has been carried out on every shard.
+    pub(super) async fn carry_out(
+        self: &Rc<Self>,
+        order: &Order,
+        version: u64,
+    ) -> Result<(), Refusal> {
         self.spread(version).await;
         match order {
             Order::Pause(scope) => self.paused(scope.as_deref()).await,
@@ -180,9 +189,15 @@ impl Shard {
         theirs.map(|pool| pool.shared.open()).sum()
     }
 
-    /// The sum of what all shards count.
+    /// The sum of what all shards count; a shard that does not answer is asked until it does.
     async fn count(self: &Rc<Self>, ask: Ask) -> usize {
-        let answers = self.gather(ask, self.all_shards(), COUNT_SPAN).await;
+        let answers = loop {
+            let answers = self.gather(ask.clone(), self.all_shards(), COUNT_SPAN);
+            let answers = answers.await;
+            if answers.len() == self.common.mesh.shards() {
+                break answers;
+            }
+        };
         let counts = answers.into_iter().map(|answer| match answer {
             Answer::Count(count) => count,
             _ => 0,

@@ -13,13 +13,11 @@
 use super::shared::Phase;
 use crate::admin::{Hold, Order, Refusal};
 use crate::base::ShardId;
+use crate::config::CONSOLE;
 use crossbeam::utils::CachePadded;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Name of the console's database in errors.
-const CONSOLE: &str = "pgbouncer";
 
 /// What holds for one database.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +38,8 @@ pub struct Orders {
     version: u64,
     kills: u64,
     hold: Hold,
+    /// The version that the latest SUSPEND made.
+    suspended_by: u64,
     /// Holds for every database; its `is_paused` and `is_disabled` are never set.
     everywhere: Standing,
     databases: BTreeMap<Arc<str>, Standing>,
@@ -69,6 +69,11 @@ impl Orders {
     /// What holds for the whole process.
     pub fn hold(&self) -> Hold {
         self.hold
+    }
+
+    /// Whether everything is suspended by the order that made `version`.
+    pub fn is_suspended_by(&self, version: u64) -> bool {
+        self.hold == Hold::Suspended && self.suspended_by == version
     }
 
     /// What was ordered for `database` alone.
@@ -135,6 +140,7 @@ impl Orders {
             return Err(Refusal::PausedDatabases);
         }
         self.hold = Hold::Suspended;
+        self.suspended_by = self.version + 1;
         Ok(())
     }
 

@@ -77,6 +77,8 @@ pub struct Shard {
     pub(super) strays: RefCell<Strays>,
     /// When it next looks whether clients should move.
     pub(super) shed_at: Cell<Moment>,
+    /// Whether it then had more to do than another, and began to count its clients' work.
+    pub(super) sheds: Cell<bool>,
     /// The last reading of this shard's load.
     pub(super) load: Cell<LoadReading>,
     /// State of [`Shard::draw`].
@@ -150,6 +152,7 @@ pub async fn run(
         next_ticket: Cell::new(0),
         strays: RefCell::default(),
         shed_at: Cell::default(),
+        sheds: Cell::default(),
         load: Cell::new(LoadReading::now()),
         drawn: Cell::new(u64::from_le_bytes(opening::random_bytes())),
         peered: RefCell::default(),

@@ -48,6 +48,32 @@ compared!(
     }
 );
 
+both_shards!(
+    suspension_does_not_end_with_the_session_that_ordered_an_earlier_one,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards));
+        let [mut first, mut second] =
+            [(); 2].map(|()| Client::login(stage.address(), "ringbouncer"));
+        let mut client = stage.client();
+        assert_eq!(first.query("SUSPEND").complete, ["SUSPEND"]);
+        assert_eq!(stage.console("RESUME").complete, ["RESUME"]);
+        assert_eq!(second.query("SUSPEND").complete, ["SUSPEND"]);
+        drop(first);
+        // Those of the second and of whoever asks.
+        wait_until("it has left", || {
+            let rows = stage.console("SHOW CLIENTS").table();
+            let of_console = rows.iter().filter(|row| row["database"] == "pgbouncer");
+            of_console.count() == 2
+        });
+        client.send(&query("select 'resumed'"));
+        let state = stage.console("SHOW STATE").table();
+        let row = state.iter().find(|row| row["key"] == "suspended");
+        assert_eq!(row.unwrap()["value"], "yes");
+        drop(second);
+        assert_eq!(client.reply().value(), "resumed");
+    }
+);
+
 compared!(
     nothing_is_suspended_while_a_database_is_paused,
     since(1, 8),

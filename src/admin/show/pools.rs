@@ -3,7 +3,7 @@
 use crate::admin::office::{DatabaseFlags, PoolRow, UserRow};
 use crate::admin::table::{Column, Row, Value};
 use crate::base::Moment;
-use crate::config::{Config, Database, PoolMode};
+use crate::config::{CONSOLE, Config, Database, PoolMode};
 use crate::stats::PoolEntry;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -62,8 +62,6 @@ pub(in crate::admin) const USERS: &[Column] = &[
 
 pub(in crate::admin) const LISTS: &[Column] = &[Column::text("list"), Column::int4("items")];
 
-/// Database and user of the console's own pool.
-const CONSOLE: &str = "pgbouncer";
 /// What PgBouncer shows as the size of the console's pool.
 const CONSOLE_POOL_SIZE: u32 = 2;
 /// The entry that answers for every unknown name; not a database by itself.
