@@ -7,6 +7,7 @@ use super::error::Problem;
 use super::ini::{Origin, Translation};
 use super::keys::Section;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 use toml::de::{DeTable, DeValue, Error};
 
@@ -36,7 +37,7 @@ impl<'i> Document<'i> {
         let guesses = located.iter().filter(|(_, error)| !is_duplicate(error));
         Document {
             tree: tree.into_inner(),
-            guessed: guesses.map(|(line, _)| *line).collect(),
+            guessed: guesses.flat_map(|(line, _)| hit(text, *line)).collect(),
             problems: explain(text, &lines, &located),
             lines,
             ignored: Vec::new(),
@@ -123,6 +124,17 @@ impl Lines {
 
 fn line_at(starts: &[usize], offset: usize) -> usize {
     starts.partition_point(|start| *start <= offset)
+}
+
+/// The lines that are understood wrongly if `line` is: itself, and if it is a table's name all lines of the table.
+fn hit(text: &str, line: usize) -> Range<usize> {
+    let is_table = |text: &&str| text.trim_start().starts_with('[');
+    let mut rest = text.lines().skip(line - 1);
+    let others = match rest.next().filter(is_table) {
+        Some(_) => rest.take_while(|text| !is_table(text)).count(),
+        None => 0,
+    };
+    line..line + 1 + others
 }
 
 /// The dotted path of a key, each part quoted where TOML wants it quoted.
@@ -261,6 +273,13 @@ mod tests {
         let lines = Lines::of("a\nbc\n\nd");
         let numbers = [0, 1, 2, 4, 5, 6, 99].map(|offset| lines.number(offset));
         assert_eq!(numbers, [1, 1, 2, 2, 3, 4, 4]);
+    }
+
+    #[test]
+    fn table_whose_name_is_wrong_is_not_understood_at_all() {
+        let text = "[ringbouncer\nlisten_port = 1\n\n[databases.shop]\nport = 1\nhost =";
+        let guessed: Vec<_> = Document::read(text).guessed.into_iter().collect();
+        assert_eq!(guessed, [1, 2, 3, 6]);
     }
 
     #[test]

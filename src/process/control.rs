@@ -205,8 +205,14 @@ fn reload(
             Ok(())
         }
         Err(error) => {
-            tracing::error!(%error, "RELOAD failed, the old configuration stays in force");
-            Err(error.to_string())
+            let problems = error.to_string();
+            for problem in problems.lines() {
+                tracing::error!(
+                    problem,
+                    "RELOAD failed, the old configuration stays in force"
+                );
+            }
+            Err(problems)
         }
     };
     systemd::notify("READY=1");
