@@ -29,7 +29,10 @@ pub fn convert(config: &Config, here: &Path) -> Converted {
     let mut writer = Writer {
         here,
         done: Converted {
-            toml: format!("# Converted from {}.\n", config.path.display()),
+            toml: format!(
+                "# Converted from {}. What is as by default (`ringbouncer defaults`) is left out.\n",
+                config.path.display()
+            ),
             differences: ALWAYS_DIFFERENT.map(str::to_owned).into(),
         },
     };

@@ -149,12 +149,6 @@ impl DropIn {
         fs::read_to_string(self.path("log")).unwrap_or_default()
     }
 
-    /// Waits until the log has `text`, which may come later than the answer a client gets.
-    #[track_caller]
-    pub fn wait_log(&self, text: &str) {
-        wait_until(text, || self.log().contains(text));
-    }
-
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).unwrap();
     }

@@ -265,7 +265,7 @@ impl Pooler {
         self.log.lock().unwrap().clone()
     }
 
-    /// Waits until its log has `text`, which may come later than the answer a client gets.
+    /// Waits until its log has `text`: what it wrote before it answered may reach us after the answer.
     #[track_caller]
     pub fn wait_log(&self, text: &str) {
         wait_until(text, || self.log().contains(text));
