@@ -330,6 +330,8 @@ settings! {
             "Maps from names in certificates and of the system's users to users, in the format of PostgreSQL's pg_ident.conf.";
         auth_file: Option<PathBuf> = Kind::Path, default(r#""""#), NewConnections,
             "File of users and secrets in PgBouncer's format (\"user\" \"secret\" on each line), besides those of [users].";
+        scram_iterations: u32 = int(1, 10_000_000), default("4096"), NewConnections,
+            "Rounds of key stretching (PBKDF2) in a SCRAM login whose user has a password in plain text as secret; others' secrets say their own.";
         auth_ldap_options: String = Kind::Text { bytes_max: STATEMENT_BYTES_MAX }, default(r#""""#), NewConnections,
             "Options for auth_type ldap, as in pg_hba.conf: ldapserver=.. ldapport=.. ldaptls=1 ldapprefix=.. ldapsuffix=.. or ldapbasedn=.. ldapbinddn=.. ldapbindpasswd=.. ldapsearchattribute=.. ldapsearchfilter=.. or ldapurl=...";
         auth_pam_service: String = USER_NAME, default(r#""pgbouncer""#), NewConnections,

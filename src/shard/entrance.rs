@@ -284,7 +284,7 @@ impl Guest {
             mostly_scram: snapshot.users.are_mostly_scram()
                 || lookup_key(packet, snapshot).is_some(),
             process_secret: &self.shard.common.process_secret,
-            scram_iterations: limit::SCRAM_ITERATIONS,
+            scram_iterations: snapshot.config.general.scram_iterations,
             md5_salt,
             scram_nonce,
             channel: tls.as_ref().and_then(|peer| peer.channel_binding.as_ref()),

@@ -161,6 +161,27 @@ both_shards!(salt_of_an_unknown_user_does_not_change, |shards| {
     assert_eq!(salt(&stage, &secrets[0].1), salt(&stage, &secrets[0].1));
 });
 
+both_shards!(
+    iterations_are_those_of_the_setting_or_of_the_secret,
+    |shards| {
+        let [_, _, (_, by_scram, secret)] = secrets();
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .set("scram_iterations", 7777)
+            .user_secret("of_setting", "secret")
+            .user_secret(&by_scram, &secret);
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        for (user, password, iterations) in [
+            ("of_setting", "secret", ",i=7777"),
+            (&by_scram, PASSWORD, ",i=4096"),
+        ] {
+            assert!(salt(&stage, user).ends_with(iterations), "{user}");
+            assert!(driver::try_login(stage.address(), user, password, &stage.entry).is_ok());
+        }
+        assert!(salt(&stage, "nobody_at_all").ends_with(",i=7777"));
+    }
+);
+
 both_shards!(trust_lets_in_the_listed_and_nobody_else, |shards| {
     let stage = Stage::with_keys(
         Topology::new(shards).user_secret("listed", "x"),

@@ -29,7 +29,6 @@ const FOREIGN: &[Foreign] = &[
     option("pkt_buf", Kind::Int),
     option("resolv_conf", Kind::Text),
     option("sbuf_loopcnt", Kind::Int),
-    option("scram_iterations", Kind::Int),
     option("service_name", Kind::Text),
 ];
 
