@@ -28,6 +28,17 @@ as_root() {
     fi
 }
 
+# Lets what is started from here lock so many MiB for its rings: Linux 6.14 and later count them against the user's limit.
+need_lockable_memory() {
+    local limit
+    limit=$(ulimit -l)
+    if [ "$limit" = unlimited ] || [ "$limit" -ge $(($1 * 1024)) ] || ulimit -l $(($1 * 1024)) 2>/dev/null; then return; fi
+    [ "$(uname -r | awk -F. '{ print $1 * 100 + $2 >= 614 }')" = 1 ] || return 0
+    # Root in a container that may not raise it need not either.
+    [ "$(id -u)" -ne 0 ] || return 0
+    as_root prlimit --memlock=$(($1 * 1048576)) --pid $$
+}
+
 APT_LISTS_FRESH=no
 # Installs Debian or Ubuntu packages, saying so.
 apt_install() {

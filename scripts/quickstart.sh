@@ -67,6 +67,7 @@ install_missing() {
         need_c_compiler
     fi
     need_postgres
+    need_lockable_memory "$(nproc)"
 }
 
 build_release() {

@@ -261,6 +261,8 @@ run_one() {
 main() {
     parse_arguments "$@"
     need_rust
+    # Many poolers at a time, some with 33 shards.
+    need_lockable_memory 128
     BUILT=${CARGO_TARGET_DIR:-$ROOT/target}
     # Hundreds of clients do not fit into the usual 1,024 files.
     ulimit -n "$(ulimit -Hn)" || true

@@ -58,11 +58,13 @@ pub enum StartError {
     },
     /// Too little memory may be locked.
     #[error(
-        "the limit of {limit} bytes of locked memory is too low: each shard needs 512 KiB (ulimit -l, LimitMEMLOCK=)"
+        "the limit of {limit} bytes of locked memory (ulimit -l, LimitMEMLOCK=), which all processes of a user share, is too low for the rings of {shards} shards: from Linux 6.14 on each needs about 512 KiB"
     )]
     Memlock {
         /// The limit.
         limit: u64,
+        /// How many shards were to start.
+        shards: usize,
     },
     /// An address of `listen_addr` is none.
     #[error("listen_addr {address:?} is not an address: {source}")]

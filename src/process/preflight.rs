@@ -20,8 +20,11 @@ const DESCRIPTORS_PER_SHARD: u64 = 16;
 /// # Errors
 /// What is missing.
 pub(super) fn check(config: &Config, shards: usize) -> Result<(), StartError> {
-    net::probe().map_err(|error| StartError::IoUring(io_uring_missing(&error)))?;
-    check_memlock()?;
+    net::probe().map_err(|error| match error.raw_os_error() {
+        Some(libc::ENOMEM) => memlock_too_low(shards),
+        _ => StartError::IoUring(io_uring_missing(&error)),
+    })?;
+    check_memlock(shards)?;
     check_descriptors(config, shards)
 }
 
@@ -43,19 +46,21 @@ fn io_uring_missing(error: &io::Error) -> String {
         (Some(libc::EINVAL), _) => format!(
             "the kernel ({release}) is too old: io_uring with DEFER_TASKRUN needs Linux 6.1"
         ),
-        (Some(libc::ENOMEM), _) => {
-            "the kernel has no (lockable) memory for an io_uring: raise ulimit -l".to_owned()
-        }
         _ => format!("cannot make an io_uring: {error}"),
     }
 }
 
-fn check_memlock() -> Result<(), StartError> {
-    let limit = raise(Resource::Memlock, u64::MAX);
-    if limit < MEMLOCK_BYTES_MIN {
-        return Err(StartError::Memlock { limit });
+fn check_memlock(shards: usize) -> Result<(), StartError> {
+    if raise(Resource::Memlock, u64::MAX) < MEMLOCK_BYTES_MIN {
+        return Err(memlock_too_low(shards));
     }
     Ok(())
+}
+
+/// That memory for a ring could not be locked; how much each takes is the kernel's affair.
+pub(super) fn memlock_too_low(shards: usize) -> StartError {
+    let limit = getrlimit(Resource::Memlock).current.unwrap_or(u64::MAX);
+    StartError::Memlock { limit, shards }
 }
 
 fn check_descriptors(config: &Config, shards: usize) -> Result<(), StartError> {

@@ -12,6 +12,7 @@ use crate::base::{Clock, ShardId};
 use crate::config::{Config, Dialect};
 use crate::shard::{Common, Listeners, Request, Snapshot};
 use glommio::{ExecutorJoinHandle, GlommioError, LocalExecutorBuilder, Placement};
+use rustix::thread::{disable_transparent_huge_pages, transparent_huge_pages_are_disabled};
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -88,7 +89,8 @@ fn serve(options: &Options) -> Result<(), StartError> {
     let (control, requests) = channel();
     let common = Arc::new(make_common(cores.len(), snapshot, control.clone())?);
     let resolver = Resolver::start(&common);
-    start_shards(&common, &cores, std::mem::take(&mut listening.sockets))?;
+    let sockets = std::mem::take(&mut listening.sockets);
+    without_huge_pages(|| start_shards(&common, &cores, sockets))?;
     list_ignored(&common);
     control::listen_to_signals(control).map_err(|source| StartError::System {
         what: "listen to signals",
@@ -173,6 +175,19 @@ fn make_common(
     })
 }
 
+/// Runs `start` with memory in pages of the ordinary size: of what a ring registers, the kernel counts whole pages against
+/// the limit of locked memory, and three rings of a shard with a few KiB each in huge pages are 6 MiB.
+fn without_huge_pages<T>(start: impl FnOnce() -> T) -> T {
+    let switches = transparent_huge_pages_are_disabled().is_ok_and(|are_off| !are_off)
+        && disable_transparent_huge_pages(true).is_ok();
+    let outcome = start();
+    if switches {
+        // Fails no more than the call before.
+        let _ = disable_transparent_huge_pages(false);
+    }
+    outcome
+}
+
 fn start_shards(
     common: &Arc<Common>,
     cores: &[Option<usize>],
@@ -206,19 +221,25 @@ fn await_ready(
 ) -> Result<(), StartError> {
     match outcomes.iter().find(|(_, is_ready)| !is_ready) {
         None => Ok(()),
-        Some((shard, _)) => Err(StartError::Shard {
-            shard,
-            reason: reason(executors.swap_remove(shard)),
-        }),
+        Some((shard, _)) => {
+            let error = why(executors.swap_remove(shard));
+            match error.raw_os_error() {
+                Some(libc::ENOMEM) => Err(preflight::memlock_too_low(executors.len() + 1)),
+                _ => Err(StartError::Shard {
+                    shard,
+                    reason: error.to_string(),
+                }),
+            }
+        }
     }
 }
 
 /// Why an executor that ended, or never began, did so.
-fn reason(executor: Executor) -> String {
+fn why(executor: Executor) -> io::Error {
     match executor.and_then(ExecutorJoinHandle::join) {
-        Ok(Ok(())) => "it ended".to_owned(),
-        Ok(Err(error)) => error.to_string(),
-        Err(error) => error.to_string(),
+        Ok(Ok(())) => io::Error::other("it ended"),
+        Ok(Err(error)) | Err(GlommioError::IoError(error)) => error,
+        Err(error) => io::Error::other(error.to_string()),
     }
 }
 

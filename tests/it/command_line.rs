@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::support::pooler::program;
 use crate::support::wire::*;
@@ -238,4 +238,49 @@ fn names_of_strangers_cannot_forge_a_log_line() {
     reply.assert_fatal("no such database: nowhere\nFORGED line");
     pooler.wait_log("FORGED");
     assert!(!pooler.log().contains("\nFORGED"), "{}", pooler.log());
+}
+
+/// Makes `command` one that has no privileges over its limits, and may lock so many bytes.
+fn lock_at_most(command: &mut Command, bytes: u64) {
+    let mut bounded = Command::new("setpriv");
+    if rustix::process::geteuid().is_root() {
+        bounded.arg("--bounding-set=-ipc_lock,-sys_resource");
+    } else {
+        bounded.arg("--no-new-privs");
+    }
+    let limit = format!("--memlock={bytes}:{bytes}");
+    bounded.args(["--", "prlimit", &limit, "--"]);
+    bounded
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_remove("RINGBOUNCER_SHARDS");
+    *command = bounded;
+}
+
+/// Whether the kernel counts the memory of rings against the limit (Linux 6.14).
+fn counts_rings() -> bool {
+    let name = rustix::system::uname();
+    let mut numbers = name.release().to_str().unwrap().split('.');
+    let mut next = || numbers.next().unwrap().parse::<u32>().unwrap();
+    (next(), next()) >= (6, 14)
+}
+
+#[test]
+fn want_of_lockable_memory_is_said() {
+    let topology = Topology::new(33);
+    for (bytes, is_enough) in [(256 << 10, false), (1 << 20, !counts_rings())] {
+        let started = Pooler::launch(
+            |directory| topology.write(directory),
+            |command| lock_at_most(command, bytes),
+        );
+        match started {
+            Ok(_) => assert!(is_enough, "{bytes}"),
+            Err(log) => {
+                let said = format!(
+                    "ringbouncer: the limit of {bytes} bytes of locked memory (ulimit -l, LimitMEMLOCK=)"
+                );
+                assert!(log.contains(&said) && log.contains("33 shards"), "{log}");
+            }
+        }
+    }
 }
