@@ -11,7 +11,7 @@ use crate::session::{
 };
 use crate::wire::frontend::{self, Bind, Parse, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
-use crate::wire::{BadHeader, Header, Scanner, Step, message, put_cstr};
+use crate::wire::{BadHeader, Header, LENGTH_BYTES, Scanner, Step, message, put_cstr};
 use std::rc::Rc;
 
 /// Names that a Bind, Describe or Close may carry, in bytes.
@@ -20,6 +20,10 @@ const NAMES_BYTES_MAX: usize = 64 * 1024;
 pub(super) const STATEMENT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// A statement that servers are made to fail with, see [`refuse`].
 pub(super) const TAKEN: &[u8] = b"rb_taken";
+/// Longest message of the kinds that hold next to nothing, its length included (PQ_SMALL_MESSAGE_LIMIT of PostgreSQL 14).
+const SMALL_BYTES_MAX: usize = 10_000;
+/// Longest message of the other kinds (PQ_LARGE_MESSAGE_LIMIT).
+const LARGE_BYTES_MAX: usize = 0x3fff_fffe;
 /// Bytes of a text in which its first word can be seen.
 const WORD_BYTES: usize = 16;
 
@@ -149,11 +153,12 @@ impl Upstream {
                     tag::TERMINATE => return Ok(Idle::Terminate),
                     // Late COPY data and a Flush of nothing.
                     tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH => {
+                        check(header)?;
                         self.flow = Flow::Discard;
                     }
                     tag::QUERY if rules.refuses_query => return Err(Fault::QueryRefused),
-                    tag => {
-                        check_tag(tag)?;
+                    _ => {
+                        check(header)?;
                         self.scanner = before;
                         return Ok(Idle::Needs(start));
                     }
@@ -174,7 +179,7 @@ impl Upstream {
                     return Ok(Skipped::Terminate);
                 }
                 Step::Begin { header, .. } => {
-                    check_tag(header.tag)?;
+                    check(header)?;
                     let is_end = matches!(header.tag, tag::QUERY | tag::FUNCTION_CALL | tag::SYNC);
                     self.header = is_end.then_some(header);
                     is_end
@@ -219,7 +224,7 @@ impl Upstream {
                     body,
                     held,
                 } => {
-                    check_tag(header.tag)?;
+                    check(header)?;
                     if self.kept.is_open() {
                         let header = self.scanner.header_bytes();
                         self.kept.begin(header, &data[body..range.end]);
@@ -330,11 +335,24 @@ impl Upstream {
     }
 }
 
-fn check_tag(tag: u8) -> Result<(), Fault> {
-    if tag::is_known(tag) && tag != tag::PASSWORD {
-        Ok(())
-    } else {
-        Err(Fault::UnknownTag(tag))
+/// Whether PostgreSQL would read the message whose header has just come: it hangs up on others.
+fn check(header: Header) -> Result<(), Fault> {
+    let tag = header.tag;
+    if !tag::is_known(tag) || tag == tag::PASSWORD {
+        return Err(Fault::UnknownTag(tag));
+    }
+    let bytes_max = match tag {
+        tag::SYNC | tag::FLUSH | tag::EXECUTE | tag::COPY_DONE | tag::COPY_FAIL => SMALL_BYTES_MAX,
+        // Describe and Close are small, too, but the names of statements are not what it is sent.
+        _ => LARGE_BYTES_MAX,
+    };
+    fits(header, bytes_max)
+}
+
+fn fits(header: Header, bytes_max: usize) -> Result<(), Fault> {
+    match header.body_bytes + LENGTH_BYTES > bytes_max {
+        true => Err(BadHeader::from(header).into()),
+        false => Ok(()),
     }
 }
 
@@ -629,6 +647,11 @@ fn look_at_target(
         }
         (tag::DESCRIBE, Some(target), None) => unknown_name(tag, target.name, exchange),
         _ => {
+            let header = Header {
+                tag,
+                body_bytes: body.len(),
+            };
+            fits(header, SMALL_BYTES_MAX)?;
             push_unchanged(tag, exchange);
             Ok(Looked::Unchanged)
         }

@@ -11,6 +11,9 @@ use std::ops::Range;
 /// Bytes of a message header.
 pub const HEADER_BYTES: usize = 5;
 
+/// Bytes of the length in it, which counts itself.
+pub const LENGTH_BYTES: usize = 4;
+
 /// The header of one message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
@@ -35,6 +38,14 @@ impl Header {
             }
             _ => Err(BadHeader(bytes)),
         }
+    }
+}
+
+impl From<Header> for BadHeader {
+    fn from(header: Header) -> BadHeader {
+        let length = u32::try_from(header.body_bytes + LENGTH_BYTES).unwrap_or(u32::MAX);
+        let [a, b, c, d] = length.to_be_bytes();
+        BadHeader([header.tag, a, b, c, d])
     }
 }
 

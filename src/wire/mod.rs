@@ -21,7 +21,7 @@ mod testing;
 
 pub use cursor::{Reader, message, put_cstr};
 pub use error::WireError;
-pub use frame::{BadHeader, HEADER_BYTES, Header, Scanner, Step};
+pub use frame::{BadHeader, HEADER_BYTES, Header, LENGTH_BYTES, Scanner, Step};
 pub use options::parse_options;
 pub use sqlstate::SqlState;
 pub use startup::{

@@ -65,6 +65,35 @@ both_shards!(client_that_lies_about_a_length_is_sent_away, |shards| {
     stage.assert_no_leak();
 });
 
+both_shards!(
+    message_that_is_too_long_for_postgres_costs_no_server,
+    |shards| {
+        // Limits of PostgreSQL 14 and later, length word included: 10,000 bytes, and a little less than 1 GiB.
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        let mut bystander = stage.client();
+        let server = bystander.value("select pg_backend_pid()");
+        let small = b"SHEcf".map(|tag| (tag, 10_001));
+        let large = b"QPBDCFd".map(|tag| (tag, 0x3fff_ffff));
+        let lies = b"QPBEDCSHdcfF".map(|tag| (tag, i32::MAX));
+        for (tag, length) in small.into_iter().chain(large).chain(lies) {
+            let mut client = stage.client();
+            client.send_anyway(&with_length(tag, b"select 1\0", length));
+            client
+                .reply()
+                .assert_fatal(&format!("bad packet header: '{tag:02x}{length:08x}'"));
+            assert_eq!(bystander.value("select pg_backend_pid()"), server);
+        }
+        let portal = [b"P".to_vec(), vec![b'p'; 10_000], b"\0".to_vec()].concat();
+        for tag in *b"DC" {
+            let mut client = stage.client();
+            client.send(&[message(tag, &portal), sync()].concat());
+            let header = format!("bad packet header: '{tag:02x}00002716'");
+            client.reply().assert_fatal(&header);
+        }
+        stage.wait_log("why=\"bad packet header: '5300002711'\"");
+    }
+);
+
 both_shards!(client_that_sends_unknown_messages_is_sent_away, |shards| {
     let stage = Stage::pooled(Topology::new(shards));
     for tag in [0, b'y', b'R', b'Z', b'T', 0x16, 0xff, b'p'] {
