@@ -7,7 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib.sh"
 cd "$ROOT"
 
-ALL_STEPS=(fmt clippy shell unit tidy loom sim steady fuzz it drivers torture soak loadtest)
+ALL_STEPS=(fmt clippy shell unit tidy loom sim steady fuzz it drivers torture soak instructions loadtest)
 # Only by name: what they need takes too long to install.
 OTHER_STEPS=(jdbc)
 DRIVERS=$ROOT/target/drivers
@@ -34,14 +34,16 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   drivers   psycopg, asyncpg, SQLAlchemy, Alembic, Django, node-postgres, psql and pgbench, with 1 and with 3 shards
   torture   everything at once for TORTURE_SECONDS (default 60)
   soak      low and bursty load for SOAK_SECONDS (default 60)
+  instructions
+            instructions per transaction against benches/instructions.budget, counted by valgrind
   loadtest  a smoke run of the load test
 
 Only if it is named:
 
   jdbc      pgjdbc, with 1 and with 3 shards; installs a JDK
 
-What is missing is installed: PostgreSQL, PgBouncer, a C compiler, Python, Node.js and shellcheck with apt (sudo if not root), Python
-and Node packages under target/. A Rust toolchain must be there, unless apt has rustup.
+What is missing is installed: PostgreSQL, PgBouncer, a C compiler, Python, Node.js, valgrind and shellcheck with apt (sudo if not root),
+Python and Node packages under target/. A Rust toolchain must be there, unless apt has rustup.
 TEXT
 }
 
@@ -86,6 +88,7 @@ need_ldap() {
 }
 
 need_shellcheck() { has shellcheck || apt_install shellcheck; }
+need_valgrind() { has valgrind || apt_install valgrind; }
 
 need_python() {
     if ! python3 -c 'import ensurepip, venv' 2>/dev/null; then apt_install python3 python3-venv; fi
@@ -225,10 +228,20 @@ step_jdbc() {
     done
 }
 
+# One command for both steps: for an example the dependencies have other features than for the program alone.
+build_release() { cargo build --locked --release --bins --example instructions; }
+
+step_instructions() {
+    need_python
+    need_valgrind
+    build_release
+    python3 scripts/instructions.py "$BUILT/release/examples/instructions"
+}
+
 step_loadtest() {
     need_postgres
     need_python
-    cargo build --locked --release
+    build_release
     cargo test --locked --release --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers"
     cargo build --locked --release --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers"
     RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/release/ringbouncer} python3 loadtest/run.py --quick --out target/loadtest/smoke
@@ -254,7 +267,7 @@ run_one() {
         verdict=FAILED
         FAILED+=("$name")
     fi
-    REPORT+=$(printf '    %-9s %-6s %4d s' "$name" "$verdict" "$took")$'\n'
+    REPORT+=$(printf '    %-12s %-6s %4d s' "$name" "$verdict" "$took")$'\n'
     say "$name: $verdict after $took s"
 }
 

@@ -6,6 +6,7 @@ mod kept;
 mod lease;
 mod outlet;
 mod parcel;
+mod rehearsal;
 mod run;
 mod spoken;
 mod suspend;
@@ -13,4 +14,5 @@ mod upstream;
 
 pub use lease::{Denial, Grant, Servers, Waiter};
 pub use parcel::RelayParcel;
+pub use rehearsal::Rehearsal;
 pub use run::{Ending, Relay, RelaySettings};
