@@ -92,8 +92,9 @@ pub struct LocalPool<S, W> {
     pace: Pace,
     /// Before when no further eviction is asked for.
     evict_after: Moment,
-    /// No head elsewhere was older at the last look; heads only get younger, so it still holds.
-    floor: Moment,
+    /// The last look found nothing, and no claim has hidden our head since: whoever has something to
+    /// spare finds it.
+    has_looked: bool,
     is_paused: bool,
     /// Idle servers serve in turn, the longest idle one first.
     is_round_robin: bool,
@@ -113,7 +114,7 @@ impl<S, W> LocalPool<S, W> {
             asks: Asks::default(),
             pace: Pace::default(),
             evict_after: Moment::default(),
-            floor: Moment::default(),
+            has_looked: false,
             is_paused: false,
             is_round_robin: false,
         }
@@ -127,12 +128,16 @@ impl<S, W> LocalPool<S, W> {
         }
         let id = self.waiters.push(waiter, now);
         if self.waiters.len() == 1 {
+            self.has_looked = false;
             self.pace.line_forms(now);
             self.publish_head();
             self.seat.retract_idle();
         }
         self.publish_line();
-        self.seek(now, out);
+        // In a saturated pool every transaction comes here, and a look writes what all shards read.
+        if !self.has_looked || self.seat.is_claimed() {
+            self.seek(now, out);
+        }
         Acquired::Waits(id)
     }
 
@@ -274,7 +279,7 @@ impl<S, W> LocalPool<S, W> {
 
     /// From now on nobody is granted a server here and none is opened; idle ones close, and so does every
     /// other once it comes back. Clients still get in line. Our head stays published, as heads must only get
-    /// younger (see `floor`): what a shard that is not paused yet sends here closes.
+    /// younger (see [`SharedPool`]): what a shard that is not paused yet sends here closes.
     pub fn pause(&mut self, out: &mut Vec<Action<S, W>>) {
         self.is_paused = true;
         self.seat.publish_want(false);
@@ -527,6 +532,7 @@ impl<S, W> LocalPool<S, W> {
             wanted -= 1;
         }
         self.seat.publish_want(wanted > 0);
+        self.has_looked = wanted > 0;
         let lacks_outer = || self.seat.shared().lacks_outer(self.waited(now), now);
         if wanted > 0 && now >= self.evict_after && lacks_outer() {
             self.evict_after = now.after(EVICT_PAUSE);
@@ -588,11 +594,11 @@ impl<S, W> LocalPool<S, W> {
     /// Claims the oldest head elsewhere if ours would overtake it by more than the bound.
     fn claim_overdue(&mut self, now: Moment) -> Option<ShardId> {
         let ours = self.waiters.head_since()?;
-        // Usually the last look still rules every head elsewhere out; looking means reading
-        // a cache line of every shard that has waiters.
-        while is_overdue(self.floor, ours, now) {
+        // Usually the last look, of whatever shard, still rules every head elsewhere out; looking means
+        // reading a cache line of every shard that has waiters.
+        while is_overdue(self.seat.shared().floor(), ours, now) {
             let heads = self.seat.heads_elsewhere();
-            self.floor = heads.floor.min(now);
+            self.seat.shared().set_floor(heads.floor.min(ours).min(now));
             let oldest = heads
                 .oldest
                 .filter(|head| is_overdue(head.since(), ours, now))?;
@@ -623,7 +629,8 @@ impl<S, W> LocalPool<S, W> {
     }
 
     fn publish_head(&mut self) {
-        self.seat.publish_head(self.waiters.head_since());
+        let was_claimed = self.seat.publish_head(self.waiters.head_since());
+        self.has_looked &= !was_claimed;
     }
 }
 

@@ -10,14 +10,15 @@
 //! looks for waiters. Each side is a store followed by a load of the other side's word: the
 //! store-buffer pattern, which only sequential consistency forbids from failing on both sides at
 //! once. Hence `SeqCst` on everything the pattern touches: bitmap, head,
-//! idle count, want, permit word.
+//! idle count, want, permit word. Who joins a line publishes nothing and does not look: its head stands for
+//! all, unless it is or was claimed since the last look.
 //!
 //! **Claims.** Whoever sends a server to a shard for its head first sets the lowest bit of that
 //! head by compare-exchange, and others then pass it over. So one old waiter draws one server and
 //! not one from every shard at once, and a stalled shard holds up one server and not the
 //! pool. The claimed shard takes the claim down by publishing its head anew, at the latest when
-//! the server arrives; it then looks again, for what it missed while it was passed over. A sender
-//! that cannot deliver takes the claim back.
+//! the server arrives; it then looks again, for what it missed while it was passed over, as does
+//! whoever joins its line meanwhile. A sender that cannot deliver takes the claim back.
 
 use super::outlook::{Pace, older, rate};
 use super::permit::Permits;
@@ -52,6 +53,8 @@ pub struct SharedPool {
     waiting: ShardSet,
     /// Shards that may have idle servers: set before a count leaves 0, taken down lazily.
     idling: ShardSet,
+    /// No head was older at the last look of any shard; heads only get younger, so it still holds.
+    floor: CachePadded<AtomicU64>,
     desks: Box<[CachePadded<Desk>]>,
 }
 
@@ -102,6 +105,7 @@ impl SharedPool {
             failures: AtomicU32::new(0),
             waiting: ShardSet::new(shards),
             idling: ShardSet::new(shards),
+            floor: CachePadded::default(),
             desks: iter::repeat_with(|| CachePadded::new(Desk::new()))
                 .take(shards)
                 .collect(),
@@ -362,6 +366,16 @@ impl SharedPool {
             .for_each(|level| level.give_back());
     }
 
+    /// A moment since or after which every head has waited.
+    pub(super) fn floor(&self) -> Moment {
+        // Relaxed: one that is too low costs a look.
+        Moment::from_nanos(self.floor.load(Relaxed))
+    }
+
+    pub(super) fn set_floor(&self, floor: Moment) {
+        self.floor.store(floor.nanos(), Relaxed);
+    }
+
     fn heads(&self) -> impl Iterator<Item = Head> {
         self.waiting.iter_from(0).filter_map(|shard| {
             // SeqCst: the "look" of whoever has just published something to spare.
@@ -411,8 +425,12 @@ impl Head {
     }
 
     fn is_claimed(self) -> bool {
-        self.word & CLAIM_BIT != 0
+        is_claimed(self.word)
     }
+}
+
+fn is_claimed(head: u64) -> bool {
+    head != NO_HEAD && head & CLAIM_BIT != 0
 }
 
 /// One reading of all other desks.
@@ -454,19 +472,26 @@ impl Seat {
         &self.shared
     }
 
-    /// Publishes since when our oldest client has waited, and takes down any claim on it.
-    pub(super) fn publish_head(&mut self, since: Option<Moment>) {
+    /// Publishes since when our oldest client has waited, and takes down any claim on it. True if there
+    /// was one: others may have passed us over.
+    pub(super) fn publish_head(&mut self, since: Option<Moment>) -> bool {
         if since.is_none() && !self.waits {
-            return;
+            return false;
         }
         let word = since.map_or(NO_HEAD, |since| since.nanos() & !CLAIM_BIT);
         // SeqCst: the "publish" of a waiter. The head goes first, so that whoever sees the bit
         // also sees the head.
-        self.shared.desk(self.me).head.store(word, SeqCst);
+        let before = self.shared.desk(self.me).head.swap(word, SeqCst);
         if since.is_some() != self.waits {
             self.waits = since.is_some();
             self.shared.waiting.set(self.me, self.waits);
         }
+        is_claimed(before)
+    }
+
+    /// Whether a server is on its way to our head: others pass us over.
+    pub(super) fn is_claimed(&self) -> bool {
+        is_claimed(self.shared.desk(self.me).head.load(SeqCst))
     }
 
     /// Publishes how many wait here and how fast they are served.
@@ -591,8 +616,7 @@ impl Seat {
     /// Takes back a claim on `shard`'s head whose server could not be sent. If the head has been
     /// published anew meanwhile, the claim is down already.
     pub(super) fn unclaim(&self, shard: ShardId) {
-        let release =
-            |word| (word != NO_HEAD && word & CLAIM_BIT != 0).then_some(word & !CLAIM_BIT);
+        let release = |word| is_claimed(word).then_some(word & !CLAIM_BIT);
         let _already_down = self
             .shared
             .desk(shard)

@@ -154,6 +154,54 @@ fn an_old_waiter_draws_one_server_until_it_has_come() {
 }
 
 #[test]
+fn who_joins_a_line_that_has_looked_in_vain_does_not_look() {
+    let (mut here, mut there) = pools(1);
+    stock(&mut there, 1, ms(0));
+    let leased = there.acquire('x', ms(0), &mut Vec::new());
+    assert_eq!(leased, Acquired::Granted(1));
+    waits(&mut here, 'a', ms(1));
+    here.shared().set_limit(2);
+    assert_eq!(did(|out| here.acquire('b', ms(1), out)), []);
+    assert_eq!(did(|out| here.poke(ms(1), out)), [Action::Open]);
+}
+
+/// Two servers of the other shard come free: one is sent, the other finds the head claimed.
+fn pass_over(here: &mut Pool, there: &mut Pool) {
+    let sent = Action::Send {
+        to: HERE,
+        server: 1,
+        hops: 1,
+    };
+    assert_eq!(did(|out| there.release(1, ms(2), out)), [sent]);
+    assert_eq!(did(|out| there.release(2, ms(2), out)), []);
+    assert_eq!((here.idle().len(), there.idle().len()), (0, 1));
+}
+
+#[test]
+fn who_joins_a_line_whose_head_is_claimed_looks() {
+    let (mut here, mut there) = pools(0);
+    waits(&mut here, 'a', ms(1));
+    pass_over(&mut here, &mut there);
+    let ask = Action::Ask(THERE);
+    assert_eq!(did(|out| here.acquire('b', ms(3), out)), [ask]);
+}
+
+#[test]
+fn who_joins_a_line_whose_head_was_claimed_looks() {
+    let (mut here, mut there) = pools(0);
+    waits(&mut here, 'a', ms(1));
+    waits(&mut here, 'b', ms(1));
+    pass_over(&mut here, &mut there);
+    let granted = Action::Grant {
+        waiter: 'a',
+        server: 3,
+    };
+    assert_eq!(did(|out| here.release(3, ms(3), out)), [granted]);
+    let ask = Action::Ask(THERE);
+    assert_eq!(did(|out| here.acquire('c', ms(3), out)), [ask]);
+}
+
+#[test]
 fn a_server_that_comes_too_late_travels_on_a_bounded_number_of_times() {
     let (mut here, mut there) = pools(1);
     waits(&mut there, 'x', ms(0));

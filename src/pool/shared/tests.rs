@@ -44,7 +44,8 @@ fn a_claim_ends_when_the_head_is_published_anew_or_the_sender_takes_it_back() {
     assert_eq!(seats[1].claim_oldest(), None);
     seats[1].unclaim(ShardId(0));
     assert_eq!(seats[1].claim_oldest(), Some(ShardId(0)));
-    seats[0].publish_head(at(12));
+    assert!(seats[0].publish_head(at(12)), "a claim was taken down");
+    assert!(!seats[0].publish_head(at(12)));
     assert_eq!(seats[1].claim_oldest(), Some(ShardId(0)));
     seats[0].publish_head(None);
     seats[1].unclaim(ShardId(0));
@@ -215,7 +216,9 @@ fn a_wait_and_an_idle_server_cannot_miss_each_other() {
         |seat, is_spare| match is_spare {
             // The idle bit stays up from the first round on: the count alone must suffice.
             true => seat.publish_idle(0, None),
-            false => seat.publish_head(None),
+            false => {
+                seat.publish_head(None);
+            }
         },
     );
 }
@@ -262,7 +265,9 @@ fn a_wait_and_a_returned_permit_cannot_miss_each_other() {
                 assert!(seat.shared().try_permit(Duration::ZERO, Moment::default()));
                 seat.shared().opening_ended();
             }
-            false => seat.publish_head(None),
+            false => {
+                seat.publish_head(None);
+            }
         },
     );
 }
