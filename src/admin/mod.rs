@@ -24,7 +24,7 @@ pub use error::Refusal;
 pub use filter::{Filter, Pick};
 pub use office::{
     Access, ClientCounts, ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order,
-    PeerLoad, PoolRow, ServerRow, Shutdown, StatementRow, UserRow,
+    PeerLoad, PoolRow, Records, ServerRow, Shutdown, StatementRow, UserRow,
 };
 pub use serve::{Session, serve};
 pub use table::{Column, Type};

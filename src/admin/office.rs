@@ -1,9 +1,10 @@
-//! What the console needs to know and to do; the shard that a console session runs on provides it.
+//! What the console needs to know and to do: [`Records`] of the whole process, which metrics are made of as well, and the
+//! [`Office`] that the shard of a console session provides.
 
 use super::error::Refusal;
 use super::filter::Pick;
 use crate::auth::AddressFailures;
-use crate::base::ShardId;
+use crate::base::{Moment, ShardId};
 use crate::client::ClientState;
 use crate::config::{Config, PoolMode};
 use crate::net::{CertificateFile, Endpoint, TlsLabel};
@@ -250,16 +251,8 @@ pub struct FailureRow {
     pub is_blocked: bool,
 }
 
-/// What a console session can ask for.
-pub trait Office {
-    /// The shard that the session runs on.
-    fn shard(&self) -> ShardId;
-    /// The clients of the process that are wanted, gathered without stopping a shard; shards that do not answer in time are left out.
-    fn clients(&self, wanted: Pick<ClientRow>) -> Later<'_, Vec<ClientRow>>;
-    /// The same for server connections.
-    fn servers(&self, wanted: Pick<ServerRow>) -> Later<'_, Vec<ServerRow>>;
-    /// The statements that clients have prepared, gathered likewise.
-    fn statements(&self) -> Later<'_, Vec<StatementRow>>;
+/// What is known without asking a shard: shared counters, and what the process has in force.
+pub trait Records {
     /// How many clients there are, as far as that is counted; those on their way in are not.
     fn client_counts(&self) -> ClientCounts;
     /// Cancel requests under way to a peer.
@@ -268,8 +261,8 @@ pub trait Office {
     fn pools(&self) -> Vec<PoolRow>;
     /// Every user that is known.
     fn users(&self) -> Vec<UserRow>;
-    /// Every address with failed logins, the latest first.
-    fn login_failures(&self) -> Vec<FailureRow>;
+    /// Every address with failed logins, the latest first, as things stand at `now`.
+    fn login_failures(&self, now: Moment) -> Vec<FailureRow>;
     /// The settings in force.
     fn config(&self) -> Arc<Config>;
     /// The certificates in force.
@@ -280,18 +273,32 @@ pub trait Office {
     fn history(&self) -> &Mutex<PeriodHistory>;
     /// Messages that wait in the mailbox of `shard`.
     fn mailbox_depth(&self, shard: ShardId) -> usize;
-    /// Gives an order and waits until it has been carried out everywhere.
-    fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>>;
-    /// Waits until no server of a database, or of any, is to be closed any more.
-    fn wait_close<'a>(&'a self, database: Option<&'a str>) -> Later<'a, Result<(), Refusal>>;
-    /// Makes a client leave, and waits until it has.
-    fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>>;
     /// What has been ordered for a database.
     fn flags(&self, database: &str) -> DatabaseFlags;
     /// What has been ordered for the whole process.
     fn hold(&self) -> Hold;
     /// Host names of the configuration, and their addresses.
     fn hosts(&self) -> Vec<(String, Vec<IpAddr>)>;
+}
+
+/// What a console session can ask for.
+pub trait Office {
+    /// What needs no shard.
+    fn records(&self) -> &dyn Records;
+    /// The shard that the session runs on.
+    fn shard(&self) -> ShardId;
+    /// The clients of the process that are wanted, gathered without stopping a shard; shards that do not answer in time are left out.
+    fn clients(&self, wanted: Pick<ClientRow>) -> Later<'_, Vec<ClientRow>>;
+    /// The same for server connections.
+    fn servers(&self, wanted: Pick<ServerRow>) -> Later<'_, Vec<ServerRow>>;
+    /// The statements that clients have prepared, gathered likewise.
+    fn statements(&self) -> Later<'_, Vec<StatementRow>>;
+    /// Gives an order and waits until it has been carried out everywhere.
+    fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>>;
+    /// Waits until no server of a database, or of any, is to be closed any more.
+    fn wait_close<'a>(&'a self, database: Option<&'a str>) -> Later<'a, Result<(), Refusal>>;
+    /// Makes a client leave, and waits until it has.
+    fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>>;
     /// Changes a setting on every shard until the next reload; false if it cannot be.
     fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, bool>;
     /// Reads the configuration again; the error is for the log and says what was wrong.

@@ -4,11 +4,11 @@ use super::command::Show;
 use super::error::Refusal;
 use super::filter::Pick;
 use super::office::{
-    Access, ClientRow, DatabaseFlags, Hold, Later, Office, Order, PoolRow, ServerRow, Shutdown,
-    UserRow,
+    Access, ClientRow, DatabaseFlags, Hold, Later, Office, Order, PoolRow, Records, ServerRow,
+    Shutdown, UserRow,
 };
 use super::{Session, serve};
-use crate::base::{Clock, ShardId};
+use crate::base::{Clock, Moment, ShardId};
 use crate::client::ClientState;
 use crate::config::Config;
 use crate::net::{CertificateFile, Detached, Driver, Endpoint, Net, NetOptions, Socket, spawn};
@@ -35,7 +35,65 @@ struct Desk {
     shutdown: Arc<Mutex<Option<Shutdown>>>,
 }
 
+impl Records for Desk {
+    fn client_counts(&self) -> super::office::ClientCounts {
+        Default::default()
+    }
+
+    fn peer_load(&self, _id: u16) -> super::office::PeerLoad {
+        Default::default()
+    }
+
+    fn pools(&self) -> Vec<PoolRow> {
+        Vec::new()
+    }
+
+    fn users(&self) -> Vec<UserRow> {
+        Vec::new()
+    }
+
+    fn login_failures(&self, _now: Moment) -> Vec<super::office::FailureRow> {
+        Vec::new()
+    }
+
+    fn config(&self) -> Arc<Config> {
+        Arc::default()
+    }
+
+    fn certificates(&self) -> Vec<CertificateFile> {
+        Vec::new()
+    }
+
+    fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    fn history(&self) -> &Mutex<PeriodHistory> {
+        &self.history
+    }
+
+    fn mailbox_depth(&self, _shard: ShardId) -> usize {
+        0
+    }
+
+    fn flags(&self, _database: &str) -> DatabaseFlags {
+        DatabaseFlags::default()
+    }
+
+    fn hold(&self) -> Hold {
+        Hold::None
+    }
+
+    fn hosts(&self) -> Vec<(String, Vec<std::net::IpAddr>)> {
+        Vec::new()
+    }
+}
+
 impl Office for Desk {
+    fn records(&self) -> &dyn Records {
+        self
+    }
+
     fn shard(&self) -> ShardId {
         SHARD
     }
@@ -71,46 +129,6 @@ impl Office for Desk {
         Box::pin(async { Vec::new() })
     }
 
-    fn client_counts(&self) -> super::office::ClientCounts {
-        Default::default()
-    }
-
-    fn peer_load(&self, _id: u16) -> super::office::PeerLoad {
-        Default::default()
-    }
-
-    fn pools(&self) -> Vec<PoolRow> {
-        Vec::new()
-    }
-
-    fn users(&self) -> Vec<UserRow> {
-        Vec::new()
-    }
-
-    fn login_failures(&self) -> Vec<super::office::FailureRow> {
-        Vec::new()
-    }
-
-    fn config(&self) -> Arc<Config> {
-        Arc::default()
-    }
-
-    fn certificates(&self) -> Vec<CertificateFile> {
-        Vec::new()
-    }
-
-    fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
-    fn history(&self) -> &Mutex<PeriodHistory> {
-        &self.history
-    }
-
-    fn mailbox_depth(&self, _shard: ShardId) -> usize {
-        0
-    }
-
     fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>> {
         Box::pin(async move {
             match order.database() {
@@ -126,18 +144,6 @@ impl Office for Desk {
 
     fn kill_client(&self, _id: u64) -> Later<'_, Result<(), Refusal>> {
         Box::pin(async { Err(Refusal::NoSuchClient) })
-    }
-
-    fn flags(&self, _database: &str) -> DatabaseFlags {
-        DatabaseFlags::default()
-    }
-
-    fn hold(&self) -> Hold {
-        Hold::None
-    }
-
-    fn hosts(&self) -> Vec<(String, Vec<std::net::IpAddr>)> {
-        Vec::new()
     }
 
     fn set<'a>(&'a self, name: &'a str, _value: &'a str) -> Later<'a, bool> {

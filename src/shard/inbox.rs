@@ -3,22 +3,17 @@
 use super::message::{Answer, Ask, Mail};
 use super::root::Shard;
 use crate::admin::{
-    ClientCounts, ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order, PeerLoad, Pick,
-    PoolRow, Refusal, ServerRow, Shutdown, StatementRow, UserRow,
+    ClientRow, Hold, Later, Office, Order, Pick, Records, Refusal, ServerRow, Shutdown,
+    StatementRow,
 };
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, ClientState};
-use crate::config::{CONSOLE, Config};
-use crate::net::CertificateFile;
 use crate::session::Statement;
-use crate::stats::{PeriodHistory, Registry};
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -436,6 +431,10 @@ impl Drop for Desk {
 }
 
 impl Office for Desk {
+    fn records(&self) -> &dyn Records {
+        &*self.shard.common
+    }
+
     fn shard(&self) -> ShardId {
         self.shard.id
     }
@@ -499,87 +498,6 @@ impl Office for Desk {
         })
     }
 
-    fn client_counts(&self) -> ClientCounts {
-        let mut counts = self.shard.common.client_counts();
-        for pool in self.shard.common.registry.pools() {
-            if &*pool.database == CONSOLE {
-                let gauges = pool.gauges();
-                let inside = u32::try_from(gauges.cl_active + gauges.cl_waiting);
-                let sum = counts.by_database.entry(pool.database.clone()).or_default();
-                *sum += inside.unwrap_or(u32::MAX);
-            }
-        }
-        counts
-    }
-
-    fn peer_load(&self, id: u16) -> PeerLoad {
-        PeerLoad {
-            active: self.shard.common.peer_permits(id).open(),
-            waiting: self.shard.common.peer_queue(id).open(),
-        }
-    }
-
-    fn pools(&self) -> Vec<PoolRow> {
-        let config = self.config();
-        let rows = self.shard.common.pools().into_iter().filter_map(|pool| {
-            let database = config.database(&pool.key.database)?;
-            Some(PoolRow {
-                mode: config.pool_mode(&database, &pool.key.user),
-                open: pool.shared.open(),
-                limit: pool.shared.limit(),
-                database: pool.key.database.clone(),
-                user: pool.key.user.clone(),
-            })
-        });
-        rows.collect()
-    }
-
-    fn users(&self) -> Vec<UserRow> {
-        let snapshot = self.shard.snapshot();
-        let mut open = HashMap::<Arc<str>, u32>::new();
-        for pool in self.shard.common.pools() {
-            *open.entry(pool.key.user.clone()).or_default() += pool.shared.open();
-        }
-        let names = snapshot.users.names().map(str::to_owned);
-        let rows = names.map(|name| UserRow {
-            current_connections: open.get(&*name).copied().unwrap_or_default(),
-            name,
-        });
-        rows.collect()
-    }
-
-    fn login_failures(&self) -> Vec<FailureRow> {
-        let common = &self.shard.common;
-        let (limit, now) = (common.failure_limit(), self.shard.net.now());
-        let rows = common.failures().rows(now, limit);
-        let row = |(address, failures, is_blocked)| FailureRow {
-            address,
-            failures,
-            is_blocked,
-        };
-        rows.into_iter().map(row).collect()
-    }
-
-    fn config(&self) -> Arc<Config> {
-        self.shard.snapshot.borrow().config.clone()
-    }
-
-    fn certificates(&self) -> Vec<CertificateFile> {
-        self.shard.snapshot().tls.certificates().cloned().collect()
-    }
-
-    fn registry(&self) -> &Registry {
-        &self.shard.common.registry
-    }
-
-    fn history(&self) -> &Mutex<PeriodHistory> {
-        &self.shard.common.history
-    }
-
-    fn mailbox_depth(&self, shard: ShardId) -> usize {
-        self.shard.common.mesh.depth(shard)
-    }
-
     fn order<'a>(&'a self, order: &'a Order) -> Later<'a, Result<(), Refusal>> {
         Box::pin(async move {
             self.under_way.replace(Some(order.clone()));
@@ -599,28 +517,6 @@ impl Office for Desk {
 
     fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>> {
         Box::pin(self.shard.kill_client(id))
-    }
-
-    fn flags(&self, database: &str) -> DatabaseFlags {
-        let own = self.shard.common.board.newest().own(database);
-        DatabaseFlags {
-            is_paused: own.is_paused,
-            is_disabled: own.is_disabled,
-        }
-    }
-
-    fn hold(&self) -> Hold {
-        self.shard.hold()
-    }
-
-    fn hosts(&self) -> Vec<(String, Vec<IpAddr>)> {
-        let addresses = self.shard.common.addresses.load_full();
-        let hosts = addresses
-            .iter()
-            .map(|(name, all)| (name.clone(), all.clone()));
-        let mut hosts: Vec<_> = hosts.collect();
-        hosts.sort();
-        hosts
     }
 
     fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, bool> {

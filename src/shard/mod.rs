@@ -14,6 +14,7 @@ mod opening;
 mod orders;
 mod pools;
 mod promise;
+mod records;
 mod replicating;
 mod root;
 mod shared;

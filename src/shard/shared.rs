@@ -355,7 +355,7 @@ impl Common {
     }
 
     /// How many clients have places under the limits on clients.
-    pub fn client_counts(&self) -> ClientCounts {
+    pub(super) fn limited_clients(&self) -> ClientCounts {
         let mut counts = ClientCounts::default();
         for (scope, permits) in &self.directory().scopes {
             let (name, counts) = match scope {

@@ -5,7 +5,7 @@ use super::{
 };
 use crate::admin::command::Show;
 use crate::admin::filter::{Filter, Pick};
-use crate::admin::office::{Access, ClientRow, Office};
+use crate::admin::office::{Access, ClientRow, Office, Records};
 use crate::admin::table::{Row, Rows, Value};
 use crate::base::Moment;
 use crate::client::ClientState;
@@ -23,17 +23,13 @@ pub(in crate::admin) async fn rows(
     access: Access,
     now: Moment,
 ) -> Rows {
+    let records = office.records();
     match show {
         Show::Help => all(Vec::new()),
         Show::Version => one(vec![Value::text(settings::PROGRAM)]),
-        Show::Stats | Show::StatsTotals | Show::StatsAverages | Show::Totals => {
-            all(counted(show, office, now))
-        }
-        Show::Pools => all(pools::pools(
-            &office.registry().pools(),
-            &office.pools(),
-            now,
-        )),
+        Show::StatsTotals => all(total_rows(records)),
+        Show::Stats | Show::StatsAverages | Show::Totals => all(averaged(show, records, now)),
+        Show::Pools => all(pool_rows(records, now)),
         Show::Clients => {
             let wanted = office.clients(Pick::by(filter, connections::client));
             Box::new(wanted.await.into_iter().map(connections::client))
@@ -67,50 +63,39 @@ pub(in crate::admin) async fn rows(
             office.clients(Pick::all()).await,
             office.servers(Pick::all()).await,
         )),
-        Show::State => all(internals::state(office.hold())),
+        Show::State => all(internals::state(records.hold())),
         Show::Mem => {
-            let shards = office.registry().shards();
-            all(internals::mem(&office.config().general, shards))
+            let shards = records.registry().shards();
+            all(internals::mem(&records.config().general, shards))
         }
-        Show::DnsHosts => all(internals::dns_hosts(office.hosts())),
+        Show::DnsHosts => all(internals::dns_hosts(records.hosts())),
         // Zones are not watched.
         Show::DnsZones => all(Vec::new()),
-        Show::Peers => all(internals::peers(&office.config())),
-        Show::PeerPools => all(internals::peer_pools(&office.config(), |id| {
-            office.peer_load(id)
+        Show::Peers => all(internals::peers(&records.config())),
+        Show::PeerPools => all(internals::peer_pools(&records.config(), |id| {
+            records.peer_load(id)
         })),
-        Show::Databases => {
-            let clients = office.client_counts().by_database;
-            all(pools::databases(
-                &office.config(),
-                &office.pools(),
-                &clients,
-                |name| office.flags(name),
-            ))
-        }
+        Show::Databases => all(database_rows(records)),
         Show::Users => {
-            let clients = office.client_counts().by_user;
-            let (users, config, open) = (office.users(), office.config(), office.pools());
+            let clients = records.client_counts().by_user;
+            let (users, config, open) = (records.users(), records.config(), records.pools());
             all(pools::users(users, &config, &open, &clients))
         }
-        Show::Config => all(settings::config(&office.config())),
-        Show::Lists => all(lists(office)),
+        Show::Config => all(settings::config(&records.config())),
+        Show::Lists => all(list_rows(records, now)),
         Show::PreparedStatements => {
             let rows = office.statements().await;
             all(statements::statements(rows, access))
         }
-        Show::Shards => {
-            let depth = |shard| office.mailbox_depth(shard);
-            all(shards::shards(office.registry().shards(), depth))
-        }
+        Show::Shards => all(shard_rows(records)),
         Show::Tls => Box::new(
-            office
+            records
                 .certificates()
                 .into_iter()
                 .map(certificates::certificate),
         ),
-        Show::LoginFailures => all(failures::login_failures(office.login_failures())),
-        Show::Latency => counters::latency(office.registry().pools()),
+        Show::LoginFailures => all(failures::login_failures(records.login_failures(now))),
+        Show::Latency => counters::latency(records.registry().pools()),
         Show::Variable(variable) => one(vec![Value::text(variable.value)]),
     }
 }
@@ -149,27 +134,50 @@ fn one(row: Row) -> Rows {
     Box::new(std::iter::once(row))
 }
 
-fn counted(show: Show, office: &dyn Office, now: Moment) -> Vec<Row> {
-    let totals = office.registry().totals_by_database();
-    let history = office.history().lock();
+/// Rows of SHOW STATS_TOTALS.
+pub(in crate::admin) fn total_rows(records: &dyn Records) -> Vec<Row> {
+    counters::stats_totals(&records.registry().totals_by_database())
+}
+
+fn averaged(show: Show, records: &dyn Records, now: Moment) -> Vec<Row> {
+    let totals = records.registry().totals_by_database();
+    let history = records.history().lock();
     let history = history.unwrap_or_else(PoisonError::into_inner);
     let averages = |name: &str, totals: &_| history.averages(now, name, totals);
     match show {
         Show::Stats => counters::stats(&totals, averages),
-        Show::StatsTotals => counters::stats_totals(&totals),
         Show::StatsAverages => counters::stats_averages(&totals, averages),
         _ => counters::totals(&totals, &history.averages_of_all(now, &totals)),
     }
 }
 
-fn lists(office: &dyn Office) -> Vec<Row> {
-    let (config, open, no_clients) = (office.config(), office.pools(), HashMap::new());
-    let counted = office.registry().pools();
+/// Rows of SHOW POOLS.
+pub(in crate::admin) fn pool_rows(records: &dyn Records, now: Moment) -> Vec<Row> {
+    pools::pools(&records.registry().pools(), &records.pools(), now)
+}
+
+/// Rows of SHOW DATABASES.
+pub(in crate::admin) fn database_rows(records: &dyn Records) -> Vec<Row> {
+    let clients = records.client_counts().by_database;
+    let (config, open) = (records.config(), records.pools());
+    pools::databases(&config, &open, &clients, |name| records.flags(name))
+}
+
+/// Rows of SHOW SHARDS.
+pub(in crate::admin) fn shard_rows(records: &dyn Records) -> Vec<Row> {
+    let depth = |shard| records.mailbox_depth(shard);
+    shards::shards(records.registry().shards(), depth)
+}
+
+/// Rows of SHOW LISTS.
+pub(in crate::admin) fn list_rows(records: &dyn Records, now: Moment) -> Vec<Row> {
+    let (config, open, no_clients) = (records.config(), records.pools(), HashMap::new());
+    let counted = records.registry().pools();
     let gauges = counted.iter().map(PoolEntry::gauges);
     let inside: u64 = gauges
         .map(|gauges| gauges.cl_active + gauges.cl_waiting)
         .sum();
-    let shards = office.registry().shards().iter();
+    let shards = records.registry().shards().iter();
     let (clients, servers) = shards
         .map(|shard| (shard.clients.load(), shard.servers.load()))
         .fold((0, 0), |(clients, servers), more| {
@@ -179,12 +187,12 @@ fn lists(office: &dyn Office) -> Vec<Row> {
     pools::lists(&pools::Counts {
         peers: config.peers.len(),
         databases: pools::databases(&config, &open, &no_clients, |_| Default::default()).len(),
-        users: pools::users(office.users(), &config, &open, &no_clients).len(),
-        pools: pools::pools(&counted, &open, Moment::default()).len(),
+        users: pools::users(records.users(), &config, &open, &no_clients).len(),
+        pools: pools::pools(&counted, &open, now).len(),
         login_clients: number(clients.saturating_sub(inside)),
         used_clients: number(clients),
         used_servers: number(servers),
-        dns_names: office.hosts().len(),
+        dns_names: records.hosts().len(),
     })
 }
 
