@@ -73,11 +73,15 @@ impl Histogram {
     /// outside `merged`'s range is clamped to it. To get percentiles, use
     /// [`Merged`](super::Merged), which has the right range.
     pub fn merge_into(&self, merged: &mut hdrhistogram::Histogram<u64>) {
-        for (index, count) in self.counts() {
-            if count > 0 {
-                merged.saturating_record_n(bucket_middle(index), count);
-            }
+        for (nanos, count) in self.recorded() {
+            merged.saturating_record_n(nanos, count);
         }
+    }
+
+    /// The middle of each bucket that is not empty, in nanoseconds, and its count.
+    pub(super) fn recorded(&self) -> impl Iterator<Item = (u64, u64)> {
+        let filled = self.counts().filter(|(_, count)| *count > 0);
+        filled.map(|(index, count)| (bucket_middle(index), count))
     }
 
     fn counts(&self) -> impl Iterator<Item = (usize, u64)> {

@@ -15,6 +15,7 @@ use super::percentiles::Merged;
 use super::pool_stats::PoolStats;
 use super::shard_stats::ShardStats;
 use super::snapshot::{PoolGauges, Totals};
+use super::steps::Steps;
 use crate::base::{Moment, ShardId};
 
 /// All pools' and shards' numbers.
@@ -138,6 +139,13 @@ impl PoolEntry {
     /// One kind of latency over all shards, as in `entry.merged(|stats| &stats.query)`.
     pub fn merged(&self, kind: impl Fn(&PoolStats) -> &Histogram) -> Merged {
         let mut all = Merged::new();
+        self.stats().for_each(|stats| all.add(kind(stats)));
+        all
+    }
+
+    /// The same counted below fixed bounds.
+    pub fn steps(&self, kind: impl Fn(&PoolStats) -> &Histogram) -> Steps {
+        let mut all = Steps::default();
         self.stats().for_each(|stats| all.add(kind(stats)));
         all
     }
