@@ -1,5 +1,5 @@
 //! The console: the database `ringbouncer`, also reachable as `pgbouncer`, whose SQL is SHOW and a
-//! few commands. Spoken over simple and extended queries.
+//! few commands. Spoken over simple and extended queries. Its tables are also metrics (`metrics`).
 //!
 //! Pure and tested as such: the grammar (`command`), tables and their encoding (`table`), the rows of
 //! each SHOW (`show`), the state of an extended query (`extended`), gathering of messages
@@ -10,6 +10,7 @@ mod error;
 mod extended;
 mod filter;
 mod messages;
+mod metrics;
 mod office;
 mod outlet;
 mod parameters;
@@ -22,6 +23,7 @@ mod table;
 pub use command::{Command, Show, Variable};
 pub use error::Refusal;
 pub use filter::{Filter, Pick};
+pub use metrics::exposition;
 pub use office::{
     Access, ClientCounts, ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order,
     PeerLoad, PoolRow, Records, ServerRow, Shutdown, StatementRow, UserRow,

@@ -123,6 +123,16 @@ impl Value {
         })
     }
 
+    /// The number; none of null and of text.
+    pub(super) fn number(&self) -> Option<f64> {
+        match self {
+            Value::Null | Value::Text(_) | Value::Shared(_) => None,
+            Value::Int4(number) => Some(f64::from(*number)),
+            Value::Int8(number) => Some(*number as f64),
+            Value::Numeric(number) => Some(number.to_f64()),
+        }
+    }
+
     fn put(&self, out: &mut Vec<u8>, format: Format) {
         let start = out.len();
         match self {
@@ -141,15 +151,21 @@ impl Value {
     }
 
     fn put_text(&self, out: &mut Vec<u8>) {
-        let written = match self {
+        write!(out, "{self}").expect("a Vec takes everything");
+    }
+}
+
+/// PostgreSQL's text format; null is empty.
+impl fmt::Display for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
             Value::Null => Ok(()),
-            Value::Text(text) => out.write_all(text.as_bytes()),
-            Value::Shared(text) => out.write_all(text.as_bytes()),
-            Value::Int4(number) => write!(out, "{number}"),
-            Value::Int8(number) => write!(out, "{number}"),
-            Value::Numeric(number) => write!(out, "{number}"),
-        };
-        written.expect("a Vec takes everything");
+            Value::Text(text) => f.write_str(text),
+            Value::Shared(text) => f.write_str(text),
+            Value::Int4(number) => number.fmt(f),
+            Value::Int8(number) => number.fmt(f),
+            Value::Numeric(number) => number.fmt(f),
+        }
     }
 }
 
@@ -165,6 +181,10 @@ impl Decimal {
     pub(super) const fn scaled(self, decimals: usize) -> i128 {
         let more = (decimals as u32).saturating_sub(self.decimals as u32);
         self.unscaled as i128 * 10i128.pow(more)
+    }
+
+    fn to_f64(self) -> f64 {
+        self.unscaled as f64 / 10f64.powi(i32::from(self.decimals))
     }
 
     /// Appends PostgreSQL's binary numeric (numeric.c, `numeric_send`): count of base-10000

@@ -10,6 +10,7 @@ use super::tls::{parse_ciphers, parse_curves, parse_protocols, parse_tls13_ciphe
 use super::value::{Field, Value};
 use crate::base::{Secret, limit};
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use toml::de::DeValue;
@@ -269,7 +270,7 @@ settings! {
         unix_socket_group: String = Kind::Text { bytes_max: limit::USER_NAME_BYTES_MAX }, default(r#""""#), Restart,
             "Group of the Unix socket, a name or a number; \"\" leaves it as it is.";
         so_reuseport: bool = Kind::Bool, default("false"), Restart,
-            "Whether other processes of the same user may listen on our TCP port, so that one can take over from another; each needs a unix_socket_dir and a pidfile of its own.";
+            "Whether other processes of the same user may listen on our TCP port, so that one can take over from another; each needs a unix_socket_dir, a pidfile and a metrics_listen of its own.";
         tcp_defer_accept: bool = Kind::Bool, default("false"), Restart,
             "Whether a connection is only taken once its client has said something (TCP_DEFER_ACCEPT).";
     }
@@ -522,6 +523,8 @@ settings! {
             bare: Bare::Seconds,
         }, default(r#""60 s""#), Live,
             "Time over which the averages of SHOW STATS are taken.";
+        metrics_listen: Option<SocketAddr> = Kind::Address, default(r#""""#), Restart,
+            "Address and port where metrics are served to whoever asks, as http://ADDR:PORT/metrics in Prometheus's text format; \"\" is nowhere, port 0 is any free one.";
     }
 }
 
@@ -705,6 +708,7 @@ mod tests {
             Kind::Parsed { example, .. } => vec![format!("{example:?}")],
             Kind::List => vec!["[]".into(), r#"["a", "b"]"#.into()],
             Kind::Host => vec![r#""::1""#.into()],
+            Kind::Address => vec![r#""""#.into(), r#""[::1]:9127""#.into()],
             Kind::Path | Kind::SocketDir => vec![r#""""#.into(), r#""/run""#.into()],
             Kind::Secret => vec![r#""x""#.into()],
         }

@@ -3,7 +3,7 @@
 use super::units::{format_duration, format_size, parse_duration, parse_size};
 use super::value::Value;
 use crate::base::{Secret, limit};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 use toml::de::{DeInteger, DeValue};
@@ -91,6 +91,8 @@ pub enum Kind {
     },
     /// Where a PostgreSQL server listens: IP address, host name, or directory of a Unix socket (abstract with `@`).
     Host,
+    /// An IP address and a port to listen on; "" is none.
+    Address,
     /// A list of strings; one string stands for a list of one.
     List,
     /// A file; a relative path starts at the configuration file's directory, "" is none.
@@ -166,6 +168,9 @@ impl Kind {
                 "IP address, host name, or directory of a Unix socket; several with commas"
                     .to_owned()
             }
+            Kind::Address => {
+                r#"IP address and port such as "127.0.0.1:9127", "" for none"#.to_owned()
+            }
             Kind::List => r#"list of strings such as ["a", "b"], or one string"#.to_owned(),
             Kind::Path => r#"path, "" for none"#.to_owned(),
             Kind::SocketDir => {
@@ -194,6 +199,7 @@ impl Kind {
             Kind::Text { bytes_max } => text(value, bytes_max).map(Value::Text),
             Kind::Parsed { fault, .. } => parsed(value, fault),
             Kind::Host => host(value),
+            Kind::Address => address(value),
             Kind::List => list(value),
             Kind::Path => path(value, dir, PATH_BYTES_MAX),
             Kind::SocketDir => socket_dir(value, dir),
@@ -417,6 +423,17 @@ fn is_host_name(written: &str) -> bool {
     written.len() <= HOST_NAME_BYTES_MAX && written.bytes().all(letter)
 }
 
+fn address(value: &DeValue<'_>) -> Checked {
+    let written = text(value, HOST_NAME_BYTES_MAX)?;
+    if written.is_empty() {
+        return Ok(Value::Unset);
+    }
+    if written.parse::<SocketAddr>().is_err() {
+        return Err(format!("{:?} is not an address with a port", shortened(&written)).into());
+    }
+    Ok(Value::Text(written))
+}
+
 /// A bare string is a list of one; with a comma or blank in it, it is more likely several in
 /// PgBouncer's notation, and refused rather than misread.
 fn list(value: &DeValue<'_>) -> Checked {
@@ -554,6 +571,26 @@ mod tests {
         };
         assert_eq!(check(kind, "\"4 KiB\""), Ok(Value::Int(4096)));
         assert_eq!(refused(kind, "4097"), "4097 B is out of range");
+    }
+
+    #[test]
+    fn addresses_have_a_port() {
+        for address in ["127.0.0.1:9127", "[::1]:0"] {
+            let text = Ok(Value::Text(address.to_owned()));
+            assert_eq!(check(Kind::Address, &format!("{address:?}")), text);
+        }
+        assert_eq!(check(Kind::Address, "\"\""), Ok(Value::Unset));
+        for bad in [
+            "127.0.0.1",
+            ":9127",
+            "localhost:9127",
+            "1.2.3.4:65536",
+            "::1:x",
+        ] {
+            let why = format!("{bad:?} is not an address with a port");
+            assert_eq!(refused(Kind::Address, &format!("{bad:?}")), why);
+        }
+        assert_eq!(refused(Kind::Address, "9127"), "is an integer");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A checked value before it has its Rust type, and how it takes that type.
 
 use crate::base::Secret;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -95,6 +96,16 @@ impl Field for PathBuf {
 
     fn to_value(&self) -> Value {
         Value::Text(self.to_string_lossy().into_owned())
+    }
+}
+
+impl Field for SocketAddr {
+    fn from_value(value: Value) -> Option<Self> {
+        String::from_value(value)?.parse().ok()
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Text(self.to_string())
     }
 }
 

@@ -5,6 +5,7 @@ use crate::auth::hba::RuleFault;
 use crate::config::ConfigError;
 use crate::net::SetupError;
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// Why the process does not start, or a reload is refused.
@@ -79,6 +80,14 @@ pub enum StartError {
     Listen {
         /// Where.
         address: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// `metrics_listen` cannot be listened on.
+    #[error("cannot listen on metrics_listen {address}: {source}")]
+    MetricsListen {
+        /// Where.
+        address: SocketAddr,
         /// Why not.
         source: io::Error,
     },

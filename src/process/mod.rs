@@ -1,4 +1,5 @@
-//! The process: start, core placement, the control thread with its signals and reloads, shutdown.
+//! The process: start, core placement, the control thread with its signals and reloads, metrics,
+//! shutdown.
 //! Everything that may block happens here.
 
 mod control;
@@ -6,6 +7,7 @@ mod error;
 mod identity;
 mod listening;
 mod log;
+mod metrics;
 mod pidfile;
 mod placement;
 mod preflight;

@@ -4,6 +4,7 @@ use super::error::StartError;
 use super::identity::{become_user, go_to_background, is_root};
 use super::listening::Listening;
 use super::log::Wishes;
+use super::metrics::MetricsListener;
 use super::pidfile::PidFile;
 use super::resolve::Resolver;
 use super::{control, log, placement, preflight, sources, systemd};
@@ -82,6 +83,7 @@ fn serve(options: &Options) -> Result<(), StartError> {
     if let Some(path) = &general.pidfile {
         PidFile::check(path)?;
     }
+    let metrics = MetricsListener::open(&config)?;
     let mut listening = Listening::open(&config, cores.len(), passed)?;
     let starting = in_background(options, &config)?;
     let pidfile = general.pidfile.as_deref().map(PidFile::create);
@@ -91,6 +93,9 @@ fn serve(options: &Options) -> Result<(), StartError> {
     let resolver = Resolver::start(&common);
     let sockets = std::mem::take(&mut listening.sockets);
     without_huge_pages(|| start_shards(&common, &cores, sockets))?;
+    if let Some(metrics) = metrics {
+        metrics.serve(&common)?;
+    }
     list_ignored(&common);
     control::listen_to_signals(control).map_err(|source| StartError::System {
         what: "listen to signals",

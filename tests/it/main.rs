@@ -21,6 +21,7 @@ mod ini;
 mod ldap;
 mod limits;
 mod login;
+mod metrics;
 mod modes;
 mod moves;
 mod opening;

@@ -194,7 +194,8 @@ fn average_values(averages: &Averages) -> [u64; COUNTERS] {
 
 type Kind = (&'static str, fn(&PoolStats) -> &Histogram);
 
-const KINDS: [Kind; 4] = [
+/// The kinds of latency, and where each is counted.
+pub(in crate::admin) const KINDS: [Kind; 4] = [
     ("query", |stats| &stats.query),
     ("transaction", |stats| &stats.transaction),
     ("wait", |stats| &stats.wait),

@@ -16,7 +16,7 @@ pub(in crate::admin) const CONFIG: &[Column] = &[
 ];
 
 /// Name and version of the program.
-pub(super) const PROGRAM: &str = concat!("Ringbouncer ", env!("CARGO_PKG_VERSION"));
+pub(in crate::admin) const PROGRAM: &str = concat!("Ringbouncer ", env!("CARGO_PKG_VERSION"));
 
 /// Rows of SHOW CONFIG.
 pub(super) fn config(config: &Config) -> Vec<Row> {
