@@ -12,6 +12,9 @@
 //! latency is to be compared with a turn of its loop, from one system call to the next. The sender
 //! answers at once, so its messages come early in a turn and wait for most of it.
 //!
+//! A hand-off is what becomes of an idle server that goes to another shard: from the decision to send it, the end of its
+//! armed receive awaited, to the moment when the other shard has it on its ring.
+//!
 //! Wanted: a median of at most 1.5 times the floor to a sleeping shard; at most a turn to a busy one.
 
 use futures_lite::future::yield_now;
@@ -19,12 +22,13 @@ use glommio::{LocalExecutorBuilder, Placement};
 use io_uring::{IoUring, cqueue, opcode, squeue, types::Fd};
 use ringbouncer::base::ShardId;
 use ringbouncer::mesh::Mesh;
-use ringbouncer::net::{Driver, Net, NetOptions, spawn};
+use ringbouncer::net::{Detached, Driver, Net, NetOptions, Socket, spawn};
 use ringbouncer::stats::ShardStats;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
@@ -68,6 +72,10 @@ enum Mail {
     Ping(u64),
     /// What a ping's latency was, in nanoseconds.
     Pong(u64),
+    /// A socket, decided upon at that time.
+    HandOff(u64, Detached),
+    /// It comes back, with what its way took.
+    Return(u64, Detached),
     /// Be busy from now on, or no longer.
     Work(bool),
 }
@@ -79,6 +87,8 @@ struct Shard {
     is_busy: Cell<bool>,
     /// The latency of the last ping.
     answer: Cell<Option<u64>>,
+    /// The socket that goes to and fro.
+    returned: Cell<Option<Socket>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -98,6 +108,7 @@ impl Shard {
             mesh,
             is_busy: Cell::new(false),
             answer: Cell::new(None),
+            returned: Cell::new(None),
             waker: RefCell::default(),
         });
         shard.listen();
@@ -124,9 +135,18 @@ impl Shard {
     fn handle(self: &Rc<Self>, mail: Mail) {
         match mail {
             Mail::Ping(sent) => self.post(SENDER, Mail::Pong(now() - sent)),
-            Mail::Pong(latency) => {
-                self.answer.set(Some(latency));
-                self.waker.borrow().iter().for_each(Waker::wake_by_ref);
+            Mail::Pong(latency) => self.answered(latency),
+            Mail::HandOff(sent, socket) => {
+                let socket = Socket::attach(self.net, socket);
+                let (latency, shard) = (now() - sent, self.clone());
+                spawn(self.net, async move {
+                    let socket = off(socket).await;
+                    shard.post(SENDER, Mail::Return(latency, socket));
+                });
+            }
+            Mail::Return(latency, socket) => {
+                self.returned.set(Some(Socket::attach(self.net, socket)));
+                self.answered(latency);
             }
             Mail::Work(wanted) if wanted && !self.is_busy.replace(true) => {
                 let shard = self.clone();
@@ -139,6 +159,11 @@ impl Shard {
             }
             Mail::Work(wanted) => self.is_busy.set(wanted),
         }
+    }
+
+    fn answered(&self, latency: u64) {
+        self.answer.set(Some(latency));
+        self.waker.borrow().iter().for_each(Waker::wake_by_ref);
     }
 
     async fn answer(&self) -> u64 {
@@ -161,6 +186,27 @@ impl Shard {
         }
         latencies
     }
+
+    async fn hand_off(&self, count: usize, idle: Duration) -> Vec<u64> {
+        let (ours, _theirs) = UnixStream::pair().expect("two sockets");
+        let mut socket = Socket::attach(self.net, Detached::new(ours.into()));
+        let mut latencies = Vec::with_capacity(count);
+        for _ in 0..count {
+            // Turns pass, so that its receive is armed.
+            self.net.sleep(idle).await;
+            let sent = now();
+            let detached = off(socket).await;
+            self.post(RECEIVER, Mail::HandOff(sent, detached));
+            latencies.push(self.answer().await);
+            socket = self.returned.take().expect("it has come back");
+        }
+        latencies
+    }
+}
+
+async fn off(socket: Socket) -> Detached {
+    let detached = socket.detach().await;
+    detached.unwrap_or_else(|_| panic!("nobody says anything on it"))
 }
 
 /// Runs `body` on an executor of its own, as `src/process` starts a shard.
@@ -278,6 +324,8 @@ async fn measure(shard: Rc<Shard>, receiver: Arc<ShardStats>) {
         let ours = show(&format!("shard, asleep {idle_us} us"), &mut ours);
         let floor = show(&format!("bare rings, {idle_us} us"), &mut floor);
         println!("{:<28} {:.2}", "ratio of the medians", ours / floor);
+        let mut moved = shard.hand_off(rounds * count, idle).await;
+        show(&format!("hand-off, {idle_us} us"), &mut moved);
     }
     let reading = || (receiver.busy_us.load(), receiver.ring_enters.load());
     shard.post(RECEIVER, Mail::Work(true));

@@ -88,7 +88,7 @@ pub struct Parcel {
     close_needed: Option<&'static str>,
     requested_unix_us: u64,
     state: ServerState,
-    /// When it was sent.
+    /// When it was decided to send it.
     pub sent: Moment,
 }
 
@@ -113,11 +113,11 @@ impl Server {
         self.dialogue.replies.is_clean() && self.entry.close_needed.get().is_none()
     }
 
-    /// Takes an idle server off this shard's ring.
+    /// Takes an idle server off this shard's ring, to be sent as was decided at `sent`.
     ///
     /// # Errors
     /// Gives it back if it said something or died meanwhile: then it is to be closed.
-    pub async fn pack(self, net: Net) -> Result<Parcel, Server> {
+    pub async fn pack(self, sent: Moment) -> Result<Parcel, Server> {
         if !self.dialogue.asides.borrow().at_boundary() {
             return Err(self);
         }
@@ -153,7 +153,7 @@ impl Server {
                 close_needed: entry.close_needed.get(),
                 requested_unix_us: entry.requested_unix_us.get(),
                 state: entry.state(),
-                sent: net.now(),
+                sent,
             }),
         }
     }

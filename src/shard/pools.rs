@@ -6,7 +6,7 @@ use super::opening;
 use super::orders::Standing;
 use super::root::Shard;
 use super::shared::{CommonPool, Phase, unlimited_if_zero};
-use crate::base::{Moment, ShardId};
+use crate::base::{Clock, Moment, ShardId};
 use crate::client::Farewell;
 use crate::config::{Database, General, PoolMode};
 use crate::net::spawn;
@@ -586,10 +586,10 @@ impl Pool {
 
     /// Sends an idle server to another shard; nothing of it stays on this ring.
     fn hand_over(self: &Rc<Self>, to: ShardId, server: Server, hops: u8) {
-        let pool = self.clone();
+        let (pool, sent) = (self.clone(), Clock::now());
         spawn(self.shard.net, async move {
             let shard = &pool.shard;
-            let server = match server.pack(shard.net).await {
+            let server = match server.pack(sent).await {
                 Err(server) => server,
                 // Whoever waits for it to close must find it here.
                 Ok(parcel) if parcel.is_to_close() => {
@@ -625,7 +625,7 @@ impl Pool {
         self.shard.stats.handoffs_in.inc();
         self.stats
             .handoff
-            .record(crate::base::Clock::now().since(sent).as_nanos() as u64);
+            .record(Clock::now().since(sent).as_nanos() as u64);
         if let Some(why) = self.reason_to_close(&server) {
             self.step(|local, now, actions| local.arrived_unfit(from, now, actions));
             return self.close(server, why);
