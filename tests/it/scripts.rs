@@ -2,19 +2,26 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex};
 
-use crate::support::postgres::{MUST_MD5, MUST_SCRAM, binaries};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+use crate::support::pooler::{collect, program};
+use crate::support::postgres::{MUST_MD5, MUST_SCRAM, binaries, spawn_mortal, unprivileged_user};
+use crate::support::wait::alone;
 use crate::support::*;
 
 const PASSWORD: &str = "päss 'word' $HOME `id` \\";
 
+fn scripts() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts")
+}
+
 fn script(name: &str) -> Command {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("scripts")
-        .join(name);
-    let mut command = Command::new(path);
+    let mut command = Command::new(scripts().join(name));
     let programs = std::env::var("PATH").unwrap_or_default();
     command.env("PATH", format!("{}:{programs}", binaries().display()));
     command.stdin(std::process::Stdio::null());
@@ -291,3 +298,179 @@ both_shards!(setup_that_cannot_log_in_undoes_everything, |shards| {
     );
     installation.assert_logins();
 });
+
+/// Marks everything that a run of `quickstart.sh` starts: it is in the environment of each.
+const MARK: &str = "QUICKSTART_OF_TEST";
+
+/// A running `scripts/quickstart.sh`, a process group of its own as in a terminal.
+struct Quickstart {
+    child: Child,
+    mark: String,
+    said: Arc<Mutex<String>>,
+    complained: Arc<Mutex<String>>,
+}
+
+impl Quickstart {
+    fn start(mut command: Command, mark: &str, arguments: &[&str]) -> Quickstart {
+        let mark = format!("{MARK}={mark}{}", std::process::id());
+        let (name, value) = mark.split_once('=').unwrap();
+        command
+            .args(["--duration", "1"])
+            .args(arguments)
+            .env(name, value)
+            .process_group(0)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = spawn_mortal(command, Signal::TERM);
+        Quickstart {
+            said: collect(child.stdout.take().unwrap()),
+            complained: collect(child.stderr.take().unwrap()),
+            child,
+            mark,
+        }
+    }
+
+    fn said(&self) -> String {
+        self.said.lock().unwrap().clone()
+    }
+
+    /// The names of the processes that this run has started and that still run.
+    fn processes(&self) -> Vec<String> {
+        let directories = fs::read_dir("/proc").unwrap().flatten();
+        let is_its = |path: &PathBuf| {
+            let environment = fs::read(path.join("environ")).unwrap_or_default();
+            environment
+                .split(|byte| *byte == 0)
+                .any(|variable| variable == self.mark.as_bytes())
+        };
+        let name = |path: PathBuf| fs::read_to_string(path.join("comm")).ok();
+        let its = directories.map(|entry| entry.path()).filter(is_its);
+        its.filter_map(name)
+            .map(|name| name.trim().to_owned())
+            .collect()
+    }
+
+    /// Waits until it invites the user to try it, and does as the terminal does at Ctrl-C.
+    #[track_caller]
+    fn interrupt_while_it_waits(&mut self, servers: &[&str]) {
+        wait_until("it waits for Ctrl-C", || {
+            self.has_ended().is_some() || self.said().contains("Ctrl-C stops everything")
+        });
+        let processes = self.processes();
+        for server in servers {
+            assert!(
+                processes.iter().any(|name| name == server),
+                "no {server} among {processes:?}: {}",
+                self.said()
+            );
+        }
+        assert!(self.directory().exists());
+        kill_process_group(Pid::from_child(&self.child), Signal::INT).unwrap();
+    }
+
+    /// The directory it made.
+    #[track_caller]
+    fn directory(&self) -> PathBuf {
+        let said = self.said();
+        let at = said.find("/tmp/ringbouncer-quickstart.").expect(&said);
+        let path = said[at..].split(['/', '\n', ' ']).take(3);
+        path.collect::<Vec<_>>().join("/").into()
+    }
+
+    fn has_ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
+    /// Its end, with this exit status: it has measured, reported, and left nothing behind.
+    #[track_caller]
+    fn ends_with(mut self, code: i32) {
+        wait_until("quickstart.sh has ended", || self.has_ended().is_some());
+        wait_until("it has said everything", || {
+            Arc::strong_count(&self.said) == 1 && Arc::strong_count(&self.complained) == 1
+        });
+        let (said, complained) = (self.said(), self.complained.lock().unwrap().clone());
+        let exit = self.has_ended().and_then(|exit| exit.code());
+        assert_eq!((exit, complained.as_str()), (Some(code), ""), "{said}");
+        assert_eq!(said.matches("    tps = ").count(), 2, "{said}");
+        assert_eq!(said.matches("failed transactions: 0 ").count(), 2, "{said}");
+        let pools = said.find("==> SHOW POOLS").expect(&said);
+        let latencies = said.find("==> SHOW LATENCY").expect(&said);
+        assert!(said[pools..latencies].contains("cl_active"), "{said}");
+        for column in ["p50_us", "p99_us", "max_us"] {
+            assert!(said[latencies..].contains(column), "{column}: {said}");
+        }
+        let measured = |line: &str| line.contains(" query ") && !line.contains("| 0 ");
+        assert!(said[latencies..].lines().any(measured), "{said}");
+        assert_eq!(self.processes(), Vec::<String>::new());
+        assert!(!self.directory().exists());
+    }
+}
+
+impl Drop for Quickstart {
+    fn drop(&mut self) {
+        if self.has_ended().is_none() {
+            let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
+            let _ = self.child.wait();
+        }
+    }
+}
+
+/// The script with the program under test.
+fn quickstart() -> Command {
+    let mut command = script("quickstart.sh");
+    command.env("RINGBOUNCER_BIN", program().get_program());
+    command
+}
+
+#[test]
+fn quickstart_measures_reports_and_leaves_nothing_behind() {
+    // 3 shards
+    let _alone = alone();
+    Quickstart::start(quickstart(), "plain", &["--no-wait", "--shards", "3"]).ends_with(0);
+}
+
+#[test]
+fn quickstart_before_an_existing_server_changes_nothing_there() {
+    // 1 shard; the server asks for a password
+    let _alone = alone();
+    let database = Postgres::shared().database();
+    let user = Postgres::shared().role(MUST_SCRAM, "scram-sha-256", &PASSWORD.replace('\'', "''"));
+    let in_uri = |byte: u8| format!("%{byte:02X}");
+    let password: String = PASSWORD.bytes().map(in_uri).collect();
+    let dsn = format!(
+        "postgres://{user}:{password}@{}/{}",
+        database.postgres.address(),
+        database.name
+    );
+    let mut run = Quickstart::start(quickstart(), "dsn", &["--shards", "1", "--dsn", &dsn]);
+    run.interrupt_while_it_waits(&["ringbouncer"]);
+    run.ends_with(130);
+    database.wait_backends(0, "true");
+    let sql = "select count(*) from pg_class where relnamespace = 'public'::regnamespace";
+    assert_eq!(database.sql(sql).value(), "0");
+}
+
+#[test]
+fn quickstart_of_an_ordinary_user_stops_everything_at_ctrl_c() {
+    // Its own number of shards. An ordinary user may not reach this checkout, but what is in a directory of his.
+    let _alone = alone();
+    let home = tempfile::tempdir().unwrap();
+    let binary = home.path().join("ringbouncer");
+    fs::set_permissions(home.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::copy(program().get_program(), &binary).unwrap();
+    fs::create_dir(home.path().join("scripts")).unwrap();
+    for name in ["quickstart.sh", "lib.sh"] {
+        fs::copy(scripts().join(name), home.path().join("scripts").join(name)).unwrap();
+    }
+    let mut command = Command::new(home.path().join("scripts/quickstart.sh"));
+    command
+        .env("RINGBOUNCER_BIN", &binary)
+        .stdin(Stdio::null())
+        .current_dir(home.path());
+    if let Some((uid, gid)) = unprivileged_user() {
+        command.uid(uid).gid(gid);
+    }
+    let mut run = Quickstart::start(command, "user", &[]);
+    run.interrupt_while_it_waits(&["ringbouncer", "postgres"]);
+    run.ends_with(130);
+}

@@ -393,7 +393,8 @@ impl ReadyLine {
     }
 }
 
-fn collect(mut stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {
+/// Everything that comes out of a stream, as it comes.
+pub fn collect(mut stream: impl Read + Send + 'static) -> Arc<Mutex<String>> {
     let log = Arc::new(Mutex::new(String::new()));
     let log_here = log.clone();
     thread::spawn(move || {
