@@ -47,5 +47,6 @@ mod timeouts;
 mod tls_clients;
 mod tls_reload;
 mod tls_servers;
+mod tokio_postgres;
 mod torture;
 mod unused;
