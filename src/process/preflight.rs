@@ -31,12 +31,15 @@ pub(super) fn check(config: &Config, shards: usize) -> Result<(), StartError> {
 fn io_uring_missing(error: &io::Error) -> String {
     let disabled =
         std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").unwrap_or_default();
-    let release = rustix::system::uname();
-    let release = release.release().to_string_lossy();
-    match (error.raw_os_error(), disabled.trim()) {
+    let kernel = rustix::system::uname();
+    why_no_io_uring(error, disabled.trim(), &kernel.release().to_string_lossy())
+}
+
+/// `disabled` is the value of the sysctl of that name, empty if there is none.
+fn why_no_io_uring(error: &io::Error, disabled: &str, release: &str) -> String {
+    match (error.raw_os_error(), disabled) {
         (Some(libc::EPERM), "1" | "2") => format!(
-            "io_uring is disabled by the sysctl kernel.io_uring_disabled = {}: set it to 0",
-            disabled.trim()
+            "io_uring is disabled by the sysctl kernel.io_uring_disabled = {disabled}: set it to 0"
         ),
         (Some(libc::EPERM | libc::ENOSYS), _) => {
             "io_uring is blocked, probably by a seccomp profile \
@@ -109,4 +112,32 @@ fn raise(resource: Resource, wanted: u64) -> u64 {
         },
     );
     if raised.is_ok() { hard } else { soft }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_io_uring_is_put_down_to_its_cause() {
+        let seccomp = "blocked, probably by a seccomp profile";
+        for (errno, disabled, cause) in [
+            (libc::EPERM, "1", "sysctl kernel.io_uring_disabled = 1:"),
+            (libc::EPERM, "2", "sysctl kernel.io_uring_disabled = 2:"),
+            (libc::EPERM, "0", seccomp),
+            // Kernels before 6.6 have no such sysctl.
+            (libc::EPERM, "", seccomp),
+            (libc::ENOSYS, "0", seccomp),
+            (libc::EINVAL, "0", "the kernel (5.15.0-generic) is too old"),
+            (
+                libc::EMFILE,
+                "0",
+                "cannot make an io_uring: Too many open files",
+            ),
+        ] {
+            let error = io::Error::from_raw_os_error(errno);
+            let said = why_no_io_uring(&error, disabled, "5.15.0-generic");
+            assert!(said.contains(cause), "{errno} {disabled:?}: {said}");
+        }
+    }
 }

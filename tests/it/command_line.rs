@@ -210,11 +210,15 @@ both_shards!(star_listens_on_every_family_at_one_port, |shards| {
 
 both_shards!(port_of_a_running_pooler_is_refused, |shards| {
     let first = Pooler::start(&Topology::new(shards));
-    for wanted in ["127.0.0.1", "*"] {
+    let port = first.address.port();
+    for (wanted, address) in [("127.0.0.1", "127.0.0.1"), ("*", "0.0.0.0")] {
         let same_port = Topology::new(shards)
             .set("listen_addr", vec![wanted])
-            .set("listen_port", i64::from(first.address.port()));
-        assert!(Pooler::try_start(&same_port).is_err(), "{wanted}");
+            .set("listen_port", i64::from(port));
+        let log = Pooler::try_start(&same_port).err().expect(wanted);
+        let said =
+            format!("ringbouncer: cannot listen on {address}:{port}: Address already in use");
+        assert!(log.contains(&said), "{wanted}: {log}");
     }
 });
 
@@ -240,16 +244,22 @@ fn names_of_strangers_cannot_forge_a_log_line() {
     assert!(!pooler.log().contains("\nFORGED"), "{}", pooler.log());
 }
 
-/// Makes `command` one that has no privileges over its limits, and may lock so many bytes.
-fn lock_at_most(command: &mut Command, bytes: u64) {
+/// Starts the program with this limit (an argument of `prlimit`) and no privileges over its limits.
+fn start_limited(topology: &Topology, limit: &str) -> Result<Pooler, String> {
+    Pooler::launch(
+        |directory| topology.write(directory),
+        |command| bound(command, limit),
+    )
+}
+
+fn bound(command: &mut Command, limit: &str) {
     let mut bounded = Command::new("setpriv");
     if rustix::process::geteuid().is_root() {
         bounded.arg("--bounding-set=-ipc_lock,-sys_resource");
     } else {
         bounded.arg("--no-new-privs");
     }
-    let limit = format!("--memlock={bytes}:{bytes}");
-    bounded.args(["--", "prlimit", &limit, "--"]);
+    bounded.args(["--", "prlimit", limit, "--"]);
     bounded
         .arg(command.get_program())
         .args(command.get_args())
@@ -269,11 +279,7 @@ fn counts_rings() -> bool {
 fn want_of_lockable_memory_is_said() {
     let topology = Topology::new(33);
     for (bytes, is_enough) in [(256 << 10, false), (1 << 20, !counts_rings())] {
-        let started = Pooler::launch(
-            |directory| topology.write(directory),
-            |command| lock_at_most(command, bytes),
-        );
-        match started {
+        match start_limited(&topology, &format!("--memlock={bytes}:{bytes}")) {
             Ok(_) => assert!(is_enough, "{bytes}"),
             Err(log) => {
                 let said = format!(
@@ -284,3 +290,18 @@ fn want_of_lockable_memory_is_said() {
         }
     }
 }
+
+both_shards!(too_few_open_files_are_refused_with_their_number, |shards| {
+    // max_client_conn is 2000.
+    let topology = Topology::new(shards);
+    let refusal = start_limited(&topology, "--nofile=1024:2000").err();
+    let log = refusal.expect("no start");
+    let needed = 2000 + 256 + 16 + 64 + 16 * shards;
+    let said = format!(
+        "ringbouncer: the limit of 2000 open files is too low for max_client_conn and the pools, \
+        which need {needed}: raise it (ulimit -n, LimitNOFILE=) or lower max_client_conn"
+    );
+    assert!(log.contains(&said), "{log}");
+    // A soft limit is no obstacle.
+    start_limited(&topology, &format!("--nofile=1024:{needed}")).expect("a start");
+});
