@@ -172,12 +172,23 @@ impl Words<'_> {
         };
         let token = self.tokens.get(index)?;
         let name = self.name(token)?;
+        if self.runs_into_quotes(index) {
+            return None;
+        }
         Some(Some(Command {
             verb,
             name,
             at: token.range.clone(),
             end,
         }))
+    }
+
+    /// `s"t"`, a syntax error: with quotes around `s` it would be a name.
+    fn runs_into_quotes(&self, index: usize) -> bool {
+        match self.tokens.get(index..index + 2) {
+            Some([name, next]) => next.kind == Kind::Quoted && next.range.start == name.range.end,
+            _ => false,
+        }
     }
 
     fn kind(&self, index: usize) -> Option<Kind> {
@@ -493,6 +504,7 @@ mod tests {
             "prepare",
             "execute 1",
             "execute U&\"x\"",
+            "execute s\"t\"",
             "execute größe",
             "select $$ ; execute s",
             "create function f() returns int begin atomic select 1; execute s; end",
