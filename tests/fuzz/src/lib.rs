@@ -15,7 +15,7 @@ mod parsers;
 mod wire;
 
 pub use mutate::{Rng, mutated};
-pub use parsers::{certificate, command, config, frame, hba, login, replies, scram, userlist};
+pub use parsers::{certificate, command, config, frame, hba, login, replies, scram, sql, userlist};
 pub use wire::{backend, frontend, options, startup};
 
 use std::path::PathBuf;
@@ -55,6 +55,10 @@ pub const TARGETS: &[Target] = &[
     Target {
         name: "replies",
         run: replies,
+    },
+    Target {
+        name: "sql",
+        run: sql,
     },
     Target {
         name: "command",

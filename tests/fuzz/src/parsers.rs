@@ -10,6 +10,7 @@ use ringbouncer::auth::{
 use ringbouncer::base::Secret;
 use ringbouncer::config::{Config, convert};
 use ringbouncer::net::{Certificate, end_point_binding};
+use ringbouncer::session::sql::{self, Command as Spoken};
 use ringbouncer::session::{Fate, Kind, Replies};
 use ringbouncer::wire::{Scanner, Step};
 use std::num::NonZeroUsize;
@@ -17,6 +18,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 const BODY_BYTES_MAX: usize = 1 << 20;
+const OTHER_NAME: &[u8] = b"a \"name\"; of another";
 
 /// The first byte says how the rest is cut; however it is cut, the messages are the same.
 pub fn frame(data: &[u8]) {
@@ -92,6 +94,35 @@ pub fn replies(data: &[u8]) {
         }
         assert!(!replies.is_clean() || replies.is_empty());
     }
+}
+
+/// SQL text behind a byte that says whether backslashes count: what is found stands in the text, in
+/// order, and with another name written in its place the rest reads as before.
+pub fn sql(data: &[u8]) {
+    let Some((escapes, text)) = data.split_first() else {
+        return;
+    };
+    let escapes = escapes & 1 == 1;
+    let Some(commands) = sql::commands(text, escapes) else {
+        return;
+    };
+    let (mut renamed, mut from) = (Vec::new(), 0);
+    for command in commands.iter().flatten() {
+        assert!(!command.name.is_empty() && command.name.len() < 64);
+        assert!(from <= command.at.start && command.at.start < command.at.end);
+        assert!(command.at.end <= command.end && command.end <= text.len());
+        renamed.extend_from_slice(&text[from..command.at.start]);
+        renamed.extend_from_slice(&sql::quoted(OTHER_NAME));
+        from = command.at.end;
+    }
+    renamed.extend_from_slice(&text[from..]);
+    let is_found = commands.iter().any(Option::is_some);
+    assert!(!is_found || sql::may_concern(text));
+    let again = sql::commands(&renamed, escapes).expect("what was understood stays so");
+    let verbs = |command: &Option<Spoken>| command.as_ref().map(|command| command.verb);
+    assert!(commands.iter().map(verbs).eq(again.iter().map(verbs)));
+    let mut names = again.iter().flatten().map(|command| &command.name);
+    assert!(names.all(|name| name == OTHER_NAME));
 }
 
 /// A console statement.
