@@ -88,17 +88,17 @@ both_shards!(
         queued.send(&query("select 'queued'"));
         wait_until("one waits", || stage.pools(&stage.entry, "cl_waiting") == 1);
         peer::cancel(stage.address(), &queued.key);
-        stage
-            .database
-            .wait_backends(1, "state = 'active' and query like '%-- served'");
+        let reply = queued.reply();
+        assert_eq!(
+            (reply.tags.as_str(), reply.code(), reply.status),
+            ("EZ", "57014", b'I')
+        );
+        let still = "state = 'active' and query like '%-- served'";
+        assert_eq!(stage.database.backends(still), 1);
         assert!(served.has_nothing_to_read());
         peer::cancel(stage.address(), &served.key);
         assert_eq!(served.reply().code(), "57014");
-        let reply = queued.reply();
-        assert!(
-            reply.value() == "queued" || reply.code() == "57014",
-            "{reply:?}"
-        );
+        assert_eq!(queued.value("select 'on'"), "on");
         drop((served, queued));
         stage.assert_no_leak();
     }
@@ -187,7 +187,11 @@ both_shards!(queued_batch_without_sync_is_cancelled_at_once, |shards| {
     queued.send(&[parse("", "select 1"), bind("", "", &[]), flush()].concat());
     wait_until("it waits", || stage.pools(&stage.entry, "cl_waiting") == 1);
     peer::cancel(stage.address(), &queued.key);
-    queued.expect(b'E');
+    let refusal = queued.expect(b'E').failure();
+    assert_eq!(
+        (refusal.code.as_str(), refusal.text.as_str()),
+        ("57014", "canceling statement due to user request")
+    );
     queued.send(&[execute("", 0), sync()].concat());
     assert_eq!(queued.reply().tags, "Z");
     assert_eq!(holder.query("commit").status, b'I');

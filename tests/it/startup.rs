@@ -18,6 +18,21 @@ fn first_bytes(stage: &Stage, bytes: &[u8]) -> peer::Reply {
     client.reply()
 }
 
+/// These first bytes are refused with a text, which is logged.
+#[track_caller]
+fn assert_refused(stage: &Stage, bytes: &[u8], text: &str) {
+    let reply = first_bytes(stage, bytes);
+    assert_eq!((reply.tags.as_str(), reply.code()), ("E", "08P01"));
+    reply.assert_fatal(text);
+    stage.wait_log(&format!("text={text:?}"));
+}
+
+/// What is said of a first packet that is none: its first eight bytes, or fewer if there are not so many.
+fn bad_header(bytes: &[u8]) -> String {
+    let hex = bytes.iter().take(8).map(|byte| format!("{byte:02x}"));
+    format!("bad packet header: '{}'", hex.collect::<String>())
+}
+
 everywhere!(
     encryption_requests_are_declined_and_the_login_goes_on,
     |stage| {
@@ -108,14 +123,14 @@ both_shards!(
 
 both_shards!(protocol_2_is_refused, |shards| {
     let stage = Stage::pooled(Topology::new(shards));
-    let reply = first_bytes(&stage, &startup(V2, &params(&stage)));
-    reply.assert_fatal("old V2 protocol not supported");
+    let packet = startup(V2, &params(&stage));
+    assert_refused(&stage, &packet, "old V2 protocol not supported");
 });
 
 both_shards!(protocol_4_is_refused, |shards| {
     let stage = Stage::pooled(Topology::new(shards));
-    let reply = first_bytes(&stage, &startup(PROTOCOL_4_0, &params(&stage)));
-    assert!(reply.closed && reply.status == 0, "{reply:?}");
+    let packet = startup(PROTOCOL_4_0, &params(&stage));
+    assert_refused(&stage, &packet, &bad_header(&packet));
 });
 
 both_shards!(start_without_user_is_refused, |shards| {
@@ -174,19 +189,18 @@ both_shards!(lying_start_up_lengths_end_the_connection, |shards| {
         1,
         4,
         7,
-        8,
         70_000,
         0x7fff_ffff,
         0x8000_0000,
         0xffff_ffff,
     ] {
         let packet = [&length.to_be_bytes()[..], &PROTOCOL_3_0.to_be_bytes()].concat();
-        let reply = first_bytes(&stage, &packet);
-        assert!(
-            reply.closed && reply.status == 0,
-            "length {length}: {reply:?}"
-        );
+        assert_refused(&stage, &packet, &bad_header(&packet));
     }
+    // Nothing but a version.
+    let packet = [&8_u32.to_be_bytes()[..], &PROTOCOL_3_0.to_be_bytes()].concat();
+    let text = "invalid startup packet layout: expected terminator as last byte";
+    assert_refused(&stage, &packet, text);
     stage.assert_no_leak();
 });
 
@@ -199,8 +213,7 @@ both_shards!(garbage_ends_the_connection, |shards| {
         &[0; 64],
     ];
     for bytes in lies {
-        let reply = first_bytes(&stage, bytes);
-        assert!(reply.closed && reply.status == 0, "{bytes:?}: {reply:?}");
+        assert_refused(&stage, bytes, &bad_header(bytes));
     }
     stage.assert_no_leak();
 });
