@@ -26,7 +26,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   shell     shellcheck
   unit      unit and documentation tests
   tidy      the rules of the source tree
-  loom      every interleaving of the lock-free parts
+  loom      interleavings of the lock-free parts
   sim       the pool under simulation
   steady    no allocation in a conversation that runs
   fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 10)
