@@ -51,6 +51,16 @@ apt_install() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
 }
 
+# Stops what a package that was just installed here has started: it would take a port that nobody has given it.
+stop_service() {
+    if [ -d /run/systemd/system ]; then
+        as_root systemctl --quiet disable --now "$1" || note "could not stop $1"
+    else
+        # Without an init system nothing has been started.
+        as_root service "$1" stop >/dev/null 2>&1 || true
+    fi
+}
+
 # Puts the directory of the newest PostgreSQL server programs into PG_BIN; fails if there are none.
 # Debian and Ubuntu keep initdb and postgres outside of PATH.
 find_postgres() {
@@ -70,14 +80,17 @@ find_postgres() {
 
 need_postgres() {
     find_postgres && return
-    note "PostgreSQL is missing; Debian's package also creates a cluster of its own, which is not used here"
+    note "PostgreSQL is missing; Debian's package also creates a cluster of its own, which is stopped again"
     apt_install postgresql postgresql-contrib
+    stop_service postgresql
     find_postgres || die "PostgreSQL was installed, but initdb, postgres and pgbench are not in /usr/lib/postgresql/*/bin"
 }
 
-# Tests of what is PgBouncer's behaviour are run against it as well; Debian's package also starts one on port 6432.
+# Tests of what is PgBouncer's behaviour are run against it as well.
 need_pgbouncer() {
-    [ -x /usr/sbin/pgbouncer ] || apt_install pgbouncer
+    [ -x /usr/sbin/pgbouncer ] && return
+    apt_install pgbouncer
+    stop_service pgbouncer
 }
 
 # The crates compile C (mimalloc, the ring library under glommio, which runs configure and make).

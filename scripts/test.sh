@@ -84,7 +84,9 @@ need_component() {
 
 # Tests start an LDAP server of their own; the one that Debian's package may start is not used.
 need_ldap() {
-    if ! { [ -x /usr/sbin/slapd ] || has slapd; } || ! has ldapsearch; then apt_install slapd ldap-utils; fi
+    { [ -x /usr/sbin/slapd ] || has slapd; } && has ldapsearch && return
+    apt_install slapd ldap-utils
+    stop_service slapd
 }
 
 need_shellcheck() { has shellcheck || apt_install shellcheck; }

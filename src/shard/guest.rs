@@ -584,6 +584,9 @@ impl Guest {
         if general.log_disconnections && is_told {
             let age_us = Clock::unix_micros().saturating_sub(self.entry.connected_unix_us);
             tracing::info!(client = %id, %remote, database, user, why, age_s = age_us / 1_000_000, "closing client connection");
+        } else if general.log_disconnections {
+            // Of health checks there are many.
+            tracing::debug!(client = %id, %remote, why, "client left before it was in");
         }
     }
 }

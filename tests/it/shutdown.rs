@@ -26,11 +26,17 @@ fn wait_refused(stage: &Stage) {
     });
 }
 
-both_shards!(sigterm_waits_for_the_clients, |shards| {
+fn waits_for_the_clients(shards: usize, order: impl Fn(&Stage)) {
     let mut stage = Stage::pooled(Topology::new(shards).pool_size(1));
     let (mut first, mut second) = (stage.client(), stage.client());
-    stage.signal(Signal::TERM);
+    order(&stage);
     wait_refused(&stage);
+    // The Unix socket stays, for the console alone.
+    assert!(stage.as_owner("SHOW VERSION").error.is_none());
+    let mut late = Client::connect_unix(stage.unix.as_ref().expect("a unix socket"));
+    let params = [("user", "postgres"), ("database", &*stage.entry)];
+    let told = late.start(PROTOCOL_3_0, &params);
+    told.assert_fatal("pooler is shutting down");
     for client in [&mut first, &mut second] {
         assert_eq!(client.value("select 'still served'"), "still served");
     }
@@ -42,16 +48,27 @@ both_shards!(sigterm_waits_for_the_clients, |shards| {
     assert!(stage.pooler_mut().is_running());
     drop(second);
     assert_gone(&mut stage);
+}
+
+both_shards!(sigterm_waits_for_the_clients, |shards| {
+    waits_for_the_clients(shards, |stage| stage.signal(Signal::TERM));
 });
 
-both_shards!(sigint_waits_for_the_transactions, |shards| {
+both_shards!(shutdown_on_the_console_waits_for_the_clients, |shards| {
+    waits_for_the_clients(shards, |stage| {
+        let reply = stage.console("SHUTDOWN WAIT_FOR_CLIENTS");
+        assert_eq!(reply.complete, ["SHUTDOWN"], "{reply:?}");
+    });
+});
+
+fn waits_for_the_transactions(shards: usize, order: impl Fn(&Stage)) {
     let mut stage = Stage::pooled(Topology::new(shards).pool_size(1));
     stage.database.sql("create table t(n int)");
     let (mut busy, mut queued) = (stage.client(), stage.client());
     busy.value("begin; insert into t values (1)");
     queued.send(&query("select 1"));
     wait_until("one waits", || stage.pools(&stage.entry, "cl_waiting") == 1);
-    stage.signal(Signal::INT);
+    order(&stage);
     wait_refused(&stage);
     queued.reply().assert_fatal("server shutting down");
     assert!(stage.pooler_mut().is_running());
@@ -59,7 +76,21 @@ both_shards!(sigint_waits_for_the_transactions, |shards| {
     assert_eq!(busy.query("commit").complete, ["COMMIT"]);
     assert_gone(&mut stage);
     assert_eq!(stage.database.sql("select count(*) from t").value(), "2");
+}
+
+both_shards!(sigint_waits_for_the_transactions, |shards| {
+    waits_for_the_transactions(shards, |stage| stage.signal(Signal::INT));
 });
+
+both_shards!(
+    shutdown_on_the_console_waits_for_the_transactions,
+    |shards| {
+        waits_for_the_transactions(shards, |stage| {
+            let reply = stage.console("SHUTDOWN WAIT_FOR_SERVERS");
+            assert_eq!(reply.complete, ["SHUTDOWN"], "{reply:?}");
+        });
+    }
+);
 
 both_shards!(sigquit_leaves_at_once, |shards| {
     let mut stage = Stage::pooled(Topology::new(shards).pool_size(2));
