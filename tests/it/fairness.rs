@@ -2,7 +2,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,46 +17,30 @@ const ROUNDS: usize = 8;
 /// How long that may take at most.
 const SPAN_MAX: Duration = Duration::from_secs(120);
 
-/// The most connections to the pool's database at any moment while `work` ran, as PostgreSQL saw them.
-fn most_backends(stage: &Stage, work: impl FnOnce()) -> u32 {
-    let finished = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            let sql = format!("select count(*) {CLIENT_BACKENDS}");
-            let (mut direct, mut most) = (stage.database.direct(), 0);
-            while !finished.load(Ordering::Acquire) {
-                most = most.max(direct.value(&sql).parse::<u32>().unwrap());
-            }
-            most
-        });
-        work();
-        finished.store(true, Ordering::Release);
-        watch.join().unwrap()
-    })
-}
-
 /// 66 clients, two for each of 33 shards, run 12 transactions each; some are new every time.
 fn everybody_progresses(pool_size: u32) {
     for shards in SHARDS {
         let stage = Stage::pooled(Topology::new(shards).pool_size(pool_size));
-        let most = most_backends(&stage, || {
-            thread::scope(|scope| {
-                for id in 0..66 {
-                    let stage = &stage;
-                    scope.spawn(move || {
-                        let mut client = stage.client();
-                        for n in 0..12 {
-                            if id % 4 == 0 {
-                                client = stage.client();
+        let most = stage
+            .database
+            .most_backends("datname = current_database()", || {
+                thread::scope(|scope| {
+                    for id in 0..66 {
+                        let stage = &stage;
+                        scope.spawn(move || {
+                            let mut client = stage.client();
+                            for n in 0..12 {
+                                if id % 4 == 0 {
+                                    client = stage.client();
+                                }
+                                let mark = format!("{id}/{n}");
+                                assert_eq!(client.value(&format!("begin; select '{mark}'")), mark);
+                                assert_eq!(client.query("commit").status, b'I');
                             }
-                            let mark = format!("{id}/{n}");
-                            assert_eq!(client.value(&format!("begin; select '{mark}'")), mark);
-                            assert_eq!(client.query("commit").status, b'I');
-                        }
-                    });
-                }
+                        });
+                    }
+                });
             });
-        });
         assert!((1..=pool_size).contains(&most), "{most} on {shards} shards");
         stage.assert_no_leak();
     }

@@ -1,11 +1,11 @@
 //! Limits on server connections that span pools: of a database, of a user, and who has to make room.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::wire::{complete, query, ready};
+use crate::support::wire::{PROTOCOL_3_0, complete, query, ready};
 use crate::support::*;
 
 /// A login of its own; its pools are its own, too.
@@ -17,27 +17,6 @@ fn role(database: &Database, suffix: &str) -> String {
 
 fn client(stage: &Stage, entry: &str, user: &str) -> Client {
     Client::login_with(stage.address(), &[("user", user), ("database", entry)])
-}
-
-/// The most connections for which `condition` held at any moment while `work` ran, as PostgreSQL saw them.
-fn most_backends(stage: &Stage, condition: &str, work: impl FnOnce()) -> u32 {
-    let finished = AtomicBool::new(false);
-    thread::scope(|scope| {
-        let watch = scope.spawn(|| {
-            let sql = format!(
-                "select count(*) from pg_stat_activity where application_name <> 'observer' \
-                 and backend_type = 'client backend' and {condition}"
-            );
-            let (mut direct, mut most) = (stage.database.direct(), 0);
-            while !finished.load(Ordering::Acquire) {
-                most = most.max(direct.value(&sql).parse::<u32>().unwrap());
-            }
-            most
-        });
-        work();
-        finished.store(true, Ordering::Release);
-        watch.join().unwrap()
-    })
 }
 
 /// Each of these logs in as often as `clients` says and runs transactions.
@@ -69,7 +48,7 @@ fn database_limit_holds(shards: usize) {
         .user_secret(&bob, "");
     let stage = Stage::on(database, topology, &[]);
     let condition = "datname = current_database() and usename <> 'postgres'";
-    let most = most_backends(&stage, condition, || {
+    let most = stage.database.most_backends(condition, || {
         run_clients(&stage, &[(&stage.entry, &ann), (&stage.entry, &bob)], 20);
     });
     assert!((2..=4).contains(&most), "{most} connections");
@@ -97,7 +76,7 @@ both_shards!(all_pools_of_a_user_share_its_limit, |shards| {
         .user(&ann, "max_user_connections", 4);
     let stage = Stage::on(one, topology, &[]);
     let condition = format!("usename = '{ann}'");
-    let most = most_backends(&stage, &condition, || {
+    let most = stage.database.most_backends(&condition, || {
         run_clients(&stage, &[(&stage.entry, &ann), ("two", &ann)], 20);
     });
     assert!((2..=4).contains(&most), "{most} connections");
@@ -285,6 +264,91 @@ both_shards!(
     }
 );
 
+/// Runs `work` while `clients` clients have transactions on 3 shards.
+fn under_load(stage: &Stage, clients: usize, work: impl FnOnce()) {
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for id in 0..clients {
+            let is_over = &is_over;
+            scope.spawn(move || {
+                let mut client = stage.client();
+                while !is_over.load(Ordering::Acquire) {
+                    let mark = id.to_string();
+                    assert_eq!(client.value(&format!("begin; select '{mark}'")), mark);
+                    assert_eq!(client.query("commit").status, b'I');
+                }
+            });
+        }
+        work();
+        is_over.store(true, Ordering::Release);
+    });
+}
+
+both_shards!(reload_that_lowers_a_limit_lets_nobody_above_it, |shards| {
+    let topology = Topology::new(shards);
+    let stage = Stage::pooled(topology.clone().pool_size(8));
+    let of_pool = "datname = current_database()";
+    under_load(&stage, 24, || {
+        for size in [2, 8, 3, 6, 1] {
+            let before = stage.database.most_backends(of_pool, || {
+                let smaller = topology.clone().pool_size(size);
+                stage.rewrite(&smaller.database(&stage.entry, &stage.database, &[]));
+                assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+            });
+            assert!(before <= 8, "{before} while {size} came into force");
+            wait_until("too many have gone", || {
+                stage.database.backends("true") <= size as usize
+            });
+            let after = stage.database.most_backends(of_pool, || {
+                let served = || stage.stats(&stage.entry, "total_xact_count");
+                let enough = served() + 200;
+                wait_until("200 transactions", || served() >= enough);
+            });
+            assert!((1..=size).contains(&after), "{after} of {size}");
+        }
+    });
+    stage.assert_no_leak();
+});
+
+both_shards!(crowd_gets_as_many_places_as_there_are, |shards| {
+    let topology = Topology::new(shards)
+        .pool_size(4)
+        .set("max_client_conn", 20);
+    let stage = Stage::pooled(topology);
+    let (is_over, inside) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let refused = thread::scope(|scope| {
+        let crowd: Vec<_> = (0..100)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut client = Client::connect(stage.address());
+                    let params = [("user", "postgres"), ("database", &*stage.entry)];
+                    let reply = client.start(PROTOCOL_3_0, &params);
+                    if reply.error.is_some() {
+                        reply.assert_fatal("no more connections allowed (max_client_conn)");
+                        return 1;
+                    }
+                    inside.fetch_add(1, Ordering::AcqRel);
+                    while !is_over.load(Ordering::Acquire) {
+                        assert_eq!(client.value("select 'inside'"), "inside");
+                    }
+                    0
+                })
+            })
+            .collect();
+        wait_until("everybody is in or refused", || {
+            let done = crowd.iter().filter(|one| one.is_finished()).count();
+            done + inside.load(Ordering::Acquire) == crowd.len()
+        });
+        is_over.store(true, Ordering::Release);
+        crowd
+            .into_iter()
+            .map(|one| one.join().unwrap())
+            .sum::<usize>()
+    });
+    assert_eq!((inside.into_inner(), refused), (20, 80));
+    stage.assert_no_leak();
+});
+
 both_shards!(
     place_of_a_closed_server_is_free_once_it_has_hung_up,
     |shards| {
@@ -327,16 +391,18 @@ both_shards!(
         let ann = role(&database, "ann");
         let topology = Topology::new(shards).pool_size(1).user_secret(&ann, "");
         let stage = Stage::on(database, topology, &[]);
-        let most = most_backends(&stage, &format!("usename = '{ann}'"), || {
-            for _ in 0..5 {
-                let mut leaver = client(&stage, &stage.entry, &ann);
-                leaver.send(&query("select pg_sleep(60)"));
-                stage.database.wait_backends(1, "wait_event = 'PgSleep'");
-                drop(leaver);
-                let mut next = client(&stage, &stage.entry, &ann);
-                assert_eq!(next.value("select 'next'"), "next");
-            }
-        });
+        let most = stage
+            .database
+            .most_backends(&format!("usename = '{ann}'"), || {
+                for _ in 0..5 {
+                    let mut leaver = client(&stage, &stage.entry, &ann);
+                    leaver.send(&query("select pg_sleep(60)"));
+                    stage.database.wait_backends(1, "wait_event = 'PgSleep'");
+                    drop(leaver);
+                    let mut next = client(&stage, &stage.entry, &ann);
+                    assert_eq!(next.value("select 'next'"), "next");
+                }
+            });
         assert!(most <= 1, "{most} connections");
         stage.assert_no_leak();
     }

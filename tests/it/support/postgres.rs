@@ -213,6 +213,27 @@ impl Database {
         self.sql(&sql).value().parse().unwrap()
     }
 
+    /// The most connections, of any database, for which `condition` held at any moment while `work` ran.
+    pub fn most_backends(&self, condition: &str, work: impl FnOnce()) -> u32 {
+        let is_over = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let watch = scope.spawn(|| {
+                let sql = format!(
+                    "select count(*) from pg_stat_activity where application_name <> 'observer' \
+                     and backend_type = 'client backend' and {condition}"
+                );
+                let (mut direct, mut most) = (self.direct(), 0);
+                while !is_over.load(Ordering::Acquire) {
+                    most = most.max(direct.value(&sql).parse::<u32>().unwrap());
+                }
+                most
+            });
+            work();
+            is_over.store(true, Ordering::Release);
+            watch.join().unwrap()
+        })
+    }
+
     /// Waits until exactly `count` backends of this database satisfy `condition`.
     #[track_caller]
     pub fn wait_backends(&self, count: usize, condition: &str) {
