@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+/// Connections that may wait to be looked at, besides what the kernel accepts until it hears that there are enough.
+const ACCEPTED_MAX: usize = 64;
+
 /// One end of a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
@@ -326,6 +329,8 @@ pub(super) struct Accepting {
     pub(super) armed: bool,
     /// No more is wanted, but what has come is.
     pub(super) stopping: bool,
+    /// No more is wanted until what has come is taken.
+    pub(super) pausing: bool,
     pub(super) closed: bool,
 }
 
@@ -338,6 +343,7 @@ impl Reactor {
             waker: None,
             armed: false,
             stopping: false,
+            pausing: false,
             closed: false,
         }) as u32;
         self.arm_accept(&mut state.listeners[index as usize], index);
@@ -365,16 +371,22 @@ impl Reactor {
             return;
         }
         let failed = accepted.is_err();
-        // Stopping ends in an error, which is none.
-        if !failed || !listener.stopping {
+        // Stopping and pausing end in an error, which is none.
+        if !failed || !listener.stopping && !listener.pausing {
             listener.accepted.push_back(accepted);
         }
+        let waiting = listener.accepted.len();
         if !cqueue::more(completion.flags()) {
             listener.armed = false;
-            // After an error (no descriptors left) the reader arms it again when it has waited.
-            if !failed {
+            // After an error (no descriptors left) the reader arms it again when it has waited, and after a pause when
+            // it has taken all.
+            if listener.pausing && waiting == 0 || !failed && waiting < ACCEPTED_MAX {
                 self.arm_accept(listener, index);
             }
+            listener.pausing = false;
+        } else if waiting >= ACCEPTED_MAX && !listener.pausing {
+            listener.pausing = true;
+            self.cancel_accept(index);
         }
         if let Some(waker) = &listener.waker {
             waker.wake_by_ref();
@@ -409,5 +421,47 @@ impl Reactor {
     fn cancel_accept(&self, index: u32) {
         let entry = opcode::AsyncCancel::new(Op::Accept.tag(index)).build();
         self.ring.push(entry.user_data(Op::Ignore.tag(index)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::testing::on_ring;
+    use std::os::unix::net::UnixStream;
+    use std::thread;
+
+    #[test]
+    fn crowd_is_accepted_a_part_at_a_time() {
+        const CROWD: usize = 300;
+        const BACKLOG: usize = 16;
+        on_ring(|net| async move {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("socket");
+            let listener = Listener::new(net, listen_unix(&path, BACKLOG as u32).unwrap());
+            // Who does not fit into the backlog waits in connect().
+            let crowd = thread::spawn(move || {
+                let come = |_| UnixStream::connect(&path).unwrap();
+                (0..CROWD).map(come).collect::<Vec<_>>()
+            });
+            let index = listener.index;
+            let waiting = || {
+                net.0
+                    .with_listener(index, |listener| listener.accepted.len())
+            };
+            let is_paused = || net.0.with_listener(index, |listener| !listener.armed);
+            while !is_paused() {
+                net.sleep(Duration::from_millis(1)).await;
+            }
+            assert!(
+                (ACCEPTED_MAX..ACCEPTED_MAX + 4 * BACKLOG).contains(&waiting()),
+                "{} were accepted",
+                waiting()
+            );
+            for _ in 0..CROWD {
+                listener.accept().await.unwrap();
+            }
+            assert_eq!(crowd.join().unwrap().len(), CROWD);
+        });
     }
 }

@@ -18,6 +18,8 @@ mod reactor;
 mod ring;
 mod secure;
 mod socket;
+#[cfg(test)]
+mod testing;
 mod timer;
 mod tls;
 mod turnstile;
