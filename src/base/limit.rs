@@ -35,5 +35,5 @@ pub const LOBBY_CLIENTS_MAX: usize = 256;
 /// so that a restart of PostgreSQL does not meet every pool at once.
 pub const OPENINGS_THERE_MAX: u32 = 32;
 
-/// Clients on the Unix socket beyond those, so that an operator always gets in.
+/// Clients on the Unix socket beyond those, of the user who runs the process: so that an operator always gets in.
 pub const CONSOLE_RESERVE: usize = 16;

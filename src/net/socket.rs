@@ -8,7 +8,7 @@ use super::tls::{Acceptor, Connector, HandshakeError, Peer, Session};
 use rustls::pki_types::ServerName;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
@@ -69,6 +69,17 @@ impl Detached {
     pub fn local(&self) -> Endpoint {
         Endpoint::local_of(self.fd.as_fd())
     }
+
+    /// As [`Socket::peer_uid`].
+    pub fn peer_uid(&self) -> Option<u32> {
+        uid_beyond(self.fd.as_fd())
+    }
+}
+
+fn uid_beyond(fd: BorrowedFd<'_>) -> Option<u32> {
+    Endpoint::local_of(fd).is_unix().then_some(())?;
+    let peer = rustix::net::sockopt::socket_peercred(fd).ok()?;
+    Some(peer.uid.as_raw())
 }
 
 impl Socket {
@@ -341,10 +352,7 @@ impl Socket {
     /// The user id of the process at the other end, when it connected; `None` unless this is a Unix
     /// socket.
     pub fn peer_uid(&self) -> Option<u32> {
-        let fd = self.net.0.slot_fd(self.index);
-        Endpoint::local_of(fd).is_unix().then_some(())?;
-        let peer = rustix::net::sockopt::socket_peercred(fd).ok()?;
-        Some(peer.uid.as_raw())
+        uid_beyond(self.net.0.slot_fd(self.index))
     }
 
     /// The number of that process, likewise.

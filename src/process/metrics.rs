@@ -1,5 +1,5 @@
 //! The metrics endpoint: `GET /metrics` over HTTP/1.1 (RFC 9112), on a thread of its own that serves one connection at
-//! a time, answers one request on it and closes it. It reads shared memory only; nothing it does can stop a shard.
+//! a time, answers one request on it and closes it. It reads shared memory only and asks no shard; the locks it takes are those of SHOW.
 
 use super::error::StartError;
 use crate::admin::exposition;

@@ -58,7 +58,7 @@ pub struct Wishes {
 /// # Errors
 /// [`DialError`].
 pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server, DialError> {
-    let mut greeting = Greeting::new(&login);
+    let mut greeting = Greeting::new(net, &login);
     let mut socket = connect(net, target, target.begins_encrypted()).await?;
     let mut greeted = greeting.run(&socket, &login).await;
     // `allow`: the server's rules may ask for encryption, which it says before anything else.
@@ -67,7 +67,7 @@ pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server,
         && !greeting.was_challenged
         && target.may_encrypt_instead()
     {
-        greeting = Greeting::new(&login);
+        greeting = Greeting::new(net, &login);
         socket = connect(net, target, true).await?;
         greeted = greeting.run(&socket, &login).await;
     }
@@ -97,6 +97,7 @@ pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server,
 }
 
 struct Greeting<'a> {
+    net: Net,
     login: ServerLogin,
     kdf: &'a RefCell<KdfCache>,
     dialogue: Dialogue,
@@ -107,8 +108,9 @@ struct Greeting<'a> {
 }
 
 impl<'a> Greeting<'a> {
-    fn new(login: &Login<'a>) -> Greeting<'a> {
+    fn new(net: Net, login: &Login<'a>) -> Greeting<'a> {
         Greeting {
+            net,
             login: ServerLogin::new(&login.user, login.credentials.clone(), login.nonce),
             kdf: login.kdf,
             dialogue: Dialogue::default(),
@@ -187,11 +189,10 @@ impl<'a> Greeting<'a> {
                 }
                 ServerLoginStep::Await | ServerLoginStep::Done => return Ok(()),
                 ServerLoginStep::Stretch => {
-                    // Others get a turn between two slices.
-                    futures_lite::future::yield_now().await;
-                    step = self
-                        .login
-                        .stretch(&mut self.kdf.borrow_mut(), STRETCH_SLICE_ITERATIONS)?;
+                    // A slice at a time, in the time that there is for logins.
+                    let (login, kdf) = (&mut self.login, self.kdf);
+                    let slice = || login.stretch(&mut kdf.borrow_mut(), STRETCH_SLICE_ITERATIONS);
+                    step = self.net.in_turn(slice).await?;
                 }
             }
         }

@@ -494,6 +494,51 @@ both_shards!(
     }
 );
 
+/// Connections to a Unix socket, by a process of a user who is not the tests'.
+struct Strangers(std::process::Child);
+
+impl Strangers {
+    fn come(path: &std::path::Path, count: usize) -> Strangers {
+        // Debian has it in any case, and where everybody may run it.
+        let program =
+            "@all = map { IO::Socket::UNIX->new($ARGV[0]) or die $! } 1..$ARGV[1]; <STDIN>";
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+        command.args(["/usr/bin/perl", "-MIO::Socket::UNIX", "-e", program]);
+        command.arg(path).arg(count.to_string());
+        command.stdin(std::process::Stdio::piped());
+        Strangers(command.spawn().unwrap())
+    }
+}
+
+impl Drop for Strangers {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+both_shards!(
+    strangers_on_the_unix_socket_do_not_keep_the_operator_out,
+    |shards| {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let stage = Stage::pooled(Topology::new(shards).set("max_client_conn", 5));
+        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(stage.directory(), everybody).unwrap();
+        let limit = 5 + 256;
+        let crowd = Strangers::come(stage.unix.as_ref().expect("a unix socket"), limit + 40);
+        let listed = || stage.as_owner("SHOW CLIENTS").table().len();
+        wait_until("the crowd is in", || listed() >= limit);
+        for _ in 0..20 {
+            assert!(listed() <= limit + 1, "and no more than may be");
+        }
+        drop(crowd);
+        wait_until("the crowd is gone", || listed() < 5);
+    }
+);
+
 both_shards!(
     crowd_that_says_nothing_does_not_keep_the_operator_out,
     |shards| {

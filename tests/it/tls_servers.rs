@@ -339,8 +339,18 @@ both_shards!(encrypted_servers_travel_between_shards, |shards| {
 });
 
 both_shards!(large_results_arrive_whole_through_both_sides, |shards| {
-    let stage = stage(topology(shards, "require"), &[]);
-    let mut client = stage.client();
+    let authority = Authority::new("ours");
+    let shown = authority.sign();
+    let topology = topology(shards, "require")
+        .set("client_tls_sslmode", "require")
+        .set("client_tls_cert_file", shown.certificate_path())
+        .set("client_tls_key_file", shown.key_path());
+    let stage = stage(topology, &[]);
+    let mut client = Client::connect(stage.address());
+    let trusting = Arc::new(authority.client_config(None));
+    client.request_tls(trusting).expect("a handshake");
+    let params = [("user", "postgres"), ("database", &*stage.entry)];
+    assert_eq!(client.start(PROTOCOL_3_0, &params).status, b'I');
     let sql = "select md5(i::text) || repeat('y', i % 700) from generate_series(1, 40000) i";
     let expected = stage.database.direct().query(sql).rows;
     assert_eq!(client.query(sql).rows, expected);
