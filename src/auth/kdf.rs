@@ -9,6 +9,7 @@ use std::num::NonZeroUsize;
 
 use hmac::{Hmac, KeyInit, Mac};
 use lru::LruCache;
+use pbkdf2::pbkdf2_hmac_array;
 use sha2::Sha256;
 use zeroize::{Zeroize, Zeroizing};
 
@@ -63,7 +64,18 @@ impl KdfCache {
     /// The keys of a password that is known to be right, computed in one go if need be.
     pub fn keys(&mut self, password: &[u8], salt: &[u8], iterations: u32) -> ScramKeys {
         let mut stretch = self.begin(password, salt, iterations);
-        let keys = stretch.finish(|| ());
+        if let Some(keys) = stretch.advance(0) {
+            return keys;
+        }
+        let mut password = prepare(password);
+        let salted = Zeroizing::new(pbkdf2_hmac_array::<Sha256, 32>(
+            &password, salt, iterations,
+        ));
+        if let Cow::Owned(normalized) = &mut password {
+            normalized.zeroize();
+        }
+        let keys = ScramKeys::from_salted_password(&salted);
+        stretch.work = Work::Done(keys.clone());
         self.remember(&stretch);
         keys
     }
