@@ -11,7 +11,8 @@
 //! store-buffer pattern, which only sequential consistency forbids from failing on both sides at
 //! once. Hence `SeqCst` on everything the pattern touches: bitmap, head,
 //! idle count, want, permit word. Who joins a line publishes nothing and does not look: its head stands for
-//! all, unless it is or was claimed since the last look.
+//! all, unless it is or was claimed since the last look. What is passed over because a claim was taken back, or
+//! because a server may travel no further, is found at the next tick.
 //!
 //! **Claims.** Whoever sends a server to a shard for its head first sets the lowest bit of that
 //! head by compare-exchange, and others then pass it over. So one old waiter draws one server and
