@@ -68,9 +68,7 @@ impl KdfCache {
             return keys;
         }
         let mut password = prepare(password);
-        let salted = Zeroizing::new(pbkdf2_hmac_array::<Sha256, 32>(
-            &password, salt, iterations,
-        ));
+        let salted = Zeroizing::new(pbkdf2_hmac_array::<Sha256, 32>(&password, salt, iterations));
         if let Cow::Owned(normalized) = &mut password {
             normalized.zeroize();
         }
