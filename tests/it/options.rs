@@ -305,7 +305,8 @@ both_shards!(refused_query_does_not_run, |shards| {
     .concat();
     client.exchange(&batch).assert_fatal("PQexec disallowed");
     let mut client = stage.client();
-    client.send_bytewise(&query(insert));
+    // It is refused by its header: the connection may be reset under whoever goes on sending.
+    client.send_bytewise(&query(insert)[..5]);
     client.reply().assert_fatal("PQexec disallowed");
     assert_eq!(stage.database.sql("select count(*) from t").value(), "0");
     drop(client);
