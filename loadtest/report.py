@@ -32,8 +32,8 @@ class Journal:
         if path.exists():
             with open(path, newline="") as source:
                 rows = [{key: value_of(key, text) for key, text in row.items()} for row in csv.DictReader(source)]
-            # What failed is measured again.
-            self.rows = [row for row in rows if row["status"] != "failed"]
+            # What failed or was skipped gets another chance.
+            self.rows = [row for row in rows if row["status"] == "ok"]
         self.known = {self.key(row) for row in self.rows}
         with open(path, "w", newline="") as sink:
             writer = self.writer(sink)
