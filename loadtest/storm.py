@@ -5,7 +5,8 @@ Every round measures three things, one after the other: `quiet` is pgbench alone
 Ringbouncer of the same machine, so that queries suffer from all that is not the pooler's doing (the load of the machine, which
 also has to make the connections); in `here` they rain on the one that serves the queries. As many clients as --logins says log
 in at once, over and over, each as a user of its own whose secret is the most expensive kind: plain text, for which the pooler has
-to stretch a key, and every wave has users that it has not seen. PostgreSQL, pgbench and those who log in are kept off the cores
+to stretch a key; no user comes twice within a round. Their passwords are wrong, so that PostgreSQL is not asked. With --right they
+are good: the users share one pool, whose servers want SCRAM as well. With --tls each of them shakes hands first. PostgreSQL, pgbench and those who log in are kept off the cores
 of the shards, as far as there are others. Prints p50 and p99 of each; exits with 1 if the median ratio of the p99 between
 `here` and `elsewhere` is more than --limit.
 """
@@ -20,6 +21,7 @@ import os
 import pathlib
 import platform
 import resource
+import ssl
 import statistics
 import subprocess
 import sys
@@ -28,9 +30,11 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "scripts"))
 
+import contenders  # noqa: E402
 import throwaway  # noqa: E402
 
 PASSWORD = "a password for everybody"
+SERVER_PASSWORD = "of the superuser"
 WAVES_MAX = 60
 
 
@@ -44,6 +48,8 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--method", choices=["scram-sha-256", "plain"], default="scram-sha-256")
+    parser.add_argument("--right", action="store_true", help="log in with the right password")
+    parser.add_argument("--tls", action="store_true", help="log in over TLS, every time with a full handshake")
     parser.add_argument("--limit", type=float, default=1.2, help="largest ratio of the p99 that is fine")
     return parser.parse_args()
 
@@ -64,39 +70,70 @@ async def read_message(reader) -> tuple[bytes, bytes]:
     return head[:1], await reader.readexactly(int.from_bytes(head[1:], "big") - 4)
 
 
-async def scram(reader, writer):
-    """A client's side of RFC 5802. Its proof is wrong: the pooler has done all its work by then."""
-    first = b"n=,r=" + base64.b64encode(os.urandom(18))
-    initial = b"n,," + first
-    writer.write(message(b"p", b"SCRAM-SHA-256\0" + len(initial).to_bytes(4, "big") + initial))
+def proof_of(password: str, challenge: bytes, without_proof: bytes, initial: bytes) -> bytes:
+    """The proof that whoever logs in knows the password (RFC 5802, section 3)."""
+    fields = dict(part.split(b"=", 1) for part in challenge.split(b","))
+    salted = hashlib.pbkdf2_hmac("sha256", password.encode(), base64.b64decode(fields[b"s"]), int(fields[b"i"]))
+    client_key = hmac.digest(salted, b"Client Key", hashlib.sha256)
+    signed = b",".join((initial, challenge, without_proof))
+    signature = hmac.digest(hashlib.sha256(client_key).digest(), signed, hashlib.sha256)
+    return bytes(one ^ other for one, other in zip(client_key, signature, strict=True))
+
+
+async def scram(reader, writer, password: str | None):
+    """A client's side of RFC 5802. Without a password the proof is wrong: the pooler has done all its work by then."""
+    initial = b"n=,r=" + base64.b64encode(os.urandom(18))
+    first = b"n,," + initial
+    writer.write(message(b"p", b"SCRAM-SHA-256\0" + len(first).to_bytes(4, "big") + first))
     _, body = await read_message(reader)
-    nonce = body[4:].split(b",")[0]
-    proof = base64.b64encode(hmac.digest(b"no key", nonce, hashlib.sha256))
-    writer.write(message(b"p", b"c=biws," + nonce + b",p=" + proof))
+    challenge = body[4:]
+    without_proof = b"c=biws," + challenge.split(b",")[0]
+    if password is None:
+        proof = hmac.digest(b"no key", challenge, hashlib.sha256)
+    else:
+        proof = proof_of(password, challenge, without_proof, initial)
+    writer.write(message(b"p", without_proof + b",p=" + base64.b64encode(proof)))
 
 
-async def login(port: int, user: str, method: str) -> None:
-    """One attempt that makes the pooler work as for a true one, and fails."""
+async def shake_hands(reader, writer):
+    writer.write((8).to_bytes(4, "big") + (80877103).to_bytes(4, "big"))
+    if await reader.readexactly(1) != b"S":
+        raise ConnectionError("TLS refused")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    await writer.start_tls(context)
+
+
+async def login(port: int, user: str, arguments) -> bool:
+    """One attempt; whether the pooler let it in. Without --right it makes the pooler work as for a true one, and fails."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    password = f"{PASSWORD} of {user}" if arguments.right else None
     with contextlib.closing(writer):
+        if arguments.tls:
+            await shake_hands(reader, writer)
         writer.write(startup(user))
         await read_message(reader)
-        if method == "plain":
-            writer.write(message(b"p", b"not the password\0"))
+        if arguments.method == "plain":
+            writer.write(message(b"p", (password or "not the password").encode() + b"\0"))
         else:
-            await scram(reader, writer)
+            await scram(reader, writer, password)
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            await read_message(reader)
+            while True:
+                tag, _ = await read_message(reader)
+                if tag == b"Z":
+                    return True
+        return False
 
 
-async def rain(port: int, users: list[str], method: str, seconds: float, count: int) -> int:
-    """Waves of logins until the time is over; how many there were."""
-    until, done = time.monotonic() + seconds, 0
+async def rain(port: int, users: list[str], arguments) -> tuple[int, int]:
+    """Waves of logins until the time is over: how many there were, and how many ended as they should."""
+    until, done, good = time.monotonic() + arguments.seconds, 0, 0
     while time.monotonic() < until:
-        wave = [users[(done + at) % len(users)] for at in range(count)]
-        await asyncio.gather(*(login(port, user, method) for user in wave), return_exceptions=True)
-        done += count
-    return done
+        wave = [users[(done + at) % len(users)] for at in range(arguments.logins)]
+        outcomes = await asyncio.gather(*(login(port, user, arguments) for user in wave), return_exceptions=True)
+        done += len(wave)
+        good += sum(outcome is arguments.right for outcome in outcomes)
+    return done, good
 
 
 def pgbench(port: int, arguments, directory: pathlib.Path):
@@ -125,13 +162,18 @@ def percentile(values: list[int], part: float) -> int:
     return values[min(len(values) - 1, int(len(values) * part))]
 
 
-def configuration(directory: pathlib.Path, server, users: list[str], method: str) -> str:
+def configuration(directory: pathlib.Path, server, users: list[str], arguments) -> str:
     secrets = "".join(f'"{user}" "{PASSWORD} of {user}"\n' for user in users)
     (directory / "users").write_text(secrets)
-    rule = method.replace("plain", "password")
+    rule = arguments.method.replace("plain", "password")
     (directory / "hba").write_text(f"host all {throwaway.SUPERUSER} all trust\nhost all all all {rule}\n")
     settings = 'auth_hba_file = "hba"\nauth_file = "users"\nlogin_failure_delay = 0\nlog_level = "error"\n'
+    if arguments.tls:
+        certificate = contenders.make_certificate(directory)
+        settings += f'client_tls_sslmode = "allow"\nclient_tls_cert_file = "{certificate}"\nclient_tls_key_file = "{certificate.with_suffix(".key")}"\n'
     text = throwaway.ringbouncer_config(server.port, ["postgres"], 20, 10_000, settings)
+    forced = f'dbname = "postgres"\nuser = "{throwaway.SUPERUSER}"\npassword = "{SERVER_PASSWORD}"\n'
+    text = text.replace('dbname = "postgres"\n', forced)
     return text.replace('auth_type = "trust"', 'auth_type = "hba"')
 
 
@@ -140,15 +182,18 @@ def under_storm(arguments, port: int, target: int, users, directory) -> tuple[li
     process = pgbench(port, arguments, directory)
     # Whoever logs in has machines of its own; here it must not take the time of what is measured.
     os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    count = asyncio.run(rain(target, users, arguments.method, arguments.seconds, arguments.logins))
+    count, good = asyncio.run(rain(target, users, arguments))
     os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    if good != count:
+        sys.exit(f"{count - good} of {count} logins did not end as they should")
     return latencies(process, directory), count
 
 
 def fill(port: int) -> None:
     """pgbench's tables."""
     command = [throwaway.postgres_bin() / "pgbench", "-i", "-q", "-h", "127.0.0.1", "-p", str(port)]
-    subprocess.run([*command, "-U", throwaway.SUPERUSER, "postgres"], check=True, stderr=subprocess.DEVNULL)
+    environment = {**throwaway.libpq_free_environment(), "PGPASSWORD": SERVER_PASSWORD}
+    subprocess.run([*command, "-U", throwaway.SUPERUSER, "postgres"], check=True, stderr=subprocess.DEVNULL, env=environment)
 
 
 def keep_off(process: int, shards: int) -> None:
@@ -166,9 +211,9 @@ def main() -> int:
     ratios = []
     with contextlib.ExitStack() as stack:
         directory = stack.enter_context(throwaway.work_dir("storm"))
-        server = stack.enter_context(throwaway.stopping(throwaway.start_postgres(directory)))
+        server = stack.enter_context(throwaway.stopping(throwaway.start_postgres(directory, None, SERVER_PASSWORD)))
         fill(server.port)
-        config = configuration(directory, server, users, arguments.method)
+        config = configuration(directory, server, users, arguments)
         pooler = throwaway.start_ringbouncer(directory, config, arguments.shards, binary=arguments.binary)
         port = stack.enter_context(throwaway.stopping(pooler)).port
         other = throwaway.start_ringbouncer(directory, config, arguments.shards, binary=arguments.binary)

@@ -8,6 +8,8 @@ use std::thread;
 
 /// Threads for what blocks: how many logins can be judged at the same time.
 const JUDGING_THREADS: usize = 32;
+/// Threads that ask this machine about its users, which a name service may answer late.
+const NAMING_THREADS: usize = 4;
 /// Threads for what computes, and how nice they are: with every core busy they get about a tenth of
 /// what a shard gets (sched(7)), so that a storm of logins does not slow queries down.
 const COMPUTING_THREADS: usize = 4;
@@ -19,6 +21,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// The threads and their queue.
 pub struct Workers {
+    name: &'static str,
     jobs: Sender<Job>,
     queue: Receiver<Job>,
     threads: AtomicUsize,
@@ -31,17 +34,24 @@ pub struct Workers {
 impl Workers {
     /// For questions to others, which block.
     pub fn judging() -> Workers {
-        Workers::new(JUDGING_THREADS, 0)
+        Workers::new("judge", JUDGING_THREADS, 0)
+    }
+
+    /// For questions to this machine's user database: apart from the others, so that a silent LDAP server does not keep an
+    /// operator off the Unix socket.
+    pub fn naming() -> Workers {
+        Workers::new("names", NAMING_THREADS, 0)
     }
 
     /// For computing, at a lower priority than the shards have.
     pub fn computing() -> Workers {
-        Workers::new(COMPUTING_THREADS, COMPUTING_NICENESS)
+        Workers::new("stretch", COMPUTING_THREADS, COMPUTING_NICENESS)
     }
 
-    fn new(threads_max: usize, niceness: i32) -> Workers {
+    fn new(name: &'static str, threads_max: usize, niceness: i32) -> Workers {
         let (jobs, queue) = bounded(JOBS_MAX);
         Workers {
+            name,
             jobs,
             queue,
             threads: AtomicUsize::new(0),
@@ -51,7 +61,7 @@ impl Workers {
         }
     }
 
-    /// Has `job` run by a thread; never waits. False, with the job dropped, if too many wait already.
+    /// Has `job` run by a thread; never waits. False, with the job dropped and the log told, if too many wait already.
     pub fn run(&self, job: impl FnOnce() + Send + 'static) -> bool {
         let pending = self.pending.fetch_add(1, Ordering::SeqCst) + 1;
         if pending > self.threads.load(Ordering::SeqCst) {
@@ -62,6 +72,7 @@ impl Workers {
         let is_taken = has_threads && self.jobs.try_send(Box::new(job)).is_ok();
         if !is_taken {
             self.pending.fetch_sub(1, Ordering::SeqCst);
+            tracing::error!(threads = self.name, "too many logins wait for a thread");
         }
         is_taken
     }
@@ -71,9 +82,8 @@ impl Workers {
         let (queue, pending) = (self.queue.clone(), self.pending.clone());
         let niceness = self.niceness;
         let started = (number < self.threads_max).then(|| {
-            let name = if niceness > 0 { "stretch" } else { "judge" };
             thread::Builder::new()
-                .name(format!("{name}-{number}"))
+                .name(format!("{}-{number}", self.name))
                 .spawn(move || serve(&queue, &pending, niceness))
         });
         if !matches!(started, Some(Ok(_))) {

@@ -336,12 +336,10 @@ impl Guest {
         let Some(uid) = intake.socket().peer_uid() else {
             return false;
         };
-        let judges = &self.shard.common.judges;
+        let namers = &self.shard.common.namers;
         let name = self
             .shard
-            .promised(|promise| {
-                judges.run(move || promise.keep(os_user_name(uid)));
-            })
+            .worked_out(namers, move || os_user_name(uid))
             .await;
         name.flatten().is_some_and(|name| match map {
             Some(map) => map.allows(&name, user),
@@ -370,23 +368,17 @@ impl Outside for Staff<'_> {
             HbaMethod::Pam(service) => pam_allows(service, &user, &password, &remote),
             _ => false,
         };
-        let verdict = shard.promised(|promise| {
-            if !shard.common.judges.run(move || promise.keep(ask())) {
-                tracing::error!("too many logins wait for LDAP or PAM");
-            }
-        });
+        let verdict = shard.worked_out(&shard.common.judges, ask);
         verdict.await.unwrap_or(false)
     }
 
     async fn stretch(&self, mut login: Login) -> Option<Login> {
         let shard = &self.guest.shard;
-        let stretched = shard.promised(|promise| {
-            shard.common.stretchers.run(move || {
-                // With every core busy, whoever wakes up waits for a whole slice of the scheduler's otherwise: at 1,000 logins
-                // at once the p99 of queries was 9 ms, and is 1.1 ms with this (loadtest/storm.py).
-                login.stretch_ahead(std::thread::yield_now);
-                promise.keep(login);
-            });
+        let stretched = shard.worked_out(&shard.common.stretchers, move || {
+            // With every core busy, whoever wakes up waits for a whole slice of the scheduler's otherwise: at 1,000 logins
+            // at once the p99 of queries was 9 ms, and is 1.1 ms with this (loadtest/storm.py).
+            login.stretch_ahead(std::thread::yield_now);
+            login
         });
         stretched.await
     }

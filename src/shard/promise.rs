@@ -4,6 +4,7 @@ use super::message::{Answer, Mail};
 use super::root::Shard;
 use super::shared::Common;
 use crate::base::ShardId;
+use crate::judge::Workers;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,6 +29,11 @@ struct Announcer {
 }
 
 impl<T> Promise<T> {
+    /// Whether the task still waits: a client may have left meanwhile.
+    pub(super) fn is_awaited(&self) -> bool {
+        Arc::strong_count(&self.slot) > 1
+    }
+
     /// Gives the value, from any thread.
     pub(super) fn keep(self, value: T) {
         *self.slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(value);
@@ -46,6 +52,23 @@ impl Drop for Announcer {
 }
 
 impl Shard {
+    /// What comes of `work`, done by one of `workers`; `None` if too many wait for them. Not done at all if nobody waits for it
+    /// any more when its turn comes.
+    pub(super) async fn worked_out<T: Send + 'static>(
+        self: &Rc<Self>,
+        workers: &Workers,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        self.promised(|promise: Promise<T>| {
+            workers.run(move || {
+                if promise.is_awaited() {
+                    promise.keep(work());
+                }
+            });
+        })
+        .await
+    }
+
     /// Lets `begin` pass a promise on, and waits until it is kept; `None` if it is broken.
     pub(super) async fn promised<T>(self: &Rc<Self>, begin: impl FnOnce(Promise<T>)) -> Option<T> {
         let ticket = self.next_ticket.replace(self.next_ticket.get() + 1);

@@ -217,6 +217,8 @@ pub struct Common {
     failures: Mutex<LoginFailures>,
     /// Threads for questions to LDAP, PAM and the system.
     pub judges: Workers,
+    /// Threads that ask who the user at the other end of a Unix socket is.
+    pub namers: Workers,
     /// Threads for key stretching.
     pub stretchers: Workers,
     /// Random bytes, drawn once.
@@ -257,6 +259,7 @@ impl Common {
             answers: Mutex::default(),
             failures: Mutex::default(),
             judges: Workers::judging(),
+            namers: Workers::naming(),
             stretchers: Workers::computing(),
             process_secret,
             started: now,

@@ -3,8 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::thread;
 
+use crate::support::wire::*;
 use crate::support::*;
+
+/// Threads that the pooler has for logins that others judge.
+const JUDGED_AT_ONCE: usize = 32;
 
 /// A PAM service for this test, gone with it: `pam_exec` runs a script that gets the password.
 struct Service {
@@ -13,19 +18,18 @@ struct Service {
     _home: tempfile::TempDir,
 }
 
+/// Alice with her password, and nobody else.
+const CHECK: &str =
+    "IFS= read -r password || true\n[ \"$PAM_USER $password\" = 'alice pam secret' ]\n";
+
 impl Service {
-    fn new(shards: usize) -> Option<Service> {
-        let name = format!("ringbouncer-test-{}-{shards}", std::process::id());
+    /// One whose script is `check`; `what` makes its name unique.
+    fn new(what: &str, shards: usize, check: &str) -> Option<Service> {
+        let name = format!("ringbouncer-test-{}-{what}-{shards}", std::process::id());
         let path = PathBuf::from("/etc/pam.d").join(&name);
         let home = tempfile::tempdir().unwrap();
         let script = home.path().join("judge");
-        let check =
-            "#!/bin/sh\nIFS= read -r password\n[ \"$PAM_USER $password\" = 'alice pam secret' ]\n";
-        fs::write(
-            &script,
-            check.replace("read -r password", "read -r password || true"),
-        )
-        .unwrap();
+        fs::write(&script, format!("#!/bin/sh\n{check}")).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
         let rules = format!(
             "auth required pam_exec.so expose_authtok quiet {}\naccount required pam_permit.so\n",
@@ -50,7 +54,7 @@ impl Drop for Service {
 }
 
 both_shards!(pam_decides_and_the_client_learns_no_more, |shards| {
-    let Some(service) = Service::new(shards) else {
+    let Some(service) = Service::new("check", shards, CHECK) else {
         return;
     };
     let topology = Topology::new(shards)
@@ -68,6 +72,57 @@ both_shards!(pam_decides_and_the_client_learns_no_more, |shards| {
             assert_eq!(text, "PAM authentication failed");
         }
     }
+});
+
+// More logins than there are threads to judge them, at a service that is stuck: queries and logins of another kind go on, and
+// whoever has left is not asked about when the service is back.
+both_shards!(service_that_is_stuck_holds_up_nobody_else, |shards| {
+    let signs = tempfile::tempdir().unwrap();
+    fs::set_permissions(signs.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let (asked, go) = (signs.path().join("asked"), signs.path().join("go"));
+    let check = format!(
+        "echo $PAM_USER >>{}\nwhile [ ! -e {} ]; do sleep 0.05; done\n{CHECK}",
+        asked.display(),
+        go.display()
+    );
+    let Some(service) = Service::new("stuck", shards, &check) else {
+        return;
+    };
+    let hba = signs.path().join("hba");
+    let rules = format!(
+        "local all all peer\nhost all postgres all trust\nhost all all all pam pamservice={}\n",
+        service.name
+    );
+    fs::write(&hba, rules).unwrap();
+    let topology = Topology::new(shards)
+        .set("auth_type", "hba")
+        .set("client_login_timeout", "2 s")
+        .set("auth_hba_file", hba.to_str().unwrap());
+    let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+    let questions = || {
+        fs::read_to_string(&asked)
+            .unwrap_or_default()
+            .lines()
+            .count()
+    };
+    thread::scope(|scope| {
+        let stuck: Vec<_> = (0..JUDGED_AT_ONCE + 10)
+            .map(|_| scope.spawn(|| driver::try_login(stage.address(), "bob", "x", &stage.entry)))
+            .collect();
+        wait_until("every thread to be stuck", || questions() == JUDGED_AT_ONCE);
+        assert_eq!(stage.client().value("select 'served'"), "served");
+        let path = stage.unix.clone().expect("a Unix socket");
+        let params = [("user", "nobody knows"), ("database", stage.entry.as_str())];
+        let refused = peer::Client::connect_unix(&path).start(PROTOCOL_3_0, &params);
+        refused.assert_fatal("unix socket login rejected");
+        for login in stuck {
+            assert_eq!(login.join().unwrap().unwrap_err().1, "client_login_timeout");
+        }
+    });
+    fs::write(&go, "").unwrap();
+    let outcome = driver::try_login(stage.address(), "alice", "pam secret", &stage.entry);
+    assert_eq!(outcome.unwrap(), "postgres");
+    assert_eq!(questions(), JUDGED_AT_ONCE + 1);
 });
 
 both_shards!(service_that_does_not_exist_lets_nobody_in, |shards| {
