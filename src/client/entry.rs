@@ -82,8 +82,6 @@ pub struct Who {
     pub user: Arc<str>,
     /// Its cancel key.
     pub cancel_key: CancelKey,
-    /// Where its pool counts.
-    pub stats: Arc<PoolStats>,
 }
 
 impl Who {
@@ -130,6 +128,8 @@ pub struct ClientEntry {
     /// Names of prepared statements it has.
     pub prepared: Cell<usize>,
     who: OnceCell<Who>,
+    /// Where its pool counts, once it has one.
+    stats: RefCell<Option<Arc<PoolStats>>>,
     state: Cell<ClientState>,
     signal: RefCell<Option<Signal>>,
     waker: RefCell<Option<Waker>>,
@@ -163,6 +163,7 @@ impl ClientEntry {
             application_name: RefCell::new("".into()),
             prepared: Cell::new(0),
             who: OnceCell::new(),
+            stats: RefCell::new(None),
             state: Cell::new(ClientState::Login),
             signal: RefCell::new(None),
             waker: RefCell::new(None),
@@ -176,12 +177,10 @@ impl ClientEntry {
 
     /// The client has been let in; from now on its state counts in its pool. The time for its login goes on
     /// until [`ClientEntry::greeted`].
-    pub fn waits_for_login(&self, who: Who) {
+    pub fn waits_for_login(&self, who: Who, stats: Arc<PoolStats>) {
         let _ = self.who.set(who);
         self.state.set(ClientState::WaitingLogin);
-        if let Some(gauge) = self.gauge() {
-            gauge.add(1);
-        }
+        self.change_pool(stats);
     }
 
     /// It is greeted now.
@@ -190,13 +189,18 @@ impl ClientEntry {
     }
 
     /// The client has logged in; from now on its state counts in its pool.
-    pub fn logged_in(&self, who: Who, now: Moment) {
+    pub fn logged_in(&self, who: Who, stats: Arc<PoolStats>, now: Moment) {
         let _ = self.who.set(who);
         self.state.set(ClientState::Idle);
         self.since.set(now);
-        if let Some(gauge) = self.gauge() {
-            gauge.add(1);
-        }
+        self.change_pool(stats);
+    }
+
+    /// Its state counts in another pool from now on.
+    pub fn change_pool(&self, stats: Arc<PoolStats>) {
+        self.count(|gauge| gauge.sub(1));
+        self.stats.replace(Some(stats));
+        self.count(|gauge| gauge.add(1));
     }
 
     /// What it is doing.
@@ -206,15 +210,11 @@ impl ClientEntry {
 
     /// Moves it to another state, and to that state's column in SHOW POOLS.
     pub fn set_state(&self, state: ClientState, now: Moment) {
-        if let Some(gauge) = self.gauge() {
-            gauge.sub(1);
-        }
+        self.count(|gauge| gauge.sub(1));
         self.state.set(state);
         self.since.set(now);
         self.is_noticed.set(false);
-        if let Some(gauge) = self.gauge() {
-            gauge.add(1);
-        }
+        self.count(|gauge| gauge.add(1));
     }
 
     /// Tells the client's task something; a request to leave is not overwritten, nor is one to give up
@@ -285,21 +285,20 @@ impl ClientEntry {
         signal
     }
 
-    /// `cl_active` has both linked and idle clients, as in PgBouncer.
-    fn gauge(&self) -> Option<&Gauge> {
-        let stats = &self.who.get()?.stats;
+    /// Changes the count of its state in its pool; `cl_active` has both linked and idle clients, as in PgBouncer.
+    fn count(&self, change: impl FnOnce(&Gauge)) {
+        let stats = self.stats.borrow();
+        let Some(stats) = &*stats else { return };
         match self.state.get() {
-            ClientState::Login => None,
-            ClientState::Idle | ClientState::Active => Some(&stats.cl_active),
-            ClientState::WaitingLogin | ClientState::Waiting => Some(&stats.cl_waiting),
+            ClientState::Login => {}
+            ClientState::Idle | ClientState::Active => change(&stats.cl_active),
+            ClientState::WaitingLogin | ClientState::Waiting => change(&stats.cl_waiting),
         }
     }
 }
 
 impl Drop for ClientEntry {
     fn drop(&mut self) {
-        if let Some(gauge) = self.gauge() {
-            gauge.sub(1);
-        }
+        self.count(|gauge| gauge.sub(1));
     }
 }

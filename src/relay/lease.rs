@@ -17,6 +17,8 @@ pub enum Denial {
     Leave(Farewell),
     /// It may ask again later, but would wait too long now: what it is told.
     Busy(String),
+    /// It belongs to another pool now, which it has to ask instead.
+    Displaced,
 }
 
 impl From<Farewell> for Denial {

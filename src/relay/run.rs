@@ -61,6 +61,8 @@ pub enum Ending {
     CutOff(Farewell),
     /// It has not ended: it is between two requests and is to go on at that shard.
     Moving(ShardId),
+    /// It has not ended: it is to ask another pool for a server (see [`Relay::change_pool`]).
+    Displaced,
 }
 
 enum Event {
@@ -159,6 +161,19 @@ impl Relay {
         }
     }
 
+    /// From now on the client gets its servers from another pool.
+    pub fn change_pool(
+        &mut self,
+        servers: Rc<dyn Servers>,
+        stats: Arc<PoolStats>,
+        generation: Arc<Generation>,
+    ) {
+        self.entry.change_pool(stats.clone());
+        self.servers = servers;
+        self.stats = stats;
+        self.generation = generation;
+    }
+
     /// Serves the client until it leaves, or is to move; what it has to be told at the end has been queued then.
     pub async fn run(&mut self) -> Ending {
         let ending = loop {
@@ -166,20 +181,31 @@ impl Relay {
                 break ending;
             }
         };
-        if let Ending::SentAway(farewell) = &ending {
-            let mut out = self.net.spare();
-            farewell.write(&mut out);
-            self.socket.send(out);
+        match ending {
+            Ending::SentAway(farewell) => self.send_away(farewell),
+            ending => ending,
         }
-        ending
+    }
+
+    /// Tells the client why it has to leave.
+    pub fn send_away(&self, farewell: Farewell) -> Ending {
+        let mut out = self.net.spare();
+        farewell.write(&mut out);
+        self.socket.send(out);
+        Ending::SentAway(farewell)
     }
 
     /// One request: idle until it comes, in line for a server, in conversation until it is over.
     async fn serve_once(&mut self) -> Step<()> {
         let request = self.next_request().await?;
-        match self.obtain().await? {
-            Ok(server) => self.converse(server, request).await,
-            Err(refusal) => self.refuse(request, &refusal).await,
+        match self.obtain().await {
+            Ok(Ok(server)) => self.converse(server, request).await,
+            Ok(Err(refusal)) => self.refuse(request, &refusal).await,
+            Err(ending) => {
+                // It asks again elsewhere.
+                self.ahead = matches!(ending, Ending::Displaced).then_some(request);
+                Err(ending)
+            }
         }
     }
 
@@ -279,6 +305,7 @@ impl Relay {
             Ok(server) => server,
             Err(Denial::Leave(farewell)) => return Err(sent_away(farewell)),
             Err(Denial::Busy(text)) => return Ok(Err(Refusal::busy(text))),
+            Err(Denial::Displaced) => return Err(Ending::Displaced),
         };
         let now = self.net.now();
         self.stats
@@ -753,7 +780,7 @@ fn why(ending: &Ending) -> &'static str {
         {
             "server conn crashed?"
         }
-        Ending::SentAway(_) | Ending::CutOff(_) | Ending::Moving(_) => {
+        Ending::SentAway(_) | Ending::CutOff(_) | Ending::Moving(_) | Ending::Displaced => {
             "client was sent away while server was not ready"
         }
     }

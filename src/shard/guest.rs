@@ -24,7 +24,6 @@ use crate::pool::Permit;
 use crate::relay::{Denial, Ending, Relay, RelaySettings, Servers, Waiter};
 use crate::server::{Server, Wishes};
 use crate::session::{CancelKey, ServerParams, Settings};
-use crate::stats::PoolStats;
 use crate::wire::{Replication, SqlState, StartupPacket};
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -324,9 +323,10 @@ impl Guest {
             .registry
             .pool(self.shard.id, CONSOLE, CONSOLE);
         stats.client_login_count.inc();
-        let who = self.identify(&packet, &admission.user, &CONSOLE.into(), stats.clone());
+        let who = self.identify(&packet, &admission.user, &CONSOLE.into());
         let key = who.cancel_key.clone();
-        self.entry.logged_in(who, self.shard.net.now());
+        self.entry
+            .logged_in(who, stats.clone(), self.shard.net.now());
         let session = admin::Session { access, key, stats };
         let (socket, ahead) = intake.into_parts();
         let desk = super::inbox::Desk::new(self.shard.clone());
@@ -376,14 +376,9 @@ impl Guest {
         };
         let replication = packet.replication().unwrap_or_default();
         self.entry.replication.set(replication);
-        let who = self.identify(
-            &packet,
-            &user,
-            &pool.common.key.database,
-            pool.stats.clone(),
-        );
+        let who = self.identify(&packet, &user, &pool.common.key.database);
         let key = who.cancel_key.clone();
-        self.entry.waits_for_login(who);
+        self.entry.waits_for_login(who, pool.stats.clone());
         let servers = servers(&pool, wishes_of(&packet, replication), self.entry.id);
         let servers = unless_gone(intake.socket(), servers);
         let (welcome, servers) = match self.unless_told_to_leave(servers).await {
@@ -488,13 +483,7 @@ impl Guest {
     }
 
     /// Who the client is, with a new cancel key.
-    fn identify(
-        &self,
-        packet: &StartupPacket,
-        user: &Arc<str>,
-        database: &Arc<str>,
-        stats: Arc<PoolStats>,
-    ) -> Who {
+    fn identify(&self, packet: &StartupPacket, user: &Arc<str>, database: &Arc<str>) -> Who {
         let cancel_key = self.fresh_key(packet.minor() >= 2);
         if let Some(handle) = cancel_key.handle() {
             self.shard.peered.borrow_mut().insert(handle, self.slot);
@@ -503,7 +492,6 @@ impl Guest {
             database: database.clone(),
             user: user.clone(),
             cancel_key,
-            stats,
         }
     }
 
@@ -577,7 +565,7 @@ impl Guest {
                 &farewell.text
             }
             // It has not left.
-            Ending::Moving(_) => return,
+            Ending::Moving(_) | Ending::Displaced => return,
         };
         let is_told =
             self.entry.state() != ClientState::Login || snapshot.config.dialect == Dialect::Ini;
@@ -656,7 +644,7 @@ async fn servers(
     client: ClientId,
 ) -> Result<(Arc<ServerParams>, Rc<dyn Servers>), Farewell> {
     let Some(wishes) = wishes else {
-        return Ok((welcome(pool).await?, Rc::new(Counter(pool.clone()))));
+        return Ok((welcome(pool).await?, Rc::new(Counter::new(pool.clone()))));
     };
     let server = open_apart(pool, wishes).await?;
     let welcome = Arc::new(server.dialogue.params.clone());
@@ -692,6 +680,7 @@ pub(super) async fn in_line(pool: &Rc<Pool>) -> Result<Server, Farewell> {
     granted.map_err(|denial| match denial {
         Denial::Leave(farewell) => farewell,
         Denial::Busy(text) => Farewell::with(SqlState::TOO_MANY_CONNECTIONS, text),
+        Denial::Displaced => Farewell::CONFIGURATION_CHANGED,
     })
 }
 

@@ -49,8 +49,6 @@ pub struct Traveller {
     application_name: Arc<str>,
     database: Arc<str>,
     user: Arc<str>,
-    /// The user that its pool's servers are logged in as.
-    pool_user: Arc<str>,
     cancel_key: CancelKey,
     seats: Seats,
     /// How often it has moved, this time included.
@@ -128,11 +126,14 @@ impl Guest {
     /// Serves a logged-in client; how its connection ended, unless it has moved to another shard.
     pub(super) async fn stay(&self, mut settled: Box<Settled>) -> Option<Ending> {
         loop {
-            let to = match settled.relay.run().await {
-                Ending::Moving(to) => to,
+            settled = match settled.relay.run().await {
+                Ending::Moving(to) => Box::pin(self.send_on(*settled, to)).await?,
+                Ending::Displaced => match self.in_pool(&mut settled) {
+                    true => settled,
+                    false => return Some(settled.relay.send_away(Farewell::DATABASE_REMOVED)),
+                },
                 ending => return Some(ending),
             };
-            settled = Box::pin(self.send_on(*settled, to)).await?;
         }
     }
 
@@ -172,7 +173,6 @@ impl Guest {
             application_name: self.entry.application_name.borrow().clone(),
             database: who.database.clone(),
             user: who.user.clone(),
-            pool_user: pool.common.key.user.clone(),
             cancel_key: who.cancel_key.clone(),
             seats,
             moves,
@@ -192,35 +192,40 @@ impl Guest {
         parcel.unpack(
             shard.net,
             self.entry.clone(),
-            Rc::new(Counter(pool.clone())),
+            Rc::new(Counter::new(pool.clone())),
             shard.statements.clone(),
             pool.stats.clone(),
         )
     }
 
-    /// The pool of a client that has come: what a reload changed while it was on its way, nobody else
-    /// has told it.
-    fn pool_of(&self, traveller: &Traveller) -> Result<Rc<Pool>, Farewell> {
-        let snapshot = self.shard.snapshot();
-        let Some(database) = snapshot.config.database(&traveller.database) else {
-            return Err(Farewell::DATABASE_REMOVED);
+    /// The pool of a user as the configuration has it now; none if the database is gone.
+    fn pool_of(&self, database: &str, user: &str) -> Option<Rc<Pool>> {
+        let database = self.shard.snapshot().config.database(database)?;
+        Some(self.shard.pool(&database, database.server_user(user)))
+    }
+
+    /// Takes a client to the pool that is its own now; false if its database is gone.
+    fn in_pool(&self, settled: &mut Settled) -> bool {
+        let who = self.entry.who();
+        let Some(pool) = who.and_then(|who| self.pool_of(&who.database, &who.user)) else {
+            return false;
         };
-        if database.server_user(&traveller.user) != &*traveller.pool_user {
-            return Err(Farewell::CONFIGURATION_CHANGED);
-        }
-        Ok(self.shard.pool(&database, &traveller.pool_user))
+        settled.relay.change_pool(
+            Rc::new(Counter::new(pool.clone())),
+            pool.stats.clone(),
+            pool.common.generation.clone(),
+        );
+        settled.pool = pool;
+        true
     }
 
     /// Serves a client that has come from another shard.
     fn host(&self, traveller: Traveller) -> Stay {
-        let pool = match self.pool_of(&traveller) {
-            Ok(pool) => pool,
-            Err(farewell) => {
-                let socket = traveller.parcel.into_socket();
-                let ending = Ending::SentAway(farewell);
-                say_farewell(&Socket::attach(self.shard.net, socket), &ending);
-                return Stay::Ended(ending);
-            }
+        let Some(pool) = self.pool_of(&traveller.database, &traveller.user) else {
+            let socket = traveller.parcel.into_socket();
+            let ending = Ending::SentAway(Farewell::DATABASE_REMOVED);
+            say_farewell(&Socket::attach(self.shard.net, socket), &ending);
+            return Stay::Ended(ending);
         };
         self.entry
             .application_name
@@ -232,9 +237,9 @@ impl Guest {
             database: traveller.database,
             user: traveller.user,
             cancel_key: traveller.cancel_key,
-            stats: pool.stats.clone(),
         };
-        self.entry.logged_in(who, traveller.idle_since);
+        let stats = pool.stats.clone();
+        self.entry.logged_in(who, stats, traveller.idle_since);
         if self.shard.is_suspended() {
             self.entry.suspend();
         }
@@ -242,12 +247,14 @@ impl Guest {
             // The order came while it was on its way.
             self.entry.send(Signal::Leave(Farewell::DATABASE_REMOVED));
         }
-        let relay = self.unpack(traveller.parcel, &pool);
-        Stay::Settled(Box::new(Settled {
-            relay,
+        let mut settled = Box::new(Settled {
+            relay: self.unpack(traveller.parcel, &pool),
             pool,
             seats: traveller.seats,
-        }))
+        });
+        // A reload may have given it another one on its way.
+        self.in_pool(&mut settled);
+        Stay::Settled(settled)
     }
 }
 

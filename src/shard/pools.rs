@@ -50,6 +50,9 @@ pub struct Pool {
     pub(super) standing: Cell<Standing>,
     /// Its database entry has been removed.
     pub(super) is_removed: Cell<bool>,
+    /// How often a reload has changed the user that servers of its database are logged in as: its clients then belong to
+    /// another pool.
+    pub(super) user_changes: Cell<u32>,
     /// Since when it has been of no use to anybody.
     pub(super) unused_since: Cell<Option<Moment>>,
     /// Servers are reset after every transaction (`server_reset_query_always`).
@@ -84,6 +87,7 @@ impl Shard {
             entries: RefCell::default(),
             standing: Cell::new(self.orders.borrow().of(database.name.as_str())),
             is_removed: Cell::new(false),
+            user_changes: Cell::new(0),
             unused_since: Cell::default(),
             resets_always: Cell::default(),
             checks_always: Cell::default(),
@@ -108,16 +112,29 @@ impl Shard {
 }
 
 /// The view of a pool that the relay has.
-pub(super) struct Counter(pub(super) Rc<Pool>);
+pub(super) struct Counter {
+    pool: Rc<Pool>,
+    /// [`Pool::user_changes`] when the client came to this pool.
+    user_changes: u32,
+}
+
+impl Counter {
+    pub(super) fn new(pool: Rc<Pool>) -> Counter {
+        Counter {
+            user_changes: pool.user_changes.get(),
+            pool,
+        }
+    }
+}
 
 impl Servers for Counter {
     fn waiter(&self) -> Rc<Waiter> {
-        let spare = self.0.spare_waiters.borrow_mut().pop();
+        let spare = self.pool.spare_waiters.borrow_mut().pop();
         spare.unwrap_or_default()
     }
 
     fn recycle(&self, waiter: &Rc<Waiter>) {
-        let mut spare = self.0.spare_waiters.borrow_mut();
+        let mut spare = self.pool.spare_waiters.borrow_mut();
         if Rc::strong_count(waiter) == 1 && spare.len() < SPARE_WAITERS_MAX {
             waiter.clear();
             spare.push(waiter.clone());
@@ -125,38 +142,41 @@ impl Servers for Counter {
     }
 
     fn request(&self, waiter: &Rc<Waiter>) {
-        self.0.request(waiter, false);
+        if self.user_changes != self.pool.user_changes.get() {
+            return waiter.serve(Err(Denial::Displaced));
+        }
+        self.pool.request(waiter, false);
     }
 
     fn withdraw(&self, waiter: &Waiter) {
-        self.0.withdraw(waiter);
+        self.pool.withdraw(waiter);
     }
 
     fn outlook(&self, waiter: &Waiter) -> Option<Outlook> {
-        self.0.outlook(waiter)
+        self.pool.outlook(waiter)
     }
 
     fn release(&self, server: Server) {
-        match self.0.resets_always.get() && server.is_reusable() {
-            true => self.0.reset(server),
-            false => self.0.take_back(server),
+        match self.pool.resets_always.get() && server.is_reusable() {
+            true => self.pool.reset(server),
+            false => self.pool.take_back(server),
         }
     }
 
     fn release_session(&self, server: Server) {
-        self.0.reset(server);
+        self.pool.reset(server);
     }
 
     fn cancel(&self, server: &Server) {
         // Marked before anything else can happen to it.
         if let Some(mark) = Mark::put(&server.entry) {
-            let shard = self.0.shard.clone();
+            let shard = self.pool.shard.clone();
             spawn(shard.net, async move { shard.cancel_marked(mark).await });
         }
     }
 
     fn close(&self, server: Server, why: &'static str) {
-        self.0.close(server, why);
+        self.pool.close(server, why);
     }
 }
 
@@ -652,10 +672,14 @@ impl Pool {
 
     /// Sends everybody away who waits.
     pub(super) fn fail_waiters(&self, farewell: &Farewell) {
+        self.deny_waiters(&farewell.clone().into());
+    }
+
+    pub(super) fn deny_waiters(&self, denial: &Denial) {
         let waiters = self.local.borrow_mut().take_waiters(Moment::NEVER);
         waiters
             .iter()
-            .for_each(|waiter| waiter.serve(Err(farewell.clone().into())));
+            .for_each(|waiter| waiter.serve(Err(denial.clone())));
         self.publish_wait();
     }
 

@@ -64,6 +64,7 @@ pub(super) async fn open_apart(pool: &Rc<Pool>, wishes: Wishes) -> Result<Server
     granted.map_err(|denial| match denial {
         Denial::Leave(farewell) => farewell,
         Denial::Busy(text) => Farewell::because(text),
+        Denial::Displaced => Farewell::CONFIGURATION_CHANGED,
     })
 }
 
@@ -138,7 +139,7 @@ impl Dedicated {
         server.entry.set_state(ServerState::Active);
         server.entry.link.set(Some(client));
         Dedicated {
-            pool: Counter(pool),
+            pool: Counter::new(pool),
             server: RefCell::new(Some(server)),
         }
     }

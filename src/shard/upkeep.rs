@@ -8,6 +8,7 @@ use crate::base::Moment;
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Who};
 use crate::config::{Config, Timeouts};
 use crate::net::spawn;
+use crate::relay::Denial;
 use crate::server::ServerState;
 use crate::wire::Replication;
 use std::cell::RefCell;
@@ -314,32 +315,21 @@ impl Shard {
         let old = self.snapshot.replace(snapshot.clone());
         self.obey();
         self.each_pool(|pool| pool.reload_with(&old, &snapshot));
-        let told: Vec<_> = self
+        let config = &snapshot.config;
+        let entries: Vec<_> = self
             .clients
             .borrow()
             .iter()
-            .filter_map(|(_, entry)| {
-                let farewell = displaced(&entry.who()?.database, &old, &snapshot)?;
-                Some((entry.clone(), farewell))
+            .filter(|(_, entry)| {
+                let who = entry.who().filter(|who| !who.is_console());
+                who.is_some_and(|who| config.database(&who.database).is_none())
             })
+            .map(|(_, entry)| entry.clone())
             .collect();
-        for (entry, farewell) in told {
-            entry.send(Signal::Leave(farewell));
+        for entry in entries {
+            entry.send(Signal::Leave(Farewell::DATABASE_REMOVED));
         }
     }
-}
-
-/// Why a client of a database cannot stay after a reload, if it cannot.
-fn displaced(database: &str, old: &Snapshot, new: &Snapshot) -> Option<Farewell> {
-    if database == "pgbouncer" {
-        return None;
-    }
-    let Some(now) = new.config.database(database) else {
-        return Some(Farewell::DATABASE_REMOVED);
-    };
-    let before = old.config.database(database)?;
-    // Its pool is that of another user now.
-    (before.user != now.user).then_some(Farewell::CONFIGURATION_CHANGED)
 }
 
 impl Pool {
@@ -359,6 +349,10 @@ impl Pool {
         self.mode.set(snapshot.config.pool_mode(&new, user));
         self.take_settings(&snapshot.config.general);
         let old = self.database.replace(new.clone());
+        if old.user != new.user {
+            self.user_changes.set(self.user_changes.get() + 1);
+            self.deny_waiters(&Denial::Displaced);
+        }
         if !old.same_server(&new) {
             self.common.welcome.store(None);
             self.retire("database configuration changed");

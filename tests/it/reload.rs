@@ -1,7 +1,11 @@
 //! Reload: everything or nothing, and what it does to those connected.
 
+use std::fs;
+
 use rustix::process::Signal;
 
+use crate::support::drop_in::*;
+use crate::support::wire::*;
 use crate::support::*;
 
 /// Waits until the log says more than before `act`, as every reload must.
@@ -140,3 +144,55 @@ both_shards!(reload_under_load_loses_no_query, |shards| {
     });
     stage.assert_no_leak();
 });
+
+// A transaction ends on the server that it began on; whoever waits is served as the other user.
+drop_in!(
+    clients_go_on_as_the_user_that_a_reload_names_for_servers,
+    |brand| {
+        let database = Postgres::shared().database();
+        let [one, two] = [(); 2].map(|()| Postgres::shared().role("pg_monitor", "md5", "x"));
+        let address = database.postgres.address();
+        let (host, port, name) = (address.ip(), address.port(), &database.name);
+        let more = format!(
+            "[databases]\nforced = host={host} port={port} dbname={name} user={one} pool_size=1 pool_mode=transaction\n"
+        );
+        let drop_in = DropIn::start(brand, database, &more);
+        let who = "select current_user";
+        let login = || Client::login(drop_in.address, "forced");
+        let [mut idle, mut busy, mut waiting] = [(); 3].map(|()| login());
+        let key = idle.key.clone();
+        assert_eq!(idle.value(who), one);
+        assert_eq!(busy.query("begin").status, b'T');
+        assert_eq!(busy.value(who), one);
+        waiting.send(&query(who));
+        let mut console = Client::login(drop_in.address, "pgbouncer");
+        let mut pool_of = |user: &str, column: &str| {
+            let pools = console.query("SHOW POOLS").table();
+            let row = pools.into_iter().find(|row| row["user"] == user);
+            row.map_or(0, |row| row[column].parse::<u32>().unwrap())
+        };
+        wait_until("it waits", || pool_of(&one, "cl_waiting") == 1);
+
+        let file = drop_in.path("pgbouncer.ini");
+        let text = fs::read_to_string(&file).unwrap();
+        fs::write(&file, text.replace(&one, &two)).unwrap();
+        drop_in.signal(Signal::HUP);
+        wait_until("new clients are served as the other user", || {
+            login().value(who) == two
+        });
+        assert_eq!(waiting.reply().value(), two);
+        assert_eq!(busy.value(who), one);
+        assert_eq!(busy.query("commit").complete, ["COMMIT"]);
+        for client in [&mut busy, &mut idle] {
+            assert_eq!(client.value(who), two);
+        }
+        assert_eq!(pool_of(&two, "cl_active"), 3);
+        // Its cancel key still is.
+        idle.send(&query("select pg_sleep(60)"));
+        wait_until("it sleeps", || {
+            peer::cancel(drop_in.address, &key);
+            !idle.has_nothing_to_read()
+        });
+        assert_eq!(idle.reply().error.unwrap().code, "57014");
+    }
+);
