@@ -471,7 +471,7 @@ settings! {
             "How long a peer that does not read may delay the closing of its connection.";
     }
     "Limits and buffers" {
-        max_packet_size: u32 = Kind::Size { min: 1024, max: 2_147_483_647 }, default("2147483647"), Live,
+        max_packet_size: u32 = Kind::Size { min: 1024, max: 2_147_483_647 }, default("2147483647"), NewConnections,
             "Largest protocol message that is let through; a larger one closes its connection.";
         receive_buffer_bytes: usize = Kind::Size { min: 2048, max: 65_536 }, default(r#""8 KiB""#), Restart,
             "Size of one receive buffer.";

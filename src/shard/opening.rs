@@ -61,7 +61,7 @@ pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, 
     shard.name_looked_up(&database, deadline).await;
     let turn = match database.load_balance_hosts {
         LoadBalanceHosts::RoundRobin => pool.common.attempts.fetch_add(1, Ordering::Relaxed),
-        LoadBalanceHosts::Disable => pool.common.failures.load(Ordering::Relaxed),
+        LoadBalanceHosts::Disable => pool.common.hosts_left.load(Ordering::Relaxed),
     };
     let (host, endpoint) = shard
         .endpoint(&database, turn)
@@ -86,7 +86,13 @@ pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, 
         .net
         .until(deadline, dial(shard.net, &target, login))
         .await;
-    opened.unwrap_or(Err(DialError::Timeout))
+    let opened = opened.unwrap_or(Err(DialError::Timeout));
+    if opened.as_ref().is_err_and(|error| !is_final(error)) {
+        // Of those that fail together the first takes all of them to the next host.
+        let (left, order) = (&pool.common.hosts_left, Ordering::Relaxed);
+        let _ = left.compare_exchange(turn, turn.wrapping_add(1), order, order);
+    }
+    opened
 }
 
 /// Makes a server of the pool ready for clients, or sees it off: until PostgreSQL has hung up its permit
@@ -172,7 +178,6 @@ pub(super) fn log_success(pool: &Pool, server: &Server) {
 /// Counts and logs one that could not be.
 pub(super) fn log_failure(pool: &Pool, error: &DialError) {
     pool.shard.stats.server_failures.inc();
-    pool.common.failures.fetch_add(1, Ordering::Relaxed);
     let key = &pool.common.key;
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     let at = pool.database.borrow().clone();

@@ -86,8 +86,8 @@ pub struct CommonPool {
     pub generation: Arc<Generation>,
     /// What to log in to servers with.
     pub credentials: ArcSwap<ServerCredentials>,
-    /// Attempts that failed.
-    pub failures: AtomicUsize,
+    /// How often a host was left for the next of its list, without load_balance_hosts.
+    pub hosts_left: AtomicUsize,
     /// Attempts that were made.
     pub attempts: AtomicUsize,
     /// Servers that are being closed for another pool's sake and still have their permits.
@@ -310,7 +310,7 @@ impl Common {
             welcome: ArcSwapOption::empty(),
             generation: Arc::default(),
             credentials: ArcSwap::from_pointee(ServerCredentials::Nothing),
-            failures: AtomicUsize::new(0),
+            hosts_left: AtomicUsize::new(0),
             attempts: AtomicUsize::new(0),
             evictions: AtomicUsize::new(0),
             last_failure: ArcSwapOption::empty(),

@@ -1,5 +1,8 @@
 //! Several hosts for one database.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::support::wire::*;
 use crate::support::*;
 
 /// Four servers, each opened for a client in a transaction; whether each is reached over the Unix socket.
@@ -61,4 +64,38 @@ both_shards!(show_databases_tells_how_hosts_are_used, |shards| {
         .expect("a row");
     assert_eq!(row["host"], "127.0.0.1,127.0.0.1");
     assert_eq!(row["load_balance_hosts"], "round-robin");
+});
+
+both_shards!(server_that_refuses_a_login_is_not_left, |shards| {
+    let calls = AtomicUsize::new(0);
+    let server = FakeServer::start(move |mut conversation| {
+        if calls.fetch_add(1, Ordering::Relaxed) > 0 {
+            if conversation.login() {
+                conversation.serve("the first");
+            }
+        } else if conversation.read_startup() {
+            let fields = [
+                (b'S', "FATAL"),
+                (b'C', "53300"),
+                (b'M', "sorry, too many clients already"),
+            ];
+            conversation.send(&error(&fields));
+        }
+    });
+    let keys = [
+        ("host", "127.0.0.1,127.0.0.2"),
+        ("load_balance_hosts", "disable"),
+    ];
+    let topology = Topology::new(shards)
+        .set("server_login_retry", "50 ms")
+        .database_at("db", server.address, &keys);
+    let pooler = Pooler::start(&topology);
+    let params = [("user", "postgres"), ("database", "db")];
+    let refused = Client::connect(pooler.address).start(PROTOCOL_3_0, &params);
+    refused.assert_fatal("sorry, too many clients already");
+    assert_eq!(
+        Client::login(pooler.address, "db").value("select 1"),
+        "the first"
+    );
+    assert!(!pooler.log().contains("connect failed"), "{}", pooler.log());
 });
