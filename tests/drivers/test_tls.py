@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     conftest.TARGET != "ringbouncer" or shutil.which("openssl") is None, reason="needs Ringbouncer and openssl"
 )
 USER, PASSWORD = "tls_user", "sesame"
+MODES = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Certificates:
     certificate: str
     key: str
 
+    def own(self):
+        """For a client that shows this certificate."""
+        return {"sslcert": self.certificate, "sslkey": self.key}
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory):
+
+def make_certificates(home):
     """An authority, and a certificate of it for this machine."""
-    home = tmp_path_factory.mktemp("certificates")
 
     def openssl(*words):
         subprocess.run(["openssl", *words], cwd=home, check=True, capture_output=True, timeout=60)
@@ -40,7 +43,40 @@ def certificates(tmp_path_factory):
     (home / "names").write_text("subjectAltName=DNS:localhost,IP:127.0.0.1\n")
     sign = ["-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "names"]
     openssl("x509", "-req", "-in", "tls.csr", *sign, "-out", "tls.crt")
+    (home / "tls.key").chmod(0o600)
     return Certificates(str(home / "ca.crt"), str(home / "tls.crt"), str(home / "tls.key"))
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture(scope="module")
+def strangers(tmp_path_factory):
+    """Those of an authority that the pooler does not know."""
+    return make_certificates(tmp_path_factory.mktemp("strangers"))
+
+
+def tls_settings(mode, certificates):
+    words = {
+        "sslmode": mode,
+        "cert_file": certificates.certificate,
+        "key_file": certificates.key,
+        "ca_file": certificates.ca,
+    }
+    return "".join(f'client_tls_{name} = "{word}"\n' for name, word in words.items())
+
+
+@pytest.fixture(scope="module", params=MODES)
+def in_mode(request, target, certificates):
+    """A pooler for each client_tls_sslmode, and that mode."""
+    extra = tls_settings(request.param, certificates)
+    config = throwaway.ringbouncer_config(target.server_port, [conftest.DATABASE], conftest.POOL_SIZE, 500, extra)
+    with throwaway.work_dir("drivers-tls-modes") as directory:
+        pooler = throwaway.start_ringbouncer(directory, config, conftest.SHARDS)
+        with throwaway.stopping(pooler):
+            yield dataclasses.replace(target, port=pooler.port), request.param
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +85,7 @@ def encrypted(target, certificates):
     with conftest.server_connection(target) as connection:
         connection.execute("SET password_encryption = 'scram-sha-256'")
         connection.execute(f"CREATE ROLE {USER} LOGIN SUPERUSER PASSWORD '{PASSWORD}'")
-    extra = f'client_tls_sslmode = "require"\nclient_tls_cert_file = "{certificates.certificate}"\n'
-    extra += f'client_tls_key_file = "{certificates.key}"\n'
+    extra = tls_settings("require", certificates)
     config = throwaway.ringbouncer_config(target.server_port, [conftest.DATABASE], conftest.POOL_SIZE, 500, extra)
     config = config.replace('auth_type = "trust"', 'auth_type = "scram-sha-256"')
     config += f'\n[users.{USER}]\npassword = "{PASSWORD}"\n'
@@ -60,6 +95,47 @@ def encrypted(target, certificates):
             yield dataclasses.replace(target, port=pooler.port, user=USER)
             print(throwaway.tail(pooler.log))
             assert pooler.alive()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_psycopg_and_pooler_in_every_mode(in_mode, certificates, mode):
+    pooler, ours = in_mode
+    root = {"sslrootcert": certificates.ca} if mode.startswith("verify") else {}
+    words = pooler.libpq(host="localhost", hostaddr="127.0.0.1", sslmode=mode, **root, **certificates.own())
+    # libpq's "allow" begins without, its "prefer" with encryption; both try the other when they are refused.
+    is_refused = {"disable": mode in MODES[3:], "allow": False, "prefer": False}.get(ours, mode == "disable")
+    is_encrypted = ours != "disable" and (mode in MODES[2:] or mode == "allow" and ours in MODES[3:])
+    if is_refused:
+        with pytest.raises(psycopg.OperationalError, match="SSL"):
+            psycopg.connect(**words)
+        return
+    with psycopg.connect(**words) as connection:
+        assert connection.pgconn.ssl_in_use == is_encrypted
+        assert connection.execute("SELECT 42").fetchone() == (42,)
+
+
+@pytest.mark.parametrize("mode", ["verify-ca", "verify-full"])
+def test_psycopg_refuses_a_pooler_of_another_authority(in_mode, strangers, mode):
+    pooler, ours = in_mode
+    complaint = "does not support SSL" if ours == "disable" else "certificate verify failed"
+    with pytest.raises(psycopg.OperationalError, match=complaint):
+        words = {"sslmode": mode, "sslrootcert": strangers.ca}
+        psycopg.connect(**pooler.libpq(host="localhost", hostaddr="127.0.0.1", **words))
+
+
+@pytest.mark.parametrize("shows", ["nothing", "a stranger's certificate"])
+def test_pooler_asks_psycopg_for_a_certificate_where_it_verifies(in_mode, certificates, strangers, shows):
+    pooler, ours = in_mode
+    own = {} if shows == "nothing" else strangers.own()
+    words = pooler.libpq(host="localhost", hostaddr="127.0.0.1", sslmode="prefer", **own)
+    # A certificate that is shown must be good, also where none has to be.
+    is_refused = ours.startswith("verify") or ours != "disable" and shows != "nothing"
+    if is_refused:
+        with pytest.raises(psycopg.OperationalError):
+            psycopg.connect(**words)
+        return
+    with psycopg.connect(**words) as connection:
+        assert connection.pgconn.ssl_in_use == (ours != "disable")
 
 
 def connect(encrypted, **parameters):

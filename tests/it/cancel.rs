@@ -1,7 +1,10 @@
 //! Cancel requests: they hit the query they are meant for, or nothing.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use crate::support::peer::Conversation;
 use crate::support::wire::*;
 use crate::support::*;
 
@@ -213,5 +216,60 @@ both_shards!(
         });
         assert_eq!(holder.query("commit").status, b'I');
         assert_eq!(stage.client().value("select pg_backend_pid()"), pid);
+    }
+);
+
+// The server takes the cancel request and never hangs up. It may yet act on it, so that its connection is closed rather than
+// given to somebody else; and whoever sent the request is not kept waiting for ever.
+both_shards!(
+    cancel_that_a_server_never_deals_with_is_given_up,
+    |shards| {
+        let (given_up, logins) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicUsize::new(0)),
+        );
+        let (released, count) = (given_up.clone(), logins.clone());
+        let server = FakeServer::start(move |mut conversation| {
+            let first = loop {
+                match conversation.read_untagged() {
+                    Some(body) if body.starts_with(&[4, 210, 22, 47]) => conversation.send(b"N"),
+                    Some(body) => break body,
+                    None => return,
+                }
+            };
+            if first.starts_with(&[4, 210, 22, 46]) {
+                return conversation.wait_closed();
+            }
+            let number = count.fetch_add(1, Ordering::AcqRel);
+            conversation.send(&Conversation::greeting());
+            while let Some(message) = conversation.next_request() {
+                if message.body.starts_with(b"slow") {
+                    conversation.stall_until(&released);
+                }
+                conversation.send(&Conversation::one_row(&number.to_string()));
+            }
+        });
+        let topology = Topology::new(shards)
+            .pool_size(1)
+            .set("cancel_wait_timeout", "200 ms")
+            .database_at("db", server.address, &[]);
+        let pooler = Pooler::start(&topology);
+        let mut client = Client::login(pooler.address, "db");
+        client.send(&query("slow"));
+        wait_until("it runs", || {
+            let pools = Client::login(pooler.address, "ringbouncer")
+                .query("SHOW POOLS")
+                .table();
+            pools
+                .iter()
+                .any(|row| row["database"] == "db" && row["sv_active"] == "1")
+        });
+        peer::cancel(pooler.address, &client.key);
+        pooler.wait_log("cancel request timed out");
+        given_up.store(true, Ordering::Release);
+        assert_eq!(client.reply().value(), "0");
+        assert_eq!(client.value("select 1"), "1", "the next server");
+        pooler.wait_log("outcome of a cancel request unknown");
+        assert_eq!(logins.load(Ordering::Acquire), 2);
     }
 );

@@ -186,7 +186,7 @@ drop_in!(
         for client in [&mut busy, &mut idle] {
             assert_eq!(client.value(who), two);
         }
-        assert_eq!(pool_of(&two, "cl_active"), 3);
+        wait_until("they are shown there", || pool_of(&two, "cl_active") == 3);
         // Its cancel key still is.
         idle.send(&query("select pg_sleep(60)"));
         wait_until("it sleeps", || {

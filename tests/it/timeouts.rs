@@ -147,6 +147,74 @@ both_shards!(user_comes_before_database_comes_before_the_rest, |shards| {
     assert_eq!(patient.value("select 'here'"), "here");
 });
 
+// The user's own setting, else the database's, else that of all; for what happens on servers it is the user there.
+both_shards!(nearest_setting_of_every_timeout_counts, |shards| {
+    let begin_and_sleep: &[&str] = &["begin", "select pg_sleep(3)"];
+    let cases: [(&str, &str, &[&str]); 3] = [
+        ("query_timeout", "query timeout", &["select pg_sleep(3)"]),
+        (
+            "idle_transaction_timeout",
+            "idle transaction timeout",
+            &["begin"],
+        ),
+        (
+            "transaction_timeout",
+            "transaction timeout",
+            begin_and_sleep,
+        ),
+    ];
+    let database = Postgres::shared().database();
+    let [quick, slow] = ["quick", "slow"].map(|name| {
+        let name = format!("{name}_{}", database.name);
+        database.sql(&format!("create role {name} login"));
+        name
+    });
+    for (key, text, queries) in cases {
+        let topology = Topology::new(shards)
+            .set(key, "1 s")
+            .database("plain", &database, &[])
+            .database("patient", &database, &[(key, "1 h")])
+            .database("hasty", &database, &[(key, "1 s")])
+            .database("forced", &database, &[("user", &quick), (key, "1 h")])
+            .user_secret(&quick, "")
+            .user(&quick, key, "1 s")
+            .user_secret(&slow, "")
+            .user(&slow, key, "1 h");
+        let pooler = Pooler::start(&topology);
+        let table = [
+            ("plain", "postgres", true),
+            ("patient", "postgres", false),
+            ("patient", quick.as_str(), true),
+            ("hasty", slow.as_str(), false),
+            ("plain", slow.as_str(), false),
+            ("forced", slow.as_str(), true),
+        ];
+        std::thread::scope(|scope| {
+            for (entry, user, fires) in table {
+                let pooler = &pooler;
+                scope.spawn(move || {
+                    let params = [("user", user), ("database", entry)];
+                    let mut client = Client::login_with(pooler.address, &params);
+                    for query in &queries[..queries.len() - 1] {
+                        client.query(query);
+                    }
+                    let mut reply = client.query(queries.last().unwrap());
+                    if fires {
+                        if reply.error.is_none() {
+                            reply = client.reply();
+                        }
+                        return reply.assert_fatal(text);
+                    }
+                    assert!(reply.error.is_none(), "{key} {entry} {user}: {reply:?}");
+                    // It has been idle for longer than the timeout that is not meant.
+                    wait::pace_until(Instant::now() + 2 * SECOND);
+                    assert_eq!(client.value("select 'here'"), "here");
+                });
+            }
+        });
+    }
+});
+
 both_shards!(console_knows_no_timeouts, |shards| {
     let topology = Topology::new(shards)
         .set("client_idle_timeout", "1 s")

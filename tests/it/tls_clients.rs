@@ -234,7 +234,9 @@ both_shards!(tls_at_once_needs_alpn, |shards| {
     );
     let mut client = direct(&[]).expect("a handshake");
     client.send_anyway(&startup(PROTOCOL_3_0, &params));
-    client.reply().assert_fatal("without ALPN");
+    client
+        .reply()
+        .assert_fatal("direct SSL connection without ALPN protocol negotiation");
 });
 
 both_shards!(

@@ -194,6 +194,154 @@ both_shards!(certificates_are_judged_as_the_mode_says, |shards| {
     assert!(!is_served(full(), &named, "127.0.0.1"));
 });
 
+both_shards!(each_side_is_encrypted_as_its_own_mode_says, |shards| {
+    const MODES: [&str; 6] = [
+        "disable",
+        "allow",
+        "prefer",
+        "require",
+        "verify-ca",
+        "verify-full",
+    ];
+    let authority = Authority::new("ours");
+    let shown = authority.sign();
+    let own = authority.sign_as(&Wish {
+        common_name: "postgres",
+        ..Wish::default()
+    });
+    let database = Postgres::encrypted().database();
+    for (clients, servers) in MODES
+        .iter()
+        .flat_map(|clients| MODES.map(|servers| (*clients, servers)))
+    {
+        let topology = trusting(topology(shards, servers), Postgres::authority())
+            .set("client_tls_sslmode", clients)
+            .set("client_tls_cert_file", shown.certificate_path())
+            .set("client_tls_key_file", shown.key_path())
+            .set("client_tls_ca_file", authority.root.certificate_path())
+            .database(&database.name, &database, &[]);
+        let pooler = Pooler::start(&topology);
+        let mut client = Client::connect(pooler.address);
+        if clients != "disable" {
+            let config = Arc::new(authority.client_config(Some(&own)));
+            client.request_tls(config).expect("a handshake");
+        }
+        let params = [("user", "postgres"), ("database", database.name.as_str())];
+        let reply = client.start(PROTOCOL_3_0, &params);
+        assert_eq!(reply.status, b'I', "{clients}, {servers}: {reply:?}");
+        let expected = match servers {
+            "disable" | "allow" => "plain",
+            _ => "TLSv1.3",
+        };
+        assert_eq!(client.value(VERSION), expected, "{clients}, {servers}");
+    }
+});
+
+both_shards!(settings_choose_version_and_cipher_of_servers, |shards| {
+    const CIPHER: &str =
+        "select version || '/' || cipher from pg_stat_ssl where pid = pg_backend_pid()";
+    let cases = [
+        (
+            "tlsv1.2",
+            "ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305",
+            "",
+            "TLSv1.2/ECDHE-",
+        ),
+        (
+            "tlsv1.3",
+            "default",
+            "TLS_CHACHA20_POLY1305_SHA256",
+            "TLSv1.3/TLS_CHACHA20_POLY1305_SHA256",
+        ),
+    ];
+    for (protocols, ciphers, tls13, expected) in cases {
+        let topology = topology(shards, "require")
+            .set("server_tls_protocols", protocols)
+            .set("server_tls_ciphers", ciphers)
+            .set("server_tls13_ciphers", tls13);
+        let stage = stage(topology, &[]);
+        let used = stage.client().value(CIPHER);
+        assert!(
+            used.starts_with(expected) && used.contains("CHACHA20"),
+            "{used}"
+        );
+        let shown = &stage.console("SHOW SERVERS").table()[0]["tls"];
+        assert!(shown.starts_with(expected), "{shown}");
+    }
+});
+
+both_shards!(host_of_another_name_is_left_for_the_next, |shards| {
+    let authority = Authority::new("ours");
+    let named = authority.sign_as(&Wish {
+        names: &["localhost"],
+        ..Wish::default()
+    });
+    for balance in ["disable", "round-robin"] {
+        let server = showing(&named);
+        // Both are the same server; by its address it is nobody we trust.
+        let keys = [
+            ("host", "127.0.0.1,localhost"),
+            ("load_balance_hosts", balance),
+        ];
+        let topology = trusting(topology(shards, "verify-full"), &authority).database_at(
+            "db",
+            server.address,
+            &keys,
+        );
+        let pooler = Pooler::start(&topology);
+        let mut client = Client::login(pooler.address, "db");
+        assert_eq!(client.value("select 1"), "served");
+        pooler.wait_log("invalid peer certificate");
+    }
+});
+
+both_shards!(
+    servers_are_judged_by_the_files_of_the_last_reload,
+    |shards| {
+        let (before, after) = (Authority::new("before"), Authority::new("after"));
+        let (old, new) = (before.sign(), after.sign());
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let put = |name: &str, text: &str| {
+            let beside = path("beside");
+            fs::write(&beside, text).unwrap();
+            fs::rename(&beside, path(name)).unwrap();
+        };
+        put("ca", &fs::read_to_string(&before.root.certificate).unwrap());
+        put("crl", &before.revoke(&[]));
+        let (old_server, new_server) = (showing(&old), showing(&new));
+        let topology = topology(shards, "verify-full")
+            .set("server_tls_ca_file", path("ca").to_str().unwrap())
+            .set("server_tls_crl_file", path("crl").to_str().unwrap())
+            .database_at("old", old_server.address, &[("host", "localhost")])
+            .database_at("new", new_server.address, &[("host", "localhost")]);
+        let pooler = Pooler::start(&topology);
+        let mut console = Client::login(pooler.address, "ringbouncer");
+        let mut reload = || assert_eq!(console.query("RELOAD").complete, ["RELOAD"]);
+        let mut trusted = Client::login(pooler.address, "old");
+        assert_eq!(trusted.value("select 1"), "served");
+        let stranger = "TLS handshake failed: invalid peer certificate: UnknownIssuer";
+        assert!(login_unless(&pooler, "new", stranger).is_none());
+
+        // Its certificate is revoked: the server at hand is closed, and no other is opened.
+        put("crl", &before.revoke(&[&old]));
+        reload();
+        trusted.send(&query("select 1"));
+        pooler.wait_log("TLS handshake failed: invalid peer certificate: Revoked");
+        assert!(trusted.has_nothing_to_read());
+
+        // The authority is another one.
+        put("ca", &fs::read_to_string(&after.root.certificate).unwrap());
+        put("crl", &after.revoke(&[]));
+        reload();
+        assert_eq!(
+            Client::login(pooler.address, "new").value("select 1"),
+            "served"
+        );
+        assert!(trusted.has_nothing_to_read());
+    }
+);
+
 both_shards!(certificate_in_the_ca_file_itself_is_trusted, |shards| {
     let authority = Authority::new("localhost");
     let trusted = |mode| trusting(topology(shards, mode), &authority);
@@ -311,8 +459,46 @@ both_shards!(certificate_of_our_own_opens_the_door, |shards| {
     let without = stage(as_user(&other), &[("user", &user)]);
     let params = [("user", "postgres"), ("database", without.entry.as_str())];
     let reply = Client::connect(without.address()).start(PROTOCOL_3_0, &params);
-    reply.assert_fatal("certificate authentication failed");
+    let refusal = format!("certificate authentication failed for user \"{user}\"");
+    reply.assert_fatal(&refusal);
 });
+
+both_shards!(
+    certificate_of_our_own_is_the_one_of_the_last_reload,
+    |shards| {
+        let user = role(MUST_CERTIFY);
+        let signed = |common_name: &str| {
+            Postgres::authority().sign_as(&Wish {
+                common_name,
+                ..Wish::default()
+            })
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let put = |signed: &Signed| {
+            fs::copy(&signed.certificate, path("crt")).unwrap();
+            fs::copy(&signed.key, path("key")).unwrap();
+        };
+        put(&signed("somebody else"));
+        let topology = topology(shards, "require")
+            .set("server_tls_cert_file", path("crt").to_str().unwrap())
+            .set("server_tls_key_file", path("key").to_str().unwrap());
+        let stage = stage(topology, &[("user", &user)]);
+        let params = [("user", "postgres"), ("database", stage.entry.as_str())];
+        let refused = Client::connect(stage.address()).start(PROTOCOL_3_0, &params);
+        let refusal = format!("certificate authentication failed for user \"{user}\"");
+        refused.assert_fatal(&refusal);
+        put(&signed(&user));
+        assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+        wait_until("servers are logged in with the new one", || {
+            Client::connect(stage.address())
+                .start(PROTOCOL_3_0, &params)
+                .status
+                == b'I'
+        });
+        assert_eq!(stage.client().value("select current_user"), user);
+    }
+);
 
 both_shards!(encrypted_servers_travel_between_shards, |shards| {
     let stage = stage(topology(shards, "require").pool_size(1), &[]);

@@ -320,18 +320,23 @@ impl Reply {
         self.error.as_ref().map_or("", |error| &error.text)
     }
 
-    /// Ended by a FATAL error and a closed connection, with this in its text.
+    /// Ended by a FATAL error with this text and a closed connection.
     #[track_caller]
     pub fn assert_fatal(&self, text: &str) {
+        let error = self.fatal();
+        assert_eq!(error.text, text, "{error:?}");
+    }
+
+    /// The FATAL error that it ended with, together with the connection.
+    #[track_caller]
+    pub fn fatal(&self) -> &Failure {
         let error = self
             .error
             .as_ref()
             .unwrap_or_else(|| panic!("no error in {self:?}"));
-        assert!(
-            error.severity == "FATAL" && error.text.contains(text),
-            "{error:?}"
-        );
+        assert_eq!(error.severity, "FATAL", "{error:?}");
         assert!(self.closed, "not closed: {self:?}");
+        error
     }
 
     /// The rows as maps from column name to value; NULL is left out.
