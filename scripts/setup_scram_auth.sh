@@ -5,7 +5,7 @@
 #   scripts/setup_scram_auth.sh --rollback  puts everything back as it was
 #
 # What it does: checks PostgreSQL's password_encryption; for every user of auth_file fetches the SCRAM verifier
-# that PostgreSQL stores, or, where PostgreSQL still has an md5 one, asks for the password and gives PostgreSQL a
+# that PostgreSQL stores (by the pooler's auth_query, or else from pg_authid), or, where PostgreSQL still has an md5 one, asks for the password and gives PostgreSQL a
 # SCRAM verifier; writes auth_file; sets auth_type; reloads; logs in once. If that login fails, all of it is undone.
 #
 # Settings come from the environment or from ./.env (KEY=VALUE lines); what is missing is asked for:
@@ -195,14 +195,14 @@ roll_back() {
 }
 
 if [ "$ROLLBACK" = yes ]; then
-    [ -e "$BACKUP/server.sql" ] && [ -s "$BACKUP/server.sql" ] && need PGUSER "PostgreSQL superuser"
+    [ -e "$BACKUP/server.sql" ] && [ -s "$BACKUP/server.sql" ] && need PGUSER "PostgreSQL superuser, or who may run the pooler's auth_query"
     roll_back
     exit 0
 fi
 
 # --- what is there -------------------------------------------------------------------------------------------------
 
-need PGUSER "PostgreSQL superuser"
+need PGUSER "PostgreSQL superuser, or who may run the pooler's auth_query"
 need TEST_USER "User to log in as at the end"
 need TEST_PASSWORD "Password of $TEST_USER" hidden
 need TEST_DATABASE "Database of the pooler to log in to"
@@ -238,7 +238,17 @@ PYTHON
 
 literal() { printf "'%s'" "${1//\'/\'\'}"; }
 identifier() { printf '"%s"' "${1//\"/\"\"}"; }
-stored_secret() { server -c "select coalesce(rolpassword, '') from pg_authid where rolname = $(literal "$1")"; }
+
+# The secret that PostgreSQL stores: by the pooler's auth_query if it has one, which spares PGUSER being a superuser as long as no
+# md5 secret has to be replaced.
+AUTH_QUERY=$(toml get auth_query)
+stored_secret() {
+    if [ -n "$AUTH_QUERY" ]; then
+        server -F $'\t' -c "prepare secret as ${AUTH_QUERY%;}" -c "execute secret($(literal "$1"))" | cut -f 2
+    else
+        server -c "select coalesce(rolpassword, '') from pg_authid where rolname = $(literal "$1")"
+    fi
+}
 
 # The password of a user, from USER_PASSWORDS or by asking.
 password_of() {

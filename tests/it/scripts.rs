@@ -202,6 +202,11 @@ impl Md5Installation {
     }
 
     fn setup(&self, test_password: &str) -> Command {
+        self.setup_as("postgres", test_password)
+    }
+
+    /// With this role at PostgreSQL.
+    fn setup_as(&self, role: &str, test_password: &str) -> Command {
         let home = self.home();
         let passwords = home.join("passwords");
         fs::write(&passwords, format!("{} {PASSWORD}\n", self.by_md5)).unwrap();
@@ -213,7 +218,7 @@ impl Md5Installation {
             ),
             ("PGHOST", server.ip().to_string()),
             ("PGPORT", server.port().to_string()),
-            ("PGUSER", "postgres".to_owned()),
+            ("PGUSER", role.to_owned()),
             ("POOLER_HOST", "127.0.0.1".to_owned()),
             ("POOLER_PORT", self.stage.address().port().to_string()),
             ("POOLER_SOCKET_DIR", home.display().to_string()),
@@ -278,6 +283,38 @@ both_shards!(setup_moves_an_installation_to_scram_and_back, |shards| {
         (installation.files(), installation.server_secret()),
         (before, secret)
     );
+    installation.assert_logins();
+});
+
+both_shards!(setup_asks_by_auth_query_where_there_is_one, |shards| {
+    let postgres = Postgres::shared();
+    let quoted = PASSWORD.replace('\'', "''");
+    let (asker, user) = (
+        postgres.role("pg_monitor", "scram-sha-256", "x"),
+        postgres.role(MUST_SCRAM, "scram-sha-256", &quoted),
+    );
+    let lookup = format!("secrets_{asker}");
+    let database = postgres.database();
+    database.sql(&format!(
+        "create function {lookup}(name text) returns table (a text, b text) language sql security definer as \
+         'select rolname::text, rolpassword from pg_authid where rolname = name'"
+    ));
+    let query = format!("SELECT a, b FROM {lookup}($1)");
+    let topology = Topology::new(shards)
+        .set("auth_type", "md5")
+        .set("auth_query", query)
+        .user_secret(&user, PASSWORD);
+    let database_name = database.name.clone();
+    let installation = Md5Installation {
+        stage: Stage::on(database, topology, &[]),
+        by_md5: user.clone(),
+        by_scram: user.clone(),
+    };
+    // This role cannot read pg_authid.
+    let mut setup = installation.setup_as(&asker, PASSWORD);
+    succeeds(setup.env("PGDATABASE", database_name));
+    let [_, list] = installation.files();
+    assert!(list.contains(&postgres.stored_secret(&user)), "{list}");
     installation.assert_logins();
 });
 
