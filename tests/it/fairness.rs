@@ -192,7 +192,13 @@ fn waiting_times_are_alike(pool_size: u32, sql: &str) {
     let _alone = alone();
     for shards in SHARDS {
         let stage = Stage::pooled(Topology::new(shards).pool_size(pool_size));
-        let waits = waits(&stage, sql);
+        let mut waits = Vec::new();
+        let most = stage
+            .database
+            .most_backends("datname = current_database()", || {
+                waits = self::waits(&stage, sql);
+            });
+        assert!((1..=pool_size).contains(&most), "{most} on {shards} shards");
         let overtakers = |percent| percentile(waits.iter().map(|wait| wait.overtakers), percent);
         let time = |percent| percentile(waits.iter().map(|wait| wait.time), percent).as_secs_f64();
         let ratio = overtakers(99) as f64 / overtakers(50) as f64;
