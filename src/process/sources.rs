@@ -53,16 +53,16 @@ pub(super) fn log_remarks(remarks: &[String]) {
     }
 }
 
-/// `config`, `users` and `tls` together with the rules that the configuration names.
+/// `config`, `users` and `tls` together with the rules that the configuration names. Takes the remarks of `config`.
 ///
 /// # Errors
 /// If `auth_ldap_options` is wrong; broken files of rules let nobody in.
 pub(super) fn with_rules(
-    config: Config,
+    mut config: Config,
     users: Arc<Users>,
     tls: Arc<TlsSetup>,
 ) -> Result<Snapshot, StartError> {
-    let mut remarks = Vec::new();
+    let mut remarks = std::mem::take(&mut config.remarks);
     let maps = read_ident_maps(config.general.auth_ident_file.as_deref(), &mut remarks);
     let hba = read_hba(config.general.auth_hba_file.as_deref(), &maps, &mut remarks);
     let ldap = match config.general.auth_ldap_options.as_str() {

@@ -1,0 +1,320 @@
+//! The configuration file as PgBouncer's operators know it: its grammar, what it lets pass, what SET and RELOAD make of
+//! it. Each claim holds for PgBouncer, too.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+use crate::support::drop_in::*;
+use crate::support::postgres::Postgres;
+use crate::support::*;
+
+fn database() -> Database {
+    Postgres::shared().database()
+}
+
+fn admin(drop_in: &DropIn) -> Client {
+    Client::login(drop_in.address, "pgbouncer")
+}
+
+/// The value of an option in SHOW CONFIG.
+fn setting(drop_in: &DropIn, key: &str) -> String {
+    let table = admin(drop_in).query("SHOW CONFIG").table();
+    let row = table.iter().find(|row| row["key"] == key);
+    row.unwrap_or_else(|| panic!("no option {key}"))["value"].clone()
+}
+
+/// Asserts of each line whether a file with it, behind the lines of `more`, starts.
+#[track_caller]
+fn assert_starts(brand: Brand, more: &str, cases: &[(&str, bool)]) {
+    for (line, starts) in cases {
+        let outcome = DropIn::try_start(brand, database(), &format!("{more}\n{line}"));
+        match outcome {
+            Ok(_) => assert!(starts, "{line} starts"),
+            Err(log) => assert!(!starts, "{line}: {log}"),
+        }
+    }
+}
+
+/// The file that a command is to be started with, its last argument.
+fn file_of(command: &Command) -> &Path {
+    Path::new(command.get_args().last().unwrap())
+}
+
+fn append(file: &Path, bytes: &[u8]) {
+    let mut file = fs::OpenOptions::new().append(true).open(file).unwrap();
+    file.write_all(bytes).unwrap();
+}
+
+// ---- grammar -----------------------------------------------------------------------------------------------------
+
+drop_in!(value_is_what_stands_behind_the_equals_sign, |brand| {
+    let cases = [
+        ("default_pool_size = 7 ; comment", None),
+        ("  default_pool_size=7  ", Some(("default_pool_size", "7"))),
+        (
+            "; comment\n# another\n\t; third\nverbose = 1",
+            Some(("verbose", "1")),
+        ),
+        ("pool_mode = 'session'", None),
+        ("pool_mode = \"session\"", None),
+        (
+            "pool_mode = TRANSACTION",
+            Some(("pool_mode", "transaction")),
+        ),
+        ("POOL_MODE = session", None),
+        (
+            "server_check_query = 'quoted'",
+            Some(("server_check_query", "'quoted'")),
+        ),
+        (
+            "server_check_query = a ; b # c",
+            Some(("server_check_query", "a ; b # c")),
+        ),
+        ("server_reset_query =", Some(("server_reset_query", ""))),
+        ("default_pool_size =", None),
+        ("query_timeout =", None),
+        ("log_connections = yes", None),
+        ("log_connections = on", None),
+        ("log_connections = true", None),
+        ("log_connections = 0", Some(("log_connections", "0"))),
+        ("default_pool_size = 010", Some(("default_pool_size", "8"))),
+        (
+            "default_pool_size = 0x10",
+            Some(("default_pool_size", "16")),
+        ),
+        ("default_pool_size = 08", None),
+        ("default_pool_size = 1.5", None),
+        ("query_timeout = 1.5", Some(("query_timeout", "1.5"))),
+        ("query_timeout = 1e2", Some(("query_timeout", "100"))),
+        ("query_timeout = -1", None),
+        ("query_timeout = never", None),
+        (
+            "default_pool_size = 5\ndefault_pool_size = 6",
+            Some(("default_pool_size", "6")),
+        ),
+        ("nonsense = 1", None),
+        ("justakey", None),
+        ("= 1", None),
+        ("[nonsense]", None),
+        ("[pgbouncer", None),
+        ("[databases] ; comment\n[pgbouncer]x = 1", None),
+        ("%include", None),
+        ("%include /nonexistent.ini", None),
+    ];
+    for (lines, expected) in cases {
+        let shown = DropIn::try_start(brand, database(), lines)
+            .map(|drop_in| expected.map(|(key, _)| setting(&drop_in, key)));
+        let value = expected.map(|(_, value)| value.to_owned());
+        match shown {
+            Ok(shown) => assert!(shown.is_some() && shown == value, "{lines}: {shown:?}"),
+            Err(log) => assert_eq!(value, None, "{lines}: {log}"),
+        }
+    }
+});
+
+drop_in!(connection_strings_are_pairs_between_spaces, |brand| {
+    assert_starts(
+        brand,
+        "[databases]",
+        &[
+            ("y = host=127.0.0.1 port=5", true),
+            ("y = host = 127.0.0.1  port =5", true),
+            ("y = host='127.0.0.1' password='it''s'", true),
+            ("y =", true),
+            ("y = host=127.0.0.1 port=0", false),
+            ("y = host=127.0.0.1 port=", false),
+            ("y = host", false),
+            ("y = host=127.0.0.1 nonsense=1", false),
+            ("y = host=127.0.0.1 HOST=127.0.0.1", false),
+            ("y = host='open", false),
+            ("y = host=127.0.0.1 ; comment", false),
+            ("pgbouncer = host=127.0.0.1", false),
+            ("a b = host=127.0.0.1", false),
+            ("\"y\" = host=127.0.0.1", false),
+            ("y = host=127.0.0.1 pool_size=7x", true),
+            ("y = host=127.0.0.1 pool_mode=sometimes", false),
+            ("y = host=127.0.0.1 pool_mode=Statement", true),
+        ],
+    );
+});
+
+drop_in!(second_section_begins_with_the_defaults, |brand| {
+    let drop_in = DropIn::start_with(brand, database(), "default_pool_size = 7", |command| {
+        let file = file_of(command);
+        let text = fs::read_to_string(file).unwrap();
+        let (_, own) = text.split_once("[pgbouncer]").unwrap();
+        let again = own.replace("default_pool_size = 7", "");
+        append(file, format!("[pgbouncer]{again}").as_bytes());
+    });
+    assert_eq!(setting(&drop_in, "default_pool_size"), "20");
+});
+
+drop_in!(
+    included_files_are_sought_in_the_working_directory,
+    |brand| {
+        let drop_in = DropIn::start_with(brand, database(), "%include more/a.ini", |command| {
+            let directory = file_of(command).parent().unwrap().to_owned();
+            fs::create_dir(directory.join("more")).unwrap();
+            // Not relative to the file that includes it.
+            fs::write(directory.join("more/a.ini"), "%include b.ini\n").unwrap();
+            fs::write(
+                directory.join("b.ini"),
+                "default_pool_size = 9\n[databases]\n",
+            )
+            .unwrap();
+            command.current_dir(directory);
+        });
+        assert_eq!(setting(&drop_in, "default_pool_size"), "9");
+    }
+);
+
+drop_in!(comments_may_be_in_any_encoding, |brand| {
+    let drop_in = DropIn::start_with(brand, database(), "", |command| {
+        append(
+            file_of(command),
+            b"; f\xfcr alle\n  # \xe4\ndefault_pool_size = 6\n",
+        );
+    });
+    assert_eq!(setting(&drop_in, "default_pool_size"), "6");
+});
+
+drop_in!(no_number_of_an_option_is_too_large_or_too_small, |brand| {
+    assert_starts(
+        brand,
+        "",
+        &[
+            ("listen_backlog = 0", true),
+            ("listen_backlog = 99999999", true),
+            ("max_packet_size = 10", true),
+            ("server_idle_timeout = 999999999", true),
+            ("server_check_delay = 1e12", true),
+            ("default_pool_size = 1000000", true),
+            ("stats_period = 0", true),
+            ("tcp_keepidle = 99999", true),
+            ("tcp_keepcnt = 1000", true),
+            ("verbose = 11", true),
+        ],
+    );
+});
+
+both_shards!(number_that_is_brought_within_bounds_is_told, |shards| {
+    let brand = Brand::Ringbouncer(shards);
+    let drop_in = DropIn::start(brand, database(), "server_idle_timeout = 999999999");
+    let told =
+        "WARNING pgbouncer.server_idle_timeout: 999999999 s is out of range; 3650 d holds instead";
+    assert!(drop_in.log().contains(told), "{}", drop_in.log());
+    assert_eq!(setting(&drop_in, "server_idle_timeout"), "3.1536e+08");
+});
+
+// ---- TLS ---------------------------------------------------------------------------------------------------------
+
+/// Lines that turn TLS on towards clients, with a certificate and its key in `directory`.
+fn encrypting(directory: &Path) -> String {
+    let own = Postgres::authority().sign();
+    let copy = |from: &Path, name: &str| {
+        let to = directory.join(name);
+        fs::copy(from, &to).unwrap();
+        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+        fs::set_permissions(&to, readable).unwrap();
+        to.display().to_string()
+    };
+    format!(
+        "client_tls_sslmode = allow\nclient_tls_cert_file = {}\nclient_tls_key_file = {}",
+        copy(&own.certificate, "certificate"),
+        copy(&own.key, "key")
+    )
+}
+
+drop_in!(
+    words_for_tls_that_pgbouncer_takes_are_no_obstacle,
+    |brand| {
+        let directory = open_directory();
+        assert_starts(
+            brand,
+            &encrypting(directory.path()),
+            &[
+                ("client_tls_dheparams = legacy", true),
+                ("client_tls_dheparams = none", true),
+                ("client_tls_dheparams =", true),
+                ("client_tls_dheparams = nonsense", false),
+                ("client_tls_ecdhcurve = none", true),
+                ("client_tls_ecdhcurve = AUTO", true),
+                ("client_tls_ecdhcurve =", true),
+                ("client_tls_ecdhcurve = nonsense", false),
+                ("client_tls_protocols =", true),
+                ("client_tls_protocols = legacy", true),
+                ("client_tls_protocols = tlsv1", true),
+                ("client_tls_protocols = tlsv1.0,tlsv1.2", true),
+                ("client_tls_protocols = all:!tlsv1.2", true),
+                ("client_tls_protocols = nonsense", false),
+                ("client_tls_ciphers =", true),
+                ("client_tls_ciphers = HIGH:MEDIUM:+3DES:!aNULL", true),
+                ("client_tls_ciphers = nonsense:HIGH", true),
+                ("client_tls_ciphers = legacy", true),
+                ("client_tls_ciphers = Insecure", true),
+                ("client_tls_ciphers = nonsense", false),
+                // To know who is a client of ours needs a CA of ours.
+                ("client_tls_sslmode = verify-full", false),
+            ],
+        );
+    }
+);
+
+both_shards!(tls_that_nothing_is_left_of_is_refused, |shards| {
+    let directory = open_directory();
+    let encrypting = encrypting(directory.path());
+    // PgBouncer starts with each, and offers what is not safe, or a curve that is not to be had here.
+    assert_starts(
+        Brand::Ringbouncer(shards),
+        &encrypting,
+        &[
+            ("client_tls_protocols = tlsv1.0", false),
+            ("client_tls_protocols = secure,!tlsv1.2,!tlsv1.3", false),
+            ("client_tls_ciphers = AES256-SHA", false),
+            ("client_tls_ecdhcurve = secp521r1", false),
+        ],
+    );
+    let ciphers = format!("{encrypting}\nclient_tls_ciphers = HIGH:MEDIUM");
+    let drop_in = DropIn::start(Brand::Ringbouncer(shards), database(), &ciphers);
+    let told = "WARNING pgbouncer.client_tls_ciphers: left out, as not offered: MEDIUM";
+    assert!(drop_in.log().contains(told), "{}", drop_in.log());
+    assert_eq!(setting(&drop_in, "client_tls_ciphers"), "HIGH");
+});
+
+// ---- SET and RELOAD ----------------------------------------------------------------------------------------------
+
+drop_in!(set_reads_values_as_the_file_does, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    let cases = [
+        ("log_connections", "2", true),
+        ("log_connections", "yes", false),
+        ("default_pool_size", "0x10", true),
+        ("default_pool_size", "many", false),
+        ("pkt_buf", "8192", true),
+        ("sbuf_loopcnt", "3", true),
+        ("dns_zone_check_period", "3", true),
+        ("job_name", "x", true),
+        ("resolv_conf", "/etc/resolv.conf", true),
+        ("nonsense", "1", false),
+        ("client_tls_protocols", "", true),
+        ("server_idle_timeout", "999999999", true),
+        ("listen_backlog", "0", true),
+    ];
+    for (name, value, succeeds) in cases {
+        let reply = admin(&drop_in).query(&format!("SET {name} = '{value}'"));
+        assert_eq!(reply.error.is_none(), succeeds, "{name}={value}: {reply:?}");
+    }
+    assert_eq!(setting(&drop_in, "default_pool_size"), "16");
+    admin(&drop_in).query("SET default_pool_size = 010");
+    assert_eq!(setting(&drop_in, "default_pool_size"), "8");
+});
+
+drop_in!(set_of_users_leaves_blanks_between_them, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    let reply = admin(&drop_in).query("SET admin_users = 'somebody postgres'");
+    assert!(reply.error.is_none(), "{reply:?}");
+    let reply = admin(&drop_in).query("RELOAD");
+    assert_eq!(reply.complete, ["RELOAD"], "still an admin");
+});
