@@ -170,6 +170,20 @@ drop_in!(
     }
 );
 
+drop_in!(files_include_each_other_ten_deep, |brand| {
+    for (depth, starts) in [(10, true), (11, false)] {
+        let (directory, name) = (open_directory(), |n| format!("{n}.ini"));
+        let path = |n: usize| directory.path().join(name(n));
+        for n in 1..depth {
+            let next = format!("%include {}\n", path(n + 1).display());
+            fs::write(path(n), next).unwrap();
+        }
+        fs::write(path(depth), "verbose = 0\n").unwrap();
+        let line = format!("%include {}", path(1).display());
+        assert_starts(brand, "", &[(&line, starts)]);
+    }
+});
+
 drop_in!(comments_may_be_in_any_encoding, |brand| {
     let drop_in = DropIn::start_with(brand, database(), "", |command| {
         append(
