@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::support::drop_in::*;
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{MUST_SCRAM, Postgres};
 use crate::support::*;
 
 fn database() -> Database {
@@ -331,4 +331,33 @@ drop_in!(set_of_users_leaves_blanks_between_them, |brand| {
     assert!(reply.error.is_none(), "{reply:?}");
     let reply = admin(&drop_in).query("RELOAD");
     assert_eq!(reply.complete, ["RELOAD"], "still an admin");
+});
+
+// ---- logins ------------------------------------------------------------------------------------------------------
+
+drop_in!(auth_query_is_asked_at_every_login, |brand| {
+    let database = database();
+    let role = database.postgres.role(MUST_SCRAM, "scram-sha-256", "first");
+    let more = "auth_type = scram-sha-256\nauth_user = postgres\n\
+                auth_query = SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1 AND rolcanlogin \
+                AND coalesce(rolvaliduntil > now(), true)";
+    let drop_in = DropIn::start(brand, database, more);
+    let name = &drop_in.database.name;
+    let owner = |sql: &str| {
+        drop_in
+            .database
+            .direct()
+            .query(&format!("alter role {role} {sql}"))
+    };
+    let login = |password: &str| driver::try_login(drop_in.address, &role, password, name);
+    login("first").unwrap();
+    owner("valid until 'yesterday'");
+    login("first").unwrap_err();
+    owner("valid until 'infinity'");
+    login("first").unwrap();
+    owner("password 'second'");
+    login("first").unwrap_err();
+    login("second").unwrap();
+    owner("nologin");
+    login("second").unwrap_err();
 });
