@@ -1,5 +1,5 @@
 //! One setting of a configuration in force, changed by its text as SHOW CONFIG prints it (SET of the
-//! console).
+//! console); and what of a configuration in force outlasts a reload.
 
 use super::cross;
 use super::dialect::Dialect;
@@ -62,6 +62,14 @@ impl Config {
         if let Ok(general) = General::from_values(&mut values) {
             self.general = general;
         }
+        self
+    }
+
+    /// This configuration, which the next reload reads where `old`, which is in force, says, unless its own file says
+    /// otherwise.
+    pub fn following(mut self, old: &Config) -> Config {
+        let conffile = &mut self.general.conffile;
+        *conffile = conffile.take().or_else(|| old.general.conffile.clone());
         self
     }
 }
@@ -214,6 +222,19 @@ mod tests {
     }
 
     #[test]
+    fn file_to_read_outlasts_a_file_that_names_none() {
+        let parse = |text: &str| {
+            let text = format!("[ringbouncer]\nauth_type = \"trust\"\n{text}");
+            Config::parse(&text, Path::new("/etc/r.toml")).unwrap()
+        };
+        let conffile = |new: &str, old: &str| parse(new).following(&parse(old)).general.conffile;
+        let (a, b) = ("conffile = \"/a\"", "conffile = \"/b\"");
+        assert_eq!(conffile("", a).as_deref(), Some(Path::new("/a")));
+        assert_eq!(conffile(b, a).as_deref(), Some(Path::new("/b")));
+        assert_eq!(conffile("", ""), None);
+    }
+
+    #[test]
     fn what_needs_a_restart_stays() {
         assert_eq!(set("listen_port", "7").as_deref(), Some("6432"));
     }
@@ -224,9 +245,9 @@ mod tests {
         for config in [config(), ini] {
             for [name, value, ..] in config_rows(&config) {
                 let again = config.with_setting(&name, &value);
-                let is_octal = name == "unix_socket_mode";
+                let is_other = matches!(&*name, "unix_socket_mode" | "conffile");
                 assert!(
-                    is_octal || again.as_ref() == Some(&config),
+                    is_other || again.as_ref() == Some(&config),
                     "{name}={value}"
                 );
             }

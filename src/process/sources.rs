@@ -23,6 +23,9 @@ const EXPIRES_SOON_SECONDS: i64 = 14 * DAY_SECONDS;
 /// Whatever is wrong with them.
 pub fn load(path: &Path, old: Option<&Snapshot>) -> Result<Snapshot, StartError> {
     let mut config = Config::load(path)?;
+    if let Some(old) = old {
+        config = config.following(&old.config);
+    }
     let mut remarks = secrets::fetch(&mut config)?;
     let list = match &config.general.auth_file {
         None => UserList::default(),

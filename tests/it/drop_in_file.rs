@@ -25,6 +25,10 @@ fn setting(drop_in: &DropIn, key: &str) -> String {
     row.unwrap_or_else(|| panic!("no option {key}"))["value"].clone()
 }
 
+fn reload(drop_in: &DropIn) {
+    assert_eq!(admin(drop_in).query("RELOAD").complete, ["RELOAD"]);
+}
+
 /// Asserts of each line whether a file with it, behind the lines of `more`, starts.
 #[track_caller]
 fn assert_starts(brand: Brand, more: &str, cases: &[(&str, bool)]) {
@@ -331,6 +335,28 @@ drop_in!(set_of_users_leaves_blanks_between_them, |brand| {
     assert!(reply.error.is_none(), "{reply:?}");
     let reply = admin(&drop_in).query("RELOAD");
     assert_eq!(reply.complete, ["RELOAD"], "still an admin");
+});
+
+drop_in!(conffile_is_read_by_every_later_reload, |brand| {
+    let drop_in = DropIn::start(brand, database(), "default_pool_size = 3");
+    let first = drop_in.path("pgbouncer.ini");
+    assert_eq!(setting(&drop_in, "conffile"), first.to_str().unwrap());
+    let second = drop_in.path("second.ini");
+    let text = fs::read_to_string(&first).unwrap();
+    let write = |size: u32| {
+        let text = text.replace(
+            "default_pool_size = 3",
+            &format!("default_pool_size = {size}"),
+        );
+        fs::write(&second, text).unwrap();
+    };
+    admin(&drop_in).query(&format!("SET conffile = '{}'", second.display()));
+    for size in 4..7 {
+        write(size);
+        reload(&drop_in);
+        assert_eq!(setting(&drop_in, "default_pool_size"), size.to_string());
+        assert_eq!(setting(&drop_in, "conffile"), second.to_str().unwrap());
+    }
 });
 
 // ---- logins ------------------------------------------------------------------------------------------------------
