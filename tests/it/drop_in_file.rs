@@ -8,6 +8,7 @@ use std::process::Command;
 
 use crate::support::drop_in::*;
 use crate::support::postgres::{MUST_SCRAM, Postgres};
+use crate::support::wire::PROTOCOL_3_0;
 use crate::support::*;
 
 fn database() -> Database {
@@ -300,6 +301,41 @@ both_shards!(tls_that_nothing_is_left_of_is_refused, |shards| {
     assert!(drop_in.log().contains(told), "{}", drop_in.log());
     assert_eq!(setting(&drop_in, "client_tls_ciphers"), "HIGH");
 });
+
+drop_in!(
+    without_a_ca_file_servers_are_checked_against_the_systems,
+    |brand| {
+        let database = Postgres::encrypted().database();
+        let drop_in = DropIn::start(brand, database, "server_tls_sslmode = verify-full");
+        let params = [("user", "postgres"), ("database", &*drop_in.database.name)];
+        let mut client = Client::connect(drop_in.address);
+        client.send(&wire::startup(PROTOCOL_3_0, &params));
+        // Its certificate is of an authority that the system has never heard of.
+        wait_until("the server is refused", || {
+            let log = drop_in.log();
+            log.contains("certificate verify failed") || log.contains("UnknownIssuer")
+        });
+        assert!(client.has_nothing_to_read());
+        if let Brand::Ringbouncer(_) = brand {
+            let file = drop_in.path("pgbouncer.ini");
+            let status = brand.command().arg("check").arg(file).status().unwrap();
+            assert!(status.success());
+        }
+    }
+);
+
+drop_in!(
+    key_for_servers_without_a_certificate_is_no_obstacle,
+    |brand| {
+        let directory = open_directory();
+        let more = encrypting(directory.path()).replace(
+            "client_tls_key_file",
+            "server_tls_sslmode = require\nserver_tls_key_file",
+        );
+        let more = more.replace("client_tls_sslmode = allow", "");
+        assert_starts(brand, &more, &[("", true)]);
+    }
+);
 
 // ---- SET and RELOAD ----------------------------------------------------------------------------------------------
 
