@@ -33,7 +33,18 @@ impl Users {
         let listed = list
             .into_users()
             .map(|(name, secret)| (name, Verifier::parse(secret.expose())));
-        let mut users: HashMap<String, Option<Verifier>> = listed.collect();
+        Users::merged(listed.collect(), configured)
+    }
+
+    /// These users, and over them those of another configuration.
+    pub fn with(&self, configured: impl IntoIterator<Item = (String, Option<Secret>)>) -> Users {
+        Users::merged(self.by_name.clone(), configured)
+    }
+
+    fn merged(
+        mut users: HashMap<String, Option<Verifier>>,
+        configured: impl IntoIterator<Item = (String, Option<Secret>)>,
+    ) -> Users {
         for (name, secret) in configured {
             let entry = users.entry(name).or_default();
             if let Some(secret) = secret {

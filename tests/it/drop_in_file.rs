@@ -30,6 +30,14 @@ fn reload(drop_in: &DropIn) {
     assert_eq!(admin(drop_in).query("RELOAD").complete, ["RELOAD"]);
 }
 
+/// Whether `user` is somebody; the console lets nobody in but admins.
+fn is_known(drop_in: &DropIn, user: &str) -> bool {
+    let params = [("user", user), ("database", "pgbouncer")];
+    let reply = Client::connect(drop_in.address).start(PROTOCOL_3_0, &params);
+    let refusal = reply.error.map(|error| error.text);
+    refusal.as_deref() != Some("\"trust\" authentication failed")
+}
+
 /// Asserts of each line whether a file with it, behind the lines of `more`, starts.
 #[track_caller]
 fn assert_starts(brand: Brand, more: &str, cases: &[(&str, bool)]) {
@@ -225,6 +233,52 @@ both_shards!(number_that_is_brought_within_bounds_is_told, |shards| {
         "WARNING pgbouncer.server_idle_timeout: 999999999 s is out of range; 3650 d holds instead";
     assert!(drop_in.log().contains(told), "{}", drop_in.log());
     assert_eq!(setting(&drop_in, "server_idle_timeout"), "3.1536e+08");
+});
+
+// ---- auth_file ---------------------------------------------------------------------------------------------------
+
+drop_in!(auth_file_that_is_missing_is_no_obstacle, |brand| {
+    let drop_in = DropIn::start(brand, database(), "auth_file = /nonexistent");
+    assert!(!is_known(&drop_in, "postgres"));
+    let drop_in = DropIn::start(brand, database(), "");
+    let file = drop_in.path("userlist.txt");
+    fs::remove_file(&file).unwrap();
+    reload(&drop_in);
+    assert!(is_known(&drop_in, "postgres"), "users stay");
+    let told = format!("auth_file {}", file.display());
+    assert!(drop_in.log().contains(&told), "{}", drop_in.log());
+});
+
+drop_in!(users_of_auth_file_before_a_broken_line_are_known, |brand| {
+    for broken in ["junk", "# comment", "\"unclosed", "\"none\""] {
+        let drop_in = DropIn::start(brand, database(), "");
+        let text = format!("\"postgres\" \"\"\n\"early\" \"\"\n{broken}\n\"late\" \"\"\n");
+        fs::write(drop_in.path("userlist.txt"), &text).unwrap();
+        reload(&drop_in);
+        let known = ["early", "late"].map(|user| is_known(&drop_in, user));
+        assert_eq!(known, [true, false], "{broken}");
+        let more = format!("auth_file = {}", drop_in.path("userlist.txt").display());
+        let started = DropIn::start(brand, database(), &more);
+        let known = ["early", "late"].map(|user| is_known(&started, user));
+        assert_eq!(known, [true, false], "{broken}");
+    }
+});
+
+drop_in!(names_that_nobody_has_are_no_broken_lines, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    let text = b"\"postgres\" \"\"\n\"\" \"x\"\n\"b\xffb\" \"x\"\n\"late\" \"\"\n";
+    fs::write(drop_in.path("userlist.txt"), text).unwrap();
+    reload(&drop_in);
+    assert!(is_known(&drop_in, "late"));
+});
+
+drop_in!(auth_file_is_not_read_for_pam, |brand| {
+    let directory = open_directory();
+    let file = directory.path().join("users");
+    fs::write(&file, "junk\n").unwrap();
+    let more = format!("auth_type = pam\nauth_file = {}", file.display());
+    let drop_in = DropIn::start(brand, database(), &more);
+    assert!(!drop_in.log().contains("broken auth"), "{}", drop_in.log());
 });
 
 // ---- TLS ---------------------------------------------------------------------------------------------------------
