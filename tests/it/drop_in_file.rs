@@ -477,3 +477,34 @@ drop_in!(auth_query_is_asked_at_every_login, |brand| {
     owner("nologin");
     login("second").unwrap_err();
 });
+
+// ---- the process -------------------------------------------------------------------------------------------------
+
+/// Has `command` run with at most so many open files, and no privileges over its limits.
+fn limit_open_files(command: &mut Command, files: u64) {
+    let mut bounded = Command::new("setpriv");
+    if rustix::process::geteuid().is_root() {
+        bounded.arg("--bounding-set=-sys_resource");
+    } else {
+        bounded.arg("--no-new-privs");
+    }
+    bounded
+        .args(["--", "prlimit", &format!("--nofile={files}:{files}"), "--"])
+        .arg(command.get_program())
+        .args(command.get_args());
+    let own = command.get_envs();
+    bounded.envs(own.filter_map(|(key, value)| Some((key, value?))));
+    bounded.stdin(std::process::Stdio::null());
+    *command = bounded;
+}
+
+drop_in!(too_few_open_files_are_told_and_no_obstacle, |brand| {
+    let more = "max_client_conn = 1000";
+    let drop_in = DropIn::start_with(brand, database(), more, |command| {
+        limit_open_files(command, 1024);
+    });
+    let log = drop_in.log();
+    let told = " LOG kernel file descriptor limit: 1024 (hard: 1024); max_client_conn: 1000, max expected fd use: ";
+    assert!(log.contains(told), "{log}");
+    Client::login(drop_in.address, &drop_in.database.name).value("select 1");
+});
