@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
 
@@ -508,3 +509,84 @@ drop_in!(too_few_open_files_are_told_and_no_obstacle, |brand| {
     assert!(log.contains(told), "{log}");
     Client::login(drop_in.address, &drop_in.database.name).value("select 1");
 });
+
+drop_in!(address_that_cannot_be_listened_on_is_left_out, |brand| {
+    // 192.0.2.0/24 is nobody's (RFC 5737).
+    let drop_in = DropIn::start(brand, database(), "listen_addr = 192.0.2.1,127.0.0.1");
+    Client::login(drop_in.address, &drop_in.database.name).value("select 1");
+    assert!(drop_in.log().contains("cannot listen on 192.0.2.1:"));
+    let alone = "listen_addr = 192.0.2.1\nunix_socket_dir =";
+    assert_starts(brand, alone, &[("", false)]);
+    if let Brand::Ringbouncer(_) = brand {
+        // PgBouncer from 1.20 on.
+        assert_starts(brand, "listen_addr = 192.0.2.1", &[("", false)]);
+    }
+});
+
+drop_in!(unix_socket_of_another_is_left_alone, |brand| {
+    let directory = open_directory();
+    let (port, path) = (free_port(), |name: &str| directory.path().join(name));
+    let more = format!(
+        "unix_socket_dir = {}\nlisten_port = {port}",
+        directory.path().display()
+    );
+    let start = || DropIn::try_start(brand, database(), &more).map(drop);
+    let socket = path(&format!(".s.PGSQL.{port}"));
+    let other = UnixListener::bind(&socket).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+    fs::set_permissions(&socket, open).unwrap();
+    let log = start().expect_err("somebody listens");
+    assert!(log.contains("in use"), "{log}");
+    assert!(socket.exists());
+    drop(other);
+    // A server of PostgreSQL that is not up yet has the lock already.
+    let lock = path(&format!(".s.PGSQL.{port}.lock"));
+    fs::write(&lock, "").unwrap();
+    let log = start().expect_err("somebody has the lock");
+    assert!(log.contains("in use"), "{log}");
+    fs::remove_file(lock).unwrap();
+    start().expect("a stale socket is no obstacle");
+});
+
+drop_in!(user_of_the_command_line_is_become, |brand| {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let drop_in = DropIn::start_with(brand, database(), "user = root", |command| {
+        let file = file_of(command).to_owned();
+        let program = command.get_program().to_owned();
+        let envs: Vec<_> = command
+            .get_envs()
+            .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
+            .collect();
+        *command = Command::new(program);
+        command.envs(envs).args(["-q", "-u", "nobody"]).arg(file);
+    });
+    let status = fs::read_to_string(format!("/proc/{}/status", drop_in.pid())).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("Uid:"))
+        .unwrap();
+    let own = fs::read_to_string("/etc/passwd").unwrap();
+    let nobody = own
+        .lines()
+        .find(|line| line.starts_with("nobody:"))
+        .unwrap();
+    let uid = nobody.split(':').nth(2).unwrap();
+    assert!(
+        line.split_whitespace().skip(1).all(|id| id == uid),
+        "{line}"
+    );
+});
+
+#[test]
+fn online_restart_is_refused_with_what_to_do_instead() {
+    let output = Brand::Ringbouncer(1)
+        .command()
+        .args(["-R", "x.ini"])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("so_reuseport = 1"), "{told}");
+}
