@@ -54,7 +54,8 @@ fn cipher_keyword(written: &str) -> Option<Reading> {
 
 fn without_others(written: &str, is_offered: fn(&str) -> bool) -> Option<Reading> {
     let (offered, others): (Vec<_>, Vec<_>) = listed(written).partition(|word| is_offered(word));
-    if offered.is_empty() || others.is_empty() {
+    let is_wish = |word: &&str| !word.starts_with(['!', '-', '@']);
+    if !offered.iter().any(is_wish) || others.is_empty() {
         return None;
     }
     Some(Reading {
@@ -123,6 +124,7 @@ mod tests {
             ("client_tls_protocols", "tlsv1.0"),
             ("client_tls_ciphers", "HIGH:!aNULL"),
             ("client_tls_ciphers", "AES256-SHA"),
+            ("client_tls_ciphers", "MEDIUM:!aNULL:@STRENGTH"),
             ("client_tls13_ciphers", ""),
             ("client_tls_ecdhcurve", "secp521r1"),
             ("client_tls_dheparams", "none"),
