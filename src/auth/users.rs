@@ -137,6 +137,21 @@ mod tests {
     }
 
     #[test]
+    fn users_of_before_stay_under_a_new_configuration() {
+        let list = UserList::parse(b"\"both\" \"list\"\n\"listed\" \"list\"").unwrap();
+        let before = Users::new([("limits".to_owned(), None)], list);
+        let configured = [("both", Some("new")), ("listed", None), ("fresh", None)];
+        let configured =
+            configured.map(|(name, secret)| (name.to_owned(), secret.map(Secret::new)));
+        let users = before.with(configured);
+        assert_eq!(plain(users.lookup("both")), b"new");
+        assert_eq!(plain(users.lookup("listed")), b"list");
+        for without in ["limits", "fresh"] {
+            assert_eq!(users.lookup(without), Found::NoSecret, "{without}");
+        }
+    }
+
+    #[test]
     fn more_than_half_of_the_secrets_decide() {
         let scram = crate::auth::mock_verifier(&[1; 32], "eve", 4096).to_string();
         let users = |secrets: &[&str]| {

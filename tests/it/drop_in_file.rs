@@ -428,6 +428,22 @@ drop_in!(set_of_users_leaves_blanks_between_them, |brand| {
     assert_eq!(reply.complete, ["RELOAD"], "still an admin");
 });
 
+both_shards!(reload_undoes_every_set, |shards| {
+    // In PgBouncer those of options without a default stay.
+    let drop_in = DropIn::start(Brand::Ringbouncer(shards), database(), "");
+    for (name, value) in [
+        ("query_timeout", "7"),
+        ("auth_user", "ann"),
+        ("verbose", "1"),
+    ] {
+        let before = setting(&drop_in, name);
+        admin(&drop_in).query(&format!("SET {name} = '{value}'"));
+        assert_eq!(setting(&drop_in, name), value);
+        reload(&drop_in);
+        assert_eq!(setting(&drop_in, name), before, "{name}");
+    }
+});
+
 drop_in!(conffile_is_read_by_every_later_reload, |brand| {
     let drop_in = DropIn::start(brand, database(), "default_pool_size = 3");
     let first = drop_in.path("pgbouncer.ini");
