@@ -5,8 +5,8 @@
 //! "name" "secret" anything else is ignored
 //! "with ""quotes""" "md5..."
 //! ```
-//! Unlike PgBouncer, which stops at the first broken line and keeps what it has read, this is all
-//! or nothing; and a quoted text ends on its own line.
+//! It is all or nothing, or read as PgBouncer reads it, which stops at the first broken line and keeps what it has read.
+//! Unlike in PgBouncer, a quoted text ends on its own line.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -108,6 +108,26 @@ impl UserList {
         } else {
             Err(UserListError { lines: broken })
         }
+    }
+
+    /// Reads a file as PgBouncer does, up to the first broken line. A line with a name that nobody can log in with, which is
+    /// no fault to PgBouncer, is passed over. Gives what was left out as well.
+    pub fn parse_up_to_fault(text: &[u8]) -> (UserList, Vec<BrokenLine>) {
+        let mut list = UserList::default();
+        let mut broken = Vec::new();
+        for (line, content) in (1..).zip(text.split(|&b| b == b'\n')) {
+            match parse_line(content) {
+                Ok(None) => {}
+                Ok(Some((name, secret))) => list.add(line, name, secret),
+                Err(fault) => {
+                    broken.push(BrokenLine { line, fault });
+                    if !matches!(fault, LineFault::NameEmpty | LineFault::NameNotUtf8) {
+                        break;
+                    }
+                }
+            }
+        }
+        (list, broken)
     }
 
     /// The secret of `name`, if the file has the user.
@@ -290,6 +310,16 @@ mod tests {
             "broken user list: line 2: user name must stand in double quotes; \
              line 4: secret in double quotes is missing"
         );
+    }
+
+    #[test]
+    fn users_before_the_first_broken_line_can_be_had() {
+        let text = b"\"a\" \"1\"\n\"\" \"2\"\n\"b\xff\" \"3\"\n\"c\" \"4\"\nbroken\n\"d\" \"5\"\n";
+        let (list, broken) = UserList::parse_up_to_fault(text);
+        assert_eq!((list.len(), list.secret("d")), (2, None));
+        assert_eq!(list.secret("c"), Some(&Secret::new("4")));
+        let lines: Vec<_> = broken.iter().map(|broken| broken.line).collect();
+        assert_eq!(lines, [2, 3, 5]);
     }
 
     #[test]

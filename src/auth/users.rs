@@ -33,7 +33,18 @@ impl Users {
         let listed = list
             .into_users()
             .map(|(name, secret)| (name, Verifier::parse(secret.expose())));
-        let mut users: HashMap<String, Option<Verifier>> = listed.collect();
+        Users::merged(listed.collect(), configured)
+    }
+
+    /// These users, and over them those of another configuration.
+    pub fn with(&self, configured: impl IntoIterator<Item = (String, Option<Secret>)>) -> Users {
+        Users::merged(self.by_name.clone(), configured)
+    }
+
+    fn merged(
+        mut users: HashMap<String, Option<Verifier>>,
+        configured: impl IntoIterator<Item = (String, Option<Secret>)>,
+    ) -> Users {
         for (name, secret) in configured {
             let entry = users.entry(name).or_default();
             if let Some(secret) = secret {
@@ -122,6 +133,21 @@ mod tests {
         }
         for nobody in ["Both", "", "both "] {
             assert_eq!(users.lookup(nobody), Found::Nobody, "{nobody}");
+        }
+    }
+
+    #[test]
+    fn users_of_before_stay_under_a_new_configuration() {
+        let list = UserList::parse(b"\"both\" \"list\"\n\"listed\" \"list\"").unwrap();
+        let before = Users::new([("limits".to_owned(), None)], list);
+        let configured = [("both", Some("new")), ("listed", None), ("fresh", None)];
+        let configured =
+            configured.map(|(name, secret)| (name.to_owned(), secret.map(Secret::new)));
+        let users = before.with(configured);
+        assert_eq!(plain(users.lookup("both")), b"new");
+        assert_eq!(plain(users.lookup("listed")), b"list");
+        for without in ["limits", "fresh"] {
+            assert_eq!(users.lookup(without), Found::NoSecret, "{without}");
         }
     }
 

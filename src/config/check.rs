@@ -44,6 +44,7 @@ pub(super) fn check(
     };
     let mut config = checker.config(&document.tree, path);
     config.ignored = document.ignored;
+    config.remarks = document.remarks;
     if document.problems.is_empty() {
         checker.relations(&config);
     }
@@ -85,6 +86,7 @@ impl Checker<'_> {
             peers: self.peers(tree),
             dialect: self.dialect,
             ignored: Vec::new(),
+            remarks: Vec::new(),
             path: path.to_owned(),
         }
     }

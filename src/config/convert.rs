@@ -50,6 +50,7 @@ pub fn convert(config: &Config, here: &Path) -> Converted {
     let ignored = config.ignored.iter();
     done.differences
         .extend(ignored.map(|key| format!("{key} has no effect and is left out")));
+    done.differences.extend_from_slice(&config.remarks);
     if let Err(error) = Config::parse(&done.toml, Path::new("converted.toml")) {
         let lines = error.to_string();
         done.differences

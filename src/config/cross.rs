@@ -103,11 +103,15 @@ fn nobody_can_log_in(config: &Config) -> Option<Fault> {
         "databases",
         "users",
     ];
-    let fault = of_general("auth_type", &others, text)?;
-    Some(Fault {
+    of_general("auth_type", &others, text).map(survivable)
+}
+
+/// The same, which PgBouncer starts with.
+fn survivable(fault: Fault) -> Fault {
+    Fault {
         is_fatal_to_pgbouncer: false,
         ..fault
-    })
+    }
 }
 
 fn has_secret(user: &User) -> bool {
@@ -118,11 +122,7 @@ fn rules_nobody_reads(general: &General) -> Option<Fault> {
     let is_hba = general.auth_type == AuthType::Hba;
     if is_hba && general.auth_hba_file.is_none() {
         let text = "nobody could log in: \"hba\" needs an auth_hba_file";
-        let fault = of_general("auth_type", &["ringbouncer.auth_hba_file"], text)?;
-        return Some(Fault {
-            is_fatal_to_pgbouncer: false,
-            ..fault
-        });
+        return of_general("auth_type", &["ringbouncer.auth_hba_file"], text).map(survivable);
     }
     None
 }
@@ -220,14 +220,15 @@ fn server_tls_faults(general: &General) -> [Option<Fault>; 3] {
             None => ("server_tls_cert_file", "server_tls_key_file"),
         };
         let text = format!("has no effect without {other}");
-        of_general(blamed, &[&format!("ringbouncer.{other}")], text)
+        of_general(blamed, &[&format!("ringbouncer.{other}")], text).map(survivable)
     };
     let has_ca = general.server_tls_ca_file.is_some();
     [
         (key.is_some() != certificate.is_some())
             .then(blame_half)
             .flatten(),
-        verifies_without_ca(general.server_tls_sslmode, "server", has_ca),
+        // PgBouncer trusts those whom the system trusts.
+        verifies_without_ca(general.server_tls_sslmode, "server", has_ca).map(survivable),
         revokes_without_ca("server", general.server_tls_crl_file.is_some(), has_ca),
     ]
 }

@@ -23,6 +23,8 @@ pub(super) struct Document<'i> {
     pub(super) guessed: BTreeSet<usize>,
     /// Options that have no effect.
     pub(super) ignored: Vec<String>,
+    /// What is not as the file says.
+    pub(super) remarks: Vec<String>,
 }
 
 impl<'i> Document<'i> {
@@ -41,6 +43,7 @@ impl<'i> Document<'i> {
             problems: explain(text, &lines, &located),
             lines,
             ignored: Vec::new(),
+            remarks: Vec::new(),
         }
     }
 }
@@ -57,6 +60,7 @@ impl<'i> Document<'i> {
         }
         document.problems.extend(done.problems.iter().cloned());
         document.ignored.clone_from(&done.ignored);
+        document.remarks.clone_from(&done.remarks);
         document
     }
 }

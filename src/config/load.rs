@@ -24,6 +24,10 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
+        let bytes = match Dialect::of(path, &String::from_utf8_lossy(&bytes)) {
+            Dialect::Toml => bytes,
+            Dialect::Ini => without_odd_comments(&bytes),
+        };
         match std::str::from_utf8(&bytes) {
             Ok(text) => parse(text, path, &include),
             Err(error) => Err(not_utf8(&bytes, error.valid_up_to(), path)),
@@ -57,7 +61,19 @@ fn parse(text: &str, path: &Path, include: &Include<'_>) -> Result<Config, Confi
 /// Reads a file for `%include`; a relative path starts at the working directory, as PgBouncer's do.
 fn include(path: &Path) -> Result<String, String> {
     let bytes = read(path).map_err(|error| error.to_string())?;
-    String::from_utf8(bytes).map_err(|error| error.utf8_error().to_string())
+    String::from_utf8(without_odd_comments(&bytes)).map_err(|error| error.utf8_error().to_string())
+}
+
+/// A file of PgBouncer's with blanks for comments that are not UTF-8.
+fn without_odd_comments(bytes: &[u8]) -> Vec<u8> {
+    let is_odd = |line: &[u8]| {
+        let is_comment =
+            line.trim_ascii_start().starts_with(b";") || line.trim_ascii_start().starts_with(b"#");
+        is_comment && std::str::from_utf8(line).is_err()
+    };
+    let lines = bytes.split(|byte| *byte == b'\n');
+    let lines = lines.map(|line| if is_odd(line) { b"" } else { line });
+    lines.collect::<Vec<_>>().join(&b'\n')
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -102,6 +118,26 @@ mod tests {
     fn endless_file_is_refused() {
         let error = Config::load(Path::new("/dev/zero")).expect_err("endless");
         assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn comments_of_an_ini_may_be_in_any_encoding() {
+        let text = b"; f\xfcr\n[pgbouncer]\n # \xe4\nx = \xff\n; \xc3\xbc\n";
+        let kept = b"\n[pgbouncer]\n\nx = \xff\n; \xc3\xbc\n";
+        assert_eq!(without_odd_comments(text), kept);
+        let directory = tempfile::tempdir().expect("a directory");
+        let load = |name: &str, text: &[u8]| {
+            let path = directory.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            Config::load(&path)
+                .map(drop)
+                .map_err(|error| error.to_string())
+        };
+        assert_eq!(load("p.ini", b"; \xfc\n[pgbouncer]\n"), Ok(()));
+        let error = load("p.ini", b"; \xfc\n[pgbouncer]\nuser = \xfc\n").expect_err("no text");
+        assert!(error.ends_with("p.ini:3: not valid UTF-8"), "{error}");
+        let error = load("r.toml", b"# \xfc\n").expect_err("no text");
+        assert!(error.ends_with("r.toml:1: not valid UTF-8"), "{error}");
     }
 
     #[test]

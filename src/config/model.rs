@@ -37,6 +37,8 @@ pub struct Config {
     pub dialect: Dialect,
     /// Options of the file that have no effect: `pgbouncer.pkt_buf`.
     pub ignored: Vec<String>,
+    /// What of the file holds in another way than it says, until somebody tells the operator.
+    pub remarks: Vec<String>,
     /// The file this came from.
     pub path: PathBuf,
 }

@@ -1,5 +1,6 @@
 //! Values as SHOW CONFIG and the log of a reload print them: PgBouncer's notation, no secrets.
 
+use super::dialect::Dialect;
 use super::keys::{Key, Reload};
 use super::kind::{Bare, Kind};
 use super::model::Config;
@@ -19,12 +20,14 @@ pub fn config_rows(config: &Config) -> Vec<[String; 4]> {
             "yes"
         };
         let preset = shown(key, &config.dialect.preset_value(key));
-        [
-            key.name.to_owned(),
-            shown(key, &value),
-            preset,
-            changeable.to_owned(),
-        ]
+        let shown = match shown(key, &value) {
+            // The file that is read again, as PgBouncer shows it.
+            text if text.is_empty() && key.name == "conffile" && config.dialect == Dialect::Ini => {
+                config.path.display().to_string()
+            }
+            text => text,
+        };
+        [key.name.to_owned(), shown, preset, changeable.to_owned()]
     });
     let mut rows: Vec<_> = rows.collect();
     rows.sort();

@@ -79,7 +79,8 @@ const CURVES: [(&str, Curve); 9] = [
     ("p384", Curve::P384),
 ];
 
-fn listed(text: &str) -> impl Iterator<Item = &str> {
+/// The words of a list.
+pub(super) fn listed(text: &str) -> impl Iterator<Item = &str> {
     let words = text.split([',', ':', ' ', '\t']);
     words.filter(|word| !word.is_empty())
 }
@@ -150,6 +151,21 @@ pub fn parse_ciphers(text: &str) -> Result<Vec<&'static Suite>, String> {
     Ok(chosen)
 }
 
+/// Whether a word of a cipher list means something here; orders and exclusions always do.
+pub(super) fn offers_cipher(word: &str) -> bool {
+    word.starts_with(['!', '-', '@']) || TLS12.iter().any(|suite| suite.answers_to(word))
+}
+
+/// Whether there is a suite of TLS 1.3 with this name.
+pub(super) fn offers_tls13_cipher(name: &str) -> bool {
+    tls13_suite(name).is_some()
+}
+
+fn tls13_suite(name: &str) -> Option<&'static Suite> {
+    let mut all = TLS13.iter();
+    all.find(|suite| suite.iana.eq_ignore_ascii_case(name))
+}
+
 /// Whether a `!` anywhere in the list takes the suite away for good.
 fn text_excludes(text: &str, suite: &Suite) -> bool {
     listed(text).any(|word| {
@@ -186,10 +202,7 @@ fn not_offered(word: &str, offered: &[Suite]) -> String {
 pub fn parse_tls13_ciphers(text: &str) -> Result<Vec<&'static Suite>, String> {
     let mut chosen: Vec<&'static Suite> = Vec::new();
     for word in listed(text) {
-        let found = TLS13
-            .iter()
-            .find(|suite| suite.iana.eq_ignore_ascii_case(word));
-        let suite = found.ok_or_else(|| not_offered(word, TLS13))?;
+        let suite = tls13_suite(word).ok_or_else(|| not_offered(word, TLS13))?;
         if !chosen.contains(&suite) {
             chosen.push(suite);
         }

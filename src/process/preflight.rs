@@ -3,7 +3,7 @@
 
 use super::error::StartError;
 use crate::base::limit::{CONSOLE_RESERVE, LOBBY_CLIENTS_MAX};
-use crate::config::Config;
+use crate::config::{Config, Dialect};
 use crate::net;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::io;
@@ -15,17 +15,54 @@ const DESCRIPTORS_RESERVE: u64 = 64;
 /// Of each shard: its rings and executor.
 const DESCRIPTORS_PER_SHARD: u64 = 16;
 
-/// Checks kernel and limits; raises soft limits to the hard ones.
+/// How many files may be open at once.
+pub(super) struct Descriptors {
+    /// What holds now.
+    limit: u64,
+    /// What it could be raised to.
+    hard: u64,
+    /// What the configuration may come to need.
+    needed: u64,
+}
+
+/// Checks kernel and limits; raises soft limits to the hard ones. With PgBouncer's file too few descriptors are no
+/// obstacle.
 ///
 /// # Errors
 /// What is missing.
-pub(super) fn check(config: &Config, shards: usize) -> Result<(), StartError> {
+pub(super) fn check(config: &Config, shards: usize) -> Result<Descriptors, StartError> {
     net::probe().map_err(|error| match error.raw_os_error() {
         Some(libc::ENOMEM) => memlock_too_low(shards),
         _ => StartError::IoUring(io_uring_missing(&error)),
     })?;
     check_memlock(shards)?;
-    check_descriptors(config, shards)
+    let descriptors = check_descriptors(config, shards);
+    let Descriptors { limit, needed, .. } = descriptors;
+    if limit < needed && config.dialect == Dialect::Toml {
+        return Err(StartError::Descriptors { limit, needed });
+    }
+    Ok(descriptors)
+}
+
+impl Descriptors {
+    /// Says what PgBouncer says of them, and whether they may run out.
+    pub(super) fn log(&self, config: &Config) {
+        let Descriptors {
+            limit,
+            hard,
+            needed,
+        } = *self;
+        if config.dialect == Dialect::Ini {
+            let clients = config.general.max_client_conn;
+            tracing::info!(
+                "kernel file descriptor limit: {limit} (hard: {hard}); max_client_conn: {clients}, max expected fd use: {needed}"
+            );
+        }
+        if limit < needed {
+            let error = StartError::Descriptors { limit, needed };
+            tracing::warn!("{error}");
+        }
+    }
 }
 
 fn io_uring_missing(error: &io::Error) -> String {
@@ -66,7 +103,7 @@ pub(super) fn memlock_too_low(shards: usize) -> StartError {
     StartError::Memlock { limit, shards }
 }
 
-fn check_descriptors(config: &Config, shards: usize) -> Result<(), StartError> {
+fn check_descriptors(config: &Config, shards: usize) -> Descriptors {
     let pools: u64 = config
         .databases
         .values()
@@ -76,10 +113,12 @@ fn check_descriptors(config: &Config, shards: usize) -> Result<(), StartError> {
     let clients = (config.general.max_client_conn + beyond) as u64;
     let needed = clients + pools + DESCRIPTORS_RESERVE + DESCRIPTORS_PER_SHARD * shards as u64;
     let limit = raise(Resource::Nofile, needed);
-    if limit < needed {
-        return Err(StartError::Descriptors { limit, needed });
+    let hard = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX);
+    Descriptors {
+        limit,
+        hard,
+        needed,
     }
-    Ok(())
 }
 
 /// Raises a soft limit as far as the hard one allows, and both to `wanted` if we may; gives what

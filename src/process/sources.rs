@@ -4,7 +4,7 @@ use super::error::StartError;
 use super::secrets;
 use crate::auth::hba::{Hba, HbaSources, IdentMaps, Interface, LdapSettings};
 use crate::auth::{UserList, Users};
-use crate::config::Config;
+use crate::config::{AuthType, Config, Dialect};
 use crate::net::{SetupError, TlsSetup};
 use crate::shard::Snapshot;
 use std::io;
@@ -23,22 +23,11 @@ const EXPIRES_SOON_SECONDS: i64 = 14 * DAY_SECONDS;
 /// Whatever is wrong with them.
 pub fn load(path: &Path, old: Option<&Snapshot>) -> Result<Snapshot, StartError> {
     let mut config = Config::load(path)?;
-    let mut remarks = secrets::fetch(&mut config)?;
-    let list = match &config.general.auth_file {
-        None => UserList::default(),
-        Some(path) => read_user_list(path)?,
-    };
-    for duplicate in list.duplicates() {
-        let (name, line) = (&duplicate.name, duplicate.line);
-        remarks.push(format!(
-            "auth_file: user {name:?} stands in it more than once; line {line} counts"
-        ));
+    if let Some(old) = old {
+        config = config.following(&old.config);
     }
-    let configured = config
-        .users
-        .iter()
-        .map(|(name, user)| (name.clone(), user.password.clone()));
-    let users = Users::new(configured, list);
+    let mut remarks = secrets::fetch(&mut config)?;
+    let users = read_users(&config, old, &mut remarks)?;
     let tls = load_tls(&config, old)?;
     let mut snapshot = with_rules(config, Arc::new(users), Arc::new(tls))?;
     remarks.extend_from_slice(&snapshot.remarks);
@@ -53,16 +42,16 @@ pub(super) fn log_remarks(remarks: &[String]) {
     }
 }
 
-/// `config`, `users` and `tls` together with the rules that the configuration names.
+/// `config`, `users` and `tls` together with the rules that the configuration names. Takes the remarks of `config`.
 ///
 /// # Errors
 /// If `auth_ldap_options` is wrong; broken files of rules let nobody in.
 pub(super) fn with_rules(
-    config: Config,
+    mut config: Config,
     users: Arc<Users>,
     tls: Arc<TlsSetup>,
 ) -> Result<Snapshot, StartError> {
-    let mut remarks = Vec::new();
+    let mut remarks = std::mem::take(&mut config.remarks);
     let maps = read_ident_maps(config.general.auth_ident_file.as_deref(), &mut remarks);
     let hba = read_hba(config.general.auth_hba_file.as_deref(), &maps, &mut remarks);
     let ldap = match config.general.auth_ldap_options.as_str() {
@@ -111,11 +100,61 @@ pub(super) fn warn_of_expiry(tls: &TlsSetup) {
     }
 }
 
-fn read_user_list(path: &Path) -> Result<UserList, StartError> {
+/// The users of the configuration and of its `auth_file`. What is wrong with that of PgBouncer's file is told, and no
+/// obstacle.
+fn read_users(
+    config: &Config,
+    old: Option<&Snapshot>,
+    remarks: &mut Vec<String>,
+) -> Result<Users, StartError> {
+    let configured = config
+        .users
+        .iter()
+        .map(|(name, user)| (name.clone(), user.password.clone()));
+    let is_ini = config.dialect == Dialect::Ini;
+    // PgBouncer does not look at it then.
+    let is_unread = is_ini && config.general.auth_type == AuthType::Pam;
+    let list = match &config.general.auth_file {
+        Some(path) if !is_unread => match read_user_list(path, is_ini, remarks) {
+            Ok(list) => list,
+            // Who was in force stays.
+            Err(error @ StartError::AuthFile { .. }) if is_ini => {
+                remarks.push(error.to_string());
+                let old = old.map_or_else(Users::default, |old| Users::clone(&old.users));
+                return Ok(old.with(configured));
+            }
+            Err(error) => return Err(error),
+        },
+        _ => UserList::default(),
+    };
+    for duplicate in list.duplicates() {
+        let (name, line) = (&duplicate.name, duplicate.line);
+        remarks.push(format!(
+            "auth_file: user {name:?} stands in it more than once; line {line} counts"
+        ));
+    }
+    Ok(Users::new(configured, list))
+}
+
+fn read_user_list(
+    path: &Path,
+    is_ini: bool,
+    remarks: &mut Vec<String>,
+) -> Result<UserList, StartError> {
     let text = std::fs::read(path).map_err(|source| StartError::AuthFile {
         path: path.to_owned(),
         source,
     })?;
+    if is_ini {
+        let (list, broken) = UserList::parse_up_to_fault(&text);
+        let path = path.display();
+        remarks.extend(
+            broken
+                .iter()
+                .map(|line| format!("broken auth_file {path}: {line}")),
+        );
+        return Ok(list);
+    }
     UserList::parse(&text).map_err(|source| StartError::UserList {
         path: path.to_owned(),
         source,

@@ -74,10 +74,11 @@ fn serve(options: &Options) -> Result<(), StartError> {
     let wanted = options.shards.unwrap_or(general.shards).min(SHARDS_MAX);
     let cores = placement::place(wanted, &general.cpus)?;
     // Root may raise limits; whom we become may not.
-    preflight::check(&config, cores.len())?;
+    let descriptors = preflight::check(&config, cores.len())?;
     settle_user(options, &config)?;
     log::apply(&config, options.wishes()).map_err(|source| StartError::LogFile { source })?;
     warn_of_root(&config);
+    descriptors.log(&config);
     sources::log_remarks(&snapshot.remarks);
     sources::warn_of_expiry(&snapshot.tls);
     if let Some(path) = &general.pidfile {

@@ -13,6 +13,7 @@ mod console_show;
 mod copy;
 mod cve;
 mod drop_in;
+mod drop_in_file;
 mod fairness;
 mod faults;
 mod hba;

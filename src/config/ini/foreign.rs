@@ -44,6 +44,11 @@ pub(super) fn names(section: Section) -> impl Iterator<Item = &'static str> {
     of_section.map(|foreign| foreign.name)
 }
 
+/// Whether `written` is a value of an option of `[pgbouncer]` that has no effect here.
+pub(crate) fn has_no_effect(name: &str, written: &str) -> bool {
+    find(Section::General, name).is_some_and(|foreign| foreign.check(written).is_ok())
+}
+
 impl Foreign {
     /// Whether `written` may be left alone.
     ///

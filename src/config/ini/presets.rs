@@ -8,6 +8,7 @@ pub(crate) fn preset(section: Section, name: &str) -> Option<&'static str> {
         return None;
     }
     Some(match name {
+        "auth_query_negative_ttl" | "auth_query_ttl" => "\"0 s\"",
         "auth_type" => "\"md5\"",
         "listen_addr" => "[]",
         "listen_backlog" => "128",

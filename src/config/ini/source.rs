@@ -103,7 +103,7 @@ impl Source {
                 self.enter(name);
                 self.line(rest, depth, include);
             }
-            Ok(Line::Include(_)) if depth + 1 >= INCLUDE_DEPTH_MAX => {
+            Ok(Line::Include(_)) if depth >= INCLUDE_DEPTH_MAX => {
                 self.blame("files include each other too deeply");
             }
             Ok(Line::Include(file)) => match include(Path::new(file)) {
@@ -229,7 +229,7 @@ mod tests {
         let include = |_: &Path| Ok("%include again\n".to_owned());
         let source = Source::read("[pgbouncer]\n%include again", &include);
         assert_eq!(source.problems.len(), 1);
-        assert_eq!(source.origins.len(), 1 + INCLUDE_DEPTH_MAX);
+        assert_eq!(source.origins.len(), 2 + INCLUDE_DEPTH_MAX);
         let bomb = |_: &Path| Ok("%include again\n".repeat(9));
         let source = Source::read("[pgbouncer]\n%include again", &bomb);
         assert!(source.origins.len() <= LINES_MAX);

@@ -5,13 +5,16 @@ use super::foreign;
 use super::number::{atoi, strtol, written_out};
 use super::source::{Origin, Source, Written};
 use super::syntax::pairs;
+use super::tls_words;
 use crate::config::convert::quoted;
 use crate::config::document::dotted;
 use crate::config::error::Problem;
 use crate::config::keys::{Key, Preset, Section, keys};
 use crate::config::kind::{Kind, misspelt};
-use crate::config::units::{parse_duration, parse_size};
+use crate::config::units::{format_duration, parse_duration, parse_size};
 use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 /// What a source comes to.
@@ -25,6 +28,8 @@ pub(crate) struct Translation {
     pub(crate) problems: Vec<Problem>,
     /// The options that have no effect here.
     pub(crate) ignored: Vec<String>,
+    /// What is not as the file says.
+    pub(crate) remarks: Vec<String>,
 }
 
 /// Translates what `source` says.
@@ -125,9 +130,15 @@ impl Translator<'_> {
         let Some(key) = keys().find(is_it) else {
             return self.without_key(section, path, written);
         };
-        match raw(key, &written.text) {
-            Ok(Some(value)) => drop(table.insert(name.to_owned(), (value, written.at))),
-            Ok(None) => drop(table.remove(name)),
+        match reading(key, &written.text) {
+            Ok(Reading { value, remark }) => {
+                match value {
+                    Some(value) => drop(table.insert(name.to_owned(), (value, written.at))),
+                    None => drop(table.remove(name)),
+                }
+                let remark = remark.map(|remark| format!("{}: {remark}", dotted(path)));
+                self.done.remarks.extend(remark);
+            }
             Err(why) => {
                 let text = format!("{why} (allowed: {})", key.kind.allowed());
                 self.blame(written.at, path, text);
@@ -162,8 +173,32 @@ fn list(written: &str, element: impl Fn(&str) -> Option<String>) -> Option<Strin
     parts.map(|parts| format!("[{}]", parts.join(", ")))
 }
 
-/// The value that `written` stands for; none if it stands for no value.
-fn raw(key: &Key, written: &str) -> Result<Option<String>, String> {
+/// What a value comes to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Reading {
+    /// In TOML; none if it stands for what holds without it.
+    pub(crate) value: Option<String>,
+    /// What it says that does not hold here.
+    pub(crate) remark: Option<String>,
+}
+
+impl From<String> for Reading {
+    fn from(value: String) -> Reading {
+        Reading {
+            value: Some(value),
+            remark: None,
+        }
+    }
+}
+
+/// What `written` comes to as the value of `key`.
+///
+/// # Errors
+/// Says why it cannot be one.
+pub(crate) fn reading(key: &Key, written: &str) -> Result<Reading, String> {
+    if let Some(reading) = tls_words::reading(key.name, written) {
+        return Ok(reading);
+    }
     let is_loose = key.section != Section::General;
     let number = || {
         let read = if is_loose {
@@ -175,32 +210,81 @@ fn raw(key: &Key, written: &str) -> Result<Option<String>, String> {
     };
     let value = match key.kind {
         Kind::Bool => (number()? != 0).to_string(),
-        Kind::Int { .. } | Kind::PowerOfTwo { .. } => {
+        Kind::Int { min, max } => {
             let number = number()?;
             if is_loose && stands_for_unset(key.name, number) {
-                return Ok(None);
+                return Ok(Reading::default());
             }
-            number.to_string()
+            return Ok(match is_place(key.name) {
+                true => number.to_string().into(),
+                false => bounded(number, min, max),
+            });
         }
+        Kind::PowerOfTwo { .. } => number()?.to_string(),
         Kind::Numbers { .. } => list(written, |part| strtol(part).map(|n| n.to_string()))
             .ok_or_else(|| format!("{written:?} is not a list of numbers"))?,
         Kind::FileMode => {
             let mode = u32::try_from(number()?);
             quoted(&mode.map_or_else(|_| written.to_owned(), |mode| format!("{mode:04o}")))
         }
-        Kind::Duration { .. } if is_loose && parse_duration(written, Duration::ZERO).is_err() => {
-            atoi(written).to_string()
+        Kind::Duration { min, max, bare } => {
+            return Ok(span(written, is_loose, min..=max, bare.one()));
         }
-        Kind::Duration { .. } => quoted(&written_out(written)),
-        Kind::Size { .. } => match parse_size(written) {
+        Kind::Size { min, max } => match parse_size(written) {
             Ok(_) if strtol(written).is_none() => quoted(written),
-            _ => number()?.to_string(),
+            _ => return Ok(bounded(number()?, min, max)),
         },
         Kind::List => list(written, |part| Some(quoted(part))).unwrap_or_default(),
-        _ if written.is_empty() && matches!(key.preset, Preset::Unset { .. }) => return Ok(None),
+        _ if written.is_empty() && matches!(key.preset, Preset::Unset { .. }) => {
+            return Ok(Reading::default());
+        }
         _ => quoted(written),
     };
-    Ok(Some(value))
+    Ok(value.into())
+}
+
+/// `number`, or the nearest that is allowed; a negative one is left to be refused.
+fn bounded(number: i128, min: u64, max: u64) -> Reading {
+    let allowed = number.clamp(min.into(), max.into());
+    if number < 0 || allowed == number {
+        return number.to_string().into();
+    }
+    instead(&number, &allowed, allowed.to_string())
+}
+
+/// A span of time. In connection strings 0 and less stand for what holds without it.
+fn span(
+    written: &str,
+    is_loose: bool,
+    allowed: RangeInclusive<Duration>,
+    bare: Duration,
+) -> Reading {
+    let text = match is_loose && parse_duration(written, bare).is_err() {
+        true => atoi(written).to_string(),
+        false => written_out(written),
+    };
+    match parse_duration(&text, bare) {
+        Ok(Duration::ZERO) | Err(_) if is_loose => Reading::default(),
+        Ok(span) if !allowed.contains(&span) => {
+            let nearest = format_duration(span.clamp(*allowed.start(), *allowed.end()));
+            instead(&format_duration(span), &nearest, quoted(&nearest))
+        }
+        _ => quoted(&text).into(),
+    }
+}
+
+fn instead(written: &dyn Display, allowed: &dyn Display, value: String) -> Reading {
+    Reading {
+        value: Some(value),
+        remark: Some(format!(
+            "{written} is out of range; {allowed} holds instead"
+        )),
+    }
+}
+
+/// Whether a number says where something is and not how much, so that no other will do.
+fn is_place(name: &str) -> bool {
+    matches!(name, "listen_port" | "port" | "peer_id")
 }
 
 /// Whether a number in a connection string asks for what holds without it.
@@ -317,6 +401,49 @@ mod tests {
             .map(|peer| (peer.id, peer.port))
             .collect();
         assert_eq!(peers, [(1, 6433), (2, 6432)]);
+    }
+
+    #[test]
+    fn times_of_entries_that_are_not_above_zero_are_those_of_the_whole() {
+        for written in ["0", "-1", "0s", "junk"] {
+            let text = format!(
+                "[databases]\nd = host=h server_lifetime={written} query_wait_timeout={written}\n\
+                 [users]\nu = query_timeout={written} client_idle_timeout={written}\n[pgbouncer]\n"
+            );
+            let config = config(&text);
+            let database = config.database("d").expect("configured");
+            let user = config.users.get("u").expect("configured");
+            let own = [
+                database.server_lifetime,
+                database.query_wait_timeout,
+                user.query_timeout,
+                user.client_idle_timeout,
+            ];
+            assert_eq!(own, [None; 4], "{written}");
+        }
+        let text = "[databases]\nd = host=h server_lifetime=7x\n[pgbouncer]\n";
+        let database = config(text).database("d").expect("configured");
+        assert_eq!(database.server_lifetime, Some(Duration::from_secs(7)));
+    }
+
+    #[test]
+    fn what_is_out_of_our_bounds_alone_is_brought_within_them() {
+        let text = "[databases]\nd = host=h pool_size=9999999\n[pgbouncer]\nlisten_backlog = 0\n\
+                    max_packet_size = 10\nserver_idle_timeout = 999999999\nserver_check_delay = 1e12\n\
+                    stats_period = 0\nverbose = 11\nquery_timeout = 5\nmax_client_conn = 0\n";
+        let config = config(text);
+        let general = &config.general;
+        assert_eq!((general.listen_backlog, general.max_packet_size), (1, 1024));
+        assert_eq!((general.verbose, general.max_client_conn), (10, 1));
+        let ten_years = Duration::from_secs(3650 * 86_400);
+        assert_eq!(general.server_idle_timeout, ten_years);
+        assert_eq!(general.server_check_delay, ten_years);
+        assert_eq!(general.stats_period, Duration::from_secs(1));
+        let database = config.database("d").expect("configured");
+        assert_eq!(database.pool_size, Some(100_000));
+        assert_eq!(config.remarks.len(), 8, "{:#?}", config.remarks);
+        let told = "pgbouncer.listen_backlog: 0 is out of range; 1 holds instead";
+        assert!(config.remarks.iter().any(|remark| remark == told));
     }
 
     #[test]

@@ -108,12 +108,7 @@ impl Reader {
         key: &'static str,
         path: &Path,
     ) -> Result<Vec<CertificateDer<'static>>, SetupError> {
-        let text = self.read(key, path)?;
-        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-        let found = found.map_err(|error| content(key, path, &pem_problem(&error)))?;
-        if found.is_empty() {
-            return Err(content(key, path, "holds no certificate"));
-        }
+        let found = self.bundle(key, path)?;
         for (at, der) in found.iter().enumerate() {
             let certificate = Certificate::parse(der).ok_or_else(|| {
                 content(key, path, &format!("certificate {} cannot be read", at + 1))
@@ -125,6 +120,21 @@ impl Reader {
                 not_before: certificate.not_before,
                 not_after: certificate.not_after,
             });
+        }
+        Ok(found)
+    }
+
+    /// The same of a bundle that is not the operator's own: no rows are made of it.
+    pub(super) fn bundle(
+        &mut self,
+        key: &'static str,
+        path: &Path,
+    ) -> Result<Vec<CertificateDer<'static>>, SetupError> {
+        let text = self.read(key, path)?;
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+        let found = found.map_err(|error| content(key, path, &pem_problem(&error)))?;
+        if found.is_empty() {
+            return Err(content(key, path, "holds no certificate"));
         }
         Ok(found)
     }

@@ -138,8 +138,11 @@ fn stamps(general: &General) -> Vec<(PathBuf, FileStamp)> {
         .into_iter()
         .filter(|_| is_on(general.server_tls_sslmode));
     let files = clients.chain(servers).flatten();
+    let system = trusts_the_system(general).then(system_bundle);
     files
-        .map(|path| (path.clone(), FileStamp::of(path)))
+        .map(PathBuf::as_path)
+        .chain(system)
+        .map(|path| (path.to_owned(), FileStamp::of(path)))
         .collect()
 }
 
@@ -271,10 +274,11 @@ fn server_check(
         chain: None,
         algorithms: provider.signature_verification_algorithms,
     };
-    let Some(path) = &general.server_tls_ca_file else {
-        return Ok(check);
+    let (store, ders) = match &general.server_tls_ca_file {
+        Some(path) => roots(reader, "server_tls_ca_file", path)?,
+        None if trusts_the_system(general) => (system_roots(reader)?, Vec::new()),
+        None => return Ok(check),
     };
-    let (store, ders) = roots(reader, "server_tls_ca_file", path)?;
     let mut builder =
         WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider.clone());
     if let Some(path) = &general.server_tls_crl_file {
@@ -290,6 +294,31 @@ fn server_check(
 }
 
 // ---- both --------------------------------------------------------------------------------
+
+/// Where systems keep the certificates that they trust: Debian and Alpine, Fedora, SUSE.
+const SYSTEM_BUNDLES: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+];
+
+/// Whether certificates of servers must come from those that the system trusts.
+fn trusts_the_system(general: &General) -> bool {
+    general.server_tls_sslmode >= SslMode::VerifyCa && general.server_tls_ca_file.is_none()
+}
+
+fn system_bundle() -> &'static Path {
+    let mut all = SYSTEM_BUNDLES.iter().map(Path::new);
+    let found = all.find(|path| path.exists());
+    found.unwrap_or(Path::new(SYSTEM_BUNDLES[0]))
+}
+
+fn system_roots(reader: &mut Reader) -> Result<RootCertStore, SetupError> {
+    let found = reader.bundle("server_tls_ca_file", system_bundle())?;
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(found);
+    Ok(store)
+}
 
 type Roots = (RootCertStore, Vec<CertificateDer<'static>>);
 

@@ -108,6 +108,23 @@ impl DropIn {
         more: &str,
         amend: impl FnOnce(&mut Command),
     ) -> DropIn {
+        let started = DropIn::try_start_with(brand, database, more, amend);
+        started.unwrap_or_else(|log| panic!("it does not start:\n{log}"))
+    }
+
+    /// The same, or what the log says of why it does not start.
+    #[track_caller]
+    pub fn try_start(brand: Brand, database: Database, more: &str) -> Result<DropIn, String> {
+        DropIn::try_start_with(brand, database, more, |_| {})
+    }
+
+    #[track_caller]
+    fn try_start_with(
+        brand: Brand,
+        database: Database,
+        more: &str,
+        amend: impl FnOnce(&mut Command),
+    ) -> Result<DropIn, String> {
         let (directory, port) = (open_directory(), free_port());
         let path = directory.path();
         let files = format!(
@@ -121,19 +138,26 @@ impl DropIn {
             .arg(write_ini(path, port, &database, &files))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::inherit());
+            .stderr(fs::File::create(path.join("stderr")).unwrap());
         amend(&mut command);
         let child = spawn_mortal(command, Signal::KILL);
         let address = SocketAddr::from(([127, 0, 0, 1], port));
-        let drop_in = DropIn {
+        let mut drop_in = DropIn {
             address,
             database,
             directory,
             child,
         };
         // Signals before this would end it.
-        wait_until("it is up", || drop_in.log().contains("process up: "));
-        drop_in
+        let is_up = |drop_in: &DropIn| drop_in.log().contains("process up: ");
+        let has_ended = |drop_in: &mut DropIn| drop_in.child.try_wait().unwrap().is_some();
+        wait_until("it is up or gone", || {
+            is_up(&drop_in) || has_ended(&mut drop_in)
+        });
+        match is_up(&drop_in) {
+            true => Ok(drop_in),
+            false => Err(drop_in.said()),
+        }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -147,6 +171,11 @@ impl DropIn {
     /// Its log file so far.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()
+    }
+
+    /// Its log file, and what it said before it had one.
+    fn said(&self) -> String {
+        fs::read_to_string(self.path("stderr")).unwrap_or_default() + &self.log()
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -167,7 +196,7 @@ impl DropIn {
 impl Drop for DropIn {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("--- its log:\n{}---", self.log());
+            eprintln!("--- its log:\n{}---", self.said());
         }
         let _ = self.child.kill();
         let _ = self.child.wait();
