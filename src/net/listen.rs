@@ -5,6 +5,7 @@ use super::ring::Op;
 use super::socket::Detached;
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{SocketFlags, accept_with};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as Raw, TcpKeepalive, Type};
 use std::collections::VecDeque;
@@ -16,6 +17,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -257,12 +259,12 @@ pub(super) fn dialing(
 pub struct Listener {
     net: Net,
     index: u32,
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
 }
 
 impl Listener {
     /// Begins to accept on `fd`.
-    pub fn new(net: Net, fd: OwnedFd) -> Listener {
+    pub fn new(net: Net, fd: Arc<OwnedFd>) -> Listener {
         Listener {
             net,
             index: net.0.add_listener(fd.as_raw_fd()),
@@ -306,13 +308,30 @@ impl Listener {
             })
         });
         let mut taken = stopped.await;
-        if SockRef::from(&self.fd).set_nonblocking(true).is_ok() {
+        if SockRef::from(&*self.fd).set_nonblocking(true).is_ok() {
             while let Ok(fd) = accept_with(&self.fd, SocketFlags::CLOEXEC) {
                 taken.push(fd);
             }
         }
         taken.into_iter().map(Detached::new).collect()
     }
+}
+
+/// A connection that waits at a listening socket whose owner does not look, if there is one. Should the owner look
+/// just now and be faster, this takes a millisecond.
+pub fn take_waiting(listener: &OwnedFd) -> Option<Detached> {
+    let mut asked = [PollFd::new(listener, PollFlags::IN)];
+    let is_there = poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
+    if !is_there {
+        return None;
+    }
+    // The socket must go on blocking: accepting by ring would fail with EAGAIN instead of waiting.
+    let socket = SockRef::from(listener);
+    let longest = Some(Duration::from_millis(1));
+    socket.set_read_timeout(longest).ok()?;
+    let accepted = accept_with(listener, SocketFlags::CLOEXEC);
+    let _ = socket.set_read_timeout(None);
+    accepted.ok().map(Detached::new)
 }
 
 impl Drop for Listener {
@@ -438,7 +457,8 @@ mod tests {
         on_ring(|net| async move {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("socket");
-            let listener = Listener::new(net, listen_unix(&path, BACKLOG as u32).unwrap());
+            let listener =
+                Listener::new(net, Arc::new(listen_unix(&path, BACKLOG as u32).unwrap()));
             // Who does not fit into the backlog waits in connect().
             let crowd = thread::spawn(move || {
                 let come = |_| UnixStream::connect(&path).unwrap();

@@ -3,6 +3,7 @@
 
 mod balance;
 mod canceling;
+mod doors;
 mod entrance;
 mod guest;
 mod inbox;

@@ -159,12 +159,14 @@ pub async fn run(
         accepting: RefCell::default(),
         common,
     });
-    for fd in listeners.tcp {
-        shard.common.listening.fetch_add(1, Ordering::Relaxed);
-        spawn(net, accept(shard.clone(), Listener::new(net, fd), false));
-    }
-    for fd in listeners.unix {
-        spawn(net, accept(shard.clone(), Listener::new(net, fd), true));
+    let tcp = listeners.tcp.into_iter().map(|fd| (fd, false));
+    for (fd, is_unix) in tcp.chain(listeners.unix.into_iter().map(|fd| (fd, true))) {
+        let fd = Arc::new(fd);
+        shard.common.add_door(id, &fd, is_unix);
+        if !is_unix {
+            shard.common.listening.fetch_add(1, Ordering::Relaxed);
+        }
+        spawn(net, accept(shard.clone(), Listener::new(net, fd), is_unix));
     }
     inbox::open(&shard);
     spawn(net, upkeep::run(shard.clone()));

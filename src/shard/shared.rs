@@ -1,5 +1,6 @@
 //! What all shards share, for the life of the process.
 
+use super::doors::Door;
 use super::message::{Mail, PoolKey};
 use super::orders::{Board, Notes};
 use super::promise::Promise;
@@ -209,6 +210,8 @@ pub struct Common {
     pub board: Board,
     /// TCP listeners that are open, of all shards.
     pub listening: AtomicUsize,
+    /// The sockets that shards listen at.
+    pub(super) doors: Mutex<Vec<Door>>,
     /// Memory for prepared statements (`prepared_statements_bytes_max`).
     pub statements_budget: Arc<Budget>,
     /// What auth_query said about users.
@@ -255,6 +258,7 @@ impl Common {
             reloaded: Notes::new(shards),
             board: Board::new(shards),
             listening: AtomicUsize::new(0),
+            doors: Mutex::default(),
             statements_budget: Arc::new(Budget::new(statements_bytes)),
             answers: Mutex::default(),
             failures: Mutex::default(),

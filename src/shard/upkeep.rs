@@ -31,6 +31,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
         shard.net.sleep(PERIOD).await;
         shard.net.close_overdue();
         shard.read_load();
+        shard.stand_in();
         let snapshot = shard.snapshot();
         shard.obey();
         shard.shed_load(&snapshot.config);

@@ -1,5 +1,6 @@
 //! Which shard serves whom: accepted clients, those of small pools, those of a loaded shard; and shards that stall.
 
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::held::HeldShard;
@@ -73,6 +74,25 @@ fn no_client_is_sent_to_a_shard_that_does_not_turn() {
         },
     );
     drop(clients);
+    stage.assert_no_leak();
+}
+
+/// 3 shards, of which the last does not turn; who comes over TCP is served although the kernel puts every third at the
+/// socket of that shard.
+#[test]
+fn clients_at_the_socket_of_a_shard_that_does_not_turn_are_let_in_elsewhere() {
+    let mut stage = Stage::pooled(Topology::new(3));
+    let address = stage.address();
+    let entry = stage.entry.clone();
+    let held = HeldShard::stop(stage.pooler_mut(), 2);
+    // A shard may sleep for as long as this.
+    wait::pace_until(Instant::now() + Duration::from_millis(1100));
+    thread::scope(|scope| {
+        for _ in 0..40 {
+            scope.spawn(|| assert_eq!(Client::login(address, &entry).value("select 1"), "1"));
+        }
+    });
+    drop(held);
     stage.assert_no_leak();
 }
 
