@@ -134,8 +134,6 @@ pub struct ClientRow {
     pub wait_us: u64,
     /// The server it is linked to.
     pub link: Option<u64>,
-    /// That server's process id.
-    pub remote_pid: u32,
     /// How it is encrypted, if it is.
     pub tls: Option<TlsLabel>,
     /// What it calls itself.

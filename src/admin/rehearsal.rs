@@ -112,7 +112,6 @@ impl Office for Desk {
             requested_unix_us: 0,
             wait_us: 0,
             link: None,
-            remote_pid: 0,
             tls: None,
             application_name: "".into(),
             prepared_statements: 0,

@@ -8,7 +8,7 @@ use crate::session::{Change, Replies, ServerParams, ServerStatements};
 use crate::stats::PoolStats;
 use crate::wire::tag::backend as tag;
 use crate::wire::{Scanner, Step};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -29,6 +29,8 @@ pub struct Dialogue {
     pub is_settling: bool,
     /// The scan of what it says while nobody has it.
     asides: RefCell<Scanner>,
+    /// The first message among that which was no notification.
+    stray: Cell<Option<u8>>,
 }
 
 /// Bodies of the CommandComplete messages after which settings may have changed.
@@ -63,7 +65,11 @@ impl Dialogue {
                 Ok(Step::End) => return true,
                 Ok(Step::More { .. }) => {}
                 Ok(Step::Begin { header, .. }) if header.tag == tag::NOTIFICATION_RESPONSE => {}
-                Ok(Step::Begin { .. }) | Err(_) => return false,
+                Ok(Step::Begin { header, .. }) => {
+                    self.stray.set(Some(header.tag));
+                    return false;
+                }
+                Err(_) => return false,
             }
         }
     }
@@ -111,6 +117,11 @@ impl Server {
             }
         }
         self.dialogue.replies.is_clean() && self.entry.close_needed.get().is_none()
+    }
+
+    /// The message by which a server that nobody has has shown that it may not stay, if that was it.
+    pub fn stray(&self) -> Option<u8> {
+        self.dialogue.stray.get()
     }
 
     /// Takes an idle server off this shard's ring, to be sent as was decided at `sent`.
@@ -188,6 +199,7 @@ impl Parcel {
                 replies: Replies::default(),
                 is_settling: false,
                 asides: RefCell::default(),
+                stray: Cell::default(),
                 statements: self.statements,
                 params: self.params,
             }),

@@ -229,7 +229,7 @@ impl Guest {
     fn address(&self) -> Option<IpAddr> {
         match &self.entry.remote {
             Endpoint::Tcp(address) => Some(address.ip()),
-            Endpoint::Unix(_) => None,
+            Endpoint::Unix(_) | Endpoint::Process { .. } => None,
         }
     }
 

@@ -341,7 +341,6 @@ impl Drop for Ticket<'_> {
 
 fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
     let who = entry.who();
-    let link = entry.link.get();
     let is_waiting = entry.state() == ClientState::Waiting;
     ClientRow {
         shard,
@@ -359,8 +358,7 @@ fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
         } else {
             0
         },
-        link: link.map(|server| server.id.0),
-        remote_pid: link.map_or(0, |server| server.process_id),
+        link: entry.link.get().map(|server| server.0),
         application_name: entry.application_name.borrow().clone(),
         prepared_statements: entry.prepared.get(),
         tls: entry.tls.get(),

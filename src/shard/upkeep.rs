@@ -8,7 +8,7 @@ use crate::base::Moment;
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Who};
 use crate::config::{Config, Timeouts};
 use crate::net::spawn;
-use crate::server::ServerState;
+use crate::server::{Server, ServerState};
 use crate::wire::Replication;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -195,16 +195,19 @@ fn expire_servers(pool: &Rc<Pool>, config: &Config) {
     let minimum = config.min_pool_size(&pool.database.borrow());
     let mut spare = pool.common.shared.open().saturating_sub(minimum);
     pool.step(|local, now, actions| {
-        let is_due = |server: &crate::server::Server, since: Moment| {
+        let due = |server: &Server, since: Moment| {
             let is_idle_long = spare > 0 && !idle_max.is_zero() && now.since(since) >= idle_max;
             spare -= u32::from(is_idle_long);
             if checks && now.since(since) > general.server_check_delay {
                 server.entry.set_state(ServerState::Used);
             }
-            is_idle_long || !pool.may_stay(server) || pool.has_outlived(server)
+            None.or_else(|| server.entry.close_needed.get())
+                .or_else(|| (!pool.may_stay(server)).then(|| pool.disturbed(server)))
+                .or_else(|| is_idle_long.then_some("server idle timeout"))
+                .or_else(|| pool.has_outlived(server).then_some("server lifetime over"))
         };
         if local.idle().len() > 0 {
-            local.expire_idle(is_due, actions);
+            local.expire_idle(due, actions);
         }
     });
 }
@@ -230,10 +233,8 @@ impl Pool {
                 .remove_idle(|server| !self.may_stay(server));
             let Some(server) = noisy else { return };
             let why = server.entry.close_needed.get();
-            self.close(
-                server,
-                why.unwrap_or("server hung up or spoke out of turn while idle"),
-            );
+            let why = why.unwrap_or_else(|| self.disturbed(&server));
+            self.close(server, why);
         }
     }
 }
@@ -383,8 +384,8 @@ impl Pool {
             entry.close_needed.set(Some(why));
         }
         drop(entries);
-        let is_old = |server: &crate::server::Server, _| server.entry.id.0 < limit;
-        self.step(|local, _, actions| local.expire_idle(is_old, actions));
+        let due = |server: &Server, _| (server.entry.id.0 < limit).then_some(why);
+        self.step(|local, _, actions| local.expire_idle(due, actions));
     }
 }
 

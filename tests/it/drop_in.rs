@@ -32,24 +32,6 @@ fn is_line(line: &str, pid: u32, level: &str, text: &str) -> bool {
     shape(time) == "0000-00-00 00:00:00.000" && rest == format!(" UTC [{pid}] {level} {text}")
 }
 
-/// The last line of the log that holds `part`.
-#[track_caller]
-fn line_with(drop_in: &DropIn, part: &str) -> String {
-    let log = drop_in.log();
-    let found = log.lines().rfind(|line| line.contains(part));
-    found
-        .unwrap_or_else(|| panic!("no line with {part}"))
-        .to_owned()
-}
-
-/// The identity in front of a client's or server's line, less what each program chooses.
-fn prefix(line: &str, letter: char) -> &str {
-    let at = line.find(&format!(" {letter}-0x")).expect("a prefix") + 1;
-    let (id, rest) = line[at..].split_once(": ").expect("an id");
-    assert!(id[4..].chars().all(|c| c.is_ascii_hexdigit()), "{id}");
-    rest
-}
-
 drop_in!(log_has_the_line_before_the_client_has_its_answer, |brand| {
     let drop_in = DropIn::start(brand, database(), "");
     let name = drop_in.database.name.clone();

@@ -20,6 +20,7 @@ mod hosts;
 mod ini;
 mod ldap;
 mod limits;
+mod log_lines;
 mod login;
 mod metrics;
 mod modes;
