@@ -29,4 +29,5 @@ pub use office::{
     PeerLoad, PoolRow, Records, ServerRow, Shutdown, StatementRow, UserRow,
 };
 pub use serve::{Session, serve};
+pub use show::balance;
 pub use table::{Column, Type};

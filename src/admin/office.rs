@@ -190,6 +190,8 @@ pub struct PoolRow {
     pub open: u32,
     /// The most there may be.
     pub limit: u32,
+    /// How its list of hosts is used, if it has one.
+    pub balance: Option<&'static str>,
 }
 
 /// One user who may log in, for SHOW USERS.
