@@ -73,7 +73,7 @@ fn notation(key: &Key, written: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::config_rows;
+    use crate::config::show::{Setting, config_rows};
     use std::path::Path;
 
     fn config() -> Config {
@@ -85,8 +85,7 @@ mod tests {
     fn set(name: &str, written: &str) -> Option<String> {
         let config = config().with_setting(name, written)?;
         let rows = config_rows(&config).into_iter();
-        let [_, value, ..] = rows.into_iter().find(|row| row[0] == name)?;
-        Some(value)
+        rows.into_iter().find(|row| row.key == name)?.value
     }
 
     #[test]
@@ -154,8 +153,12 @@ mod tests {
     #[test]
     fn every_setting_takes_what_show_config_prints_of_it() {
         let config = config();
-        for [name, value, ..] in config_rows(&config) {
-            let again = config.with_setting(&name, &value);
+        for Setting {
+            key: name, value, ..
+        } in config_rows(&config)
+        {
+            let value = value.unwrap_or_default();
+            let again = config.with_setting(name, &value);
             let is_octal = name == "unix_socket_mode";
             assert!(
                 is_octal || again.as_ref() == Some(&config),

@@ -10,6 +10,7 @@ mod command_line;
 mod console;
 mod console_orders;
 mod console_show;
+mod console_tables;
 mod copy;
 mod cve;
 mod drop_in;

@@ -12,6 +12,6 @@ mod source;
 mod syntax;
 mod translate;
 
-pub(super) use presets::preset;
+pub(super) use presets::{keeps_its_value, preset};
 pub(super) use source::{Include, Origin, Source};
 pub(super) use translate::{Translation, translate};
