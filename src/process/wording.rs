@@ -133,6 +133,12 @@ impl Event {
                 "" => value("error"),
                 cause => format!("{}: {cause}", value("error")),
             },
+            "authentication database is not configured" => {
+                format!(
+                    "authentication database \"{}\" is not configured",
+                    value("name")
+                )
+            }
             "server spoke out of turn" => {
                 format!("got packet '{}' from server when not linked", value("tag"))
             }

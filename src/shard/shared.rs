@@ -3,7 +3,7 @@
 use super::message::{Mail, PoolKey};
 use super::orders::{Board, Notes};
 use super::promise::Promise;
-use crate::admin::{ClientCounts, Order};
+use crate::admin::ClientCounts;
 use crate::auth::hba::{Hba, LdapSettings};
 use crate::auth::{Answers, FailureLimit, LoginFailures, Lookup, ServerCredentials, Users};
 use crate::base::limit::OPENINGS_THERE_MAX;
@@ -68,8 +68,8 @@ pub enum Request {
         /// To be called with what came of it.
         answer: Box<dyn FnOnce(bool) + Send>,
     },
-    /// Give an order for the whole process; nobody waits for it.
-    Order(Order),
+    /// Do what this signal stands for.
+    Signal(i32),
     /// Shut down.
     Shutdown(Option<Phase>),
 }

@@ -177,6 +177,22 @@ both_shards!(
     }
 );
 
+both_shards!(disabled_database_to_ask_is_named, |shards| {
+    let elsewhere = Postgres::shared().database();
+    let topology = topology(shards)
+        .set("auth_dbname", &*elsewhere.name)
+        .database(&elsewhere.name, &elsewhere, &[]);
+    let stage = Stage::pooled(topology);
+    let disable = format!("DISABLE {}", elsewhere.name);
+    assert_eq!(stage.as_owner(&disable).complete, ["DISABLE"]);
+    let text_wanted = format!("authentication database \"{}\" is disabled", elsewhere.name);
+    assert_eq!(text(login(&stage, "somebody", "x")), text_wanted);
+    let enable = format!("ENABLE {}", elsewhere.name);
+    assert_eq!(stage.as_owner(&enable).complete, ["ENABLE"]);
+    let name = role();
+    assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
+});
+
 both_shards!(null_secret_never_matches, |shards| {
     let stage = Stage::pooled(topology(shards).set("auth_query", "select $1::text, null::text"));
     for password in ["", "null", "x"] {
