@@ -173,6 +173,8 @@ pub struct ServerRow {
     pub remote_pid: u32,
     /// How it is encrypted, if it is.
     pub tls: Option<TlsLabel>,
+    /// What it calls its session.
+    pub application_name: Arc<str>,
     /// Statements prepared on it.
     pub prepared_statements: usize,
 }

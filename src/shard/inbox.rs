@@ -321,6 +321,7 @@ impl Shard {
                 tls: entry.tls,
                 link: entry.link.get().map(|client| client.0),
                 remote_pid: entry.process_id(),
+                application_name: entry.application_name.borrow().clone(),
                 prepared_statements: entry.prepared.get(),
             });
             rows.extend(all.filter(|row| (wanted.keep)(row)));

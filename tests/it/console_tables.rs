@@ -215,6 +215,51 @@ compared!(
     }
 );
 
+compared!(
+    servers_have_the_application_name_of_their_last_client,
+    since(1, 18),
+    |subject| {
+        let named = |name: &str| {
+            let params = [
+                ("user", "postgres"),
+                ("database", subject.entry(0)),
+                ("application_name", name),
+            ];
+            let mut client = Client::login_with(subject.address(), &params);
+            client.value("select 1");
+            client
+        };
+        let shown = || {
+            let table = subject.console("SHOW SERVERS").table();
+            let row = table.iter().find(|row| row["database"] == subject.entry(0));
+            row.expect("a server")["application_name"].clone()
+        };
+        let mut one = named("one");
+        assert_eq!(shown(), "one");
+        let _two = named("two");
+        assert_eq!(shown(), "two");
+        one.value("set application_name = 'another'");
+        assert_eq!(shown(), "another");
+    }
+);
+
+drop_in!(
+    client_of_the_unix_socket_is_shown_with_its_process,
+    |brand| {
+        let drop_in = DropIn::start(brand, Postgres::shared().database(), "");
+        let port = drop_in.address.port();
+        let mut console = Client::connect_unix(&drop_in.path(&format!(".s.PGSQL.{port}")));
+        let params = [("user", "postgres"), ("database", "pgbouncer")];
+        assert_eq!(console.start(wire::PROTOCOL_3_0, &params).status, b'I');
+        let table = console.query("SHOW CLIENTS").table();
+        let row = table.first().expect("a row");
+        assert_eq!((&*row["addr"], &*row["local_addr"]), ("unix", "unix"));
+        assert_eq!(row["port"], port.to_string());
+        assert_eq!(row["local_port"], port.to_string());
+        assert_eq!(row["remote_pid"], std::process::id().to_string());
+    }
+);
+
 /// What the console says to a command that it refuses.
 const REFUSED: [(&str, &str); 32] = [
     ("", "invalid command '', use SHOW HELP;"),

@@ -126,7 +126,7 @@ pub(super) fn server(row: ServerRow) -> Row {
         link: row.link,
         remote_pid: row.remote_pid,
         tls: row.tls,
-        application_name: "".into(),
+        application_name: row.application_name,
         prepared_statements: row.prepared_statements,
     }
     .into_row()
@@ -270,6 +270,7 @@ mod tests {
             link: Some(7),
             remote_pid: 4321,
             tls: None,
+            application_name: "psql".into(),
             prepared_statements: 2,
         };
         assert_eq!(
@@ -277,7 +278,7 @@ mod tests {
             "type=S user=ann database=shop replication=logical state=being_canceled addr=unix port=5432 \
              local_addr=unix local_port=0 connect_time=2026-11-23 06:53:48 UTC \
              request_time=2026-11-23 06:53:48 UTC wait=0 wait_us=0 close_needed=1 ptr=0x1a link=0x7 \
-             remote_pid=4321 tls= application_name= prepared_statements=2 id=26"
+             remote_pid=4321 tls= application_name=psql prepared_statements=2 id=26"
         );
     }
 }
