@@ -311,3 +311,24 @@ drop_in!(encrypted_client_is_said_to_be, |brand| {
     let how = line.rsplit_once(" tls=").expect("tls=").1;
     assert!(how.starts_with("TLSv1.3/TLS_"), "{line}");
 });
+
+// ---- when ---------------------------------------------------------------------------------------
+
+drop_in!(lines_have_the_local_time, |brand| {
+    let hour = || {
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+        format!("{:02}", (since.as_secs() / 3600 + 3) % 24)
+    };
+    let before = hour();
+    // Three hours east of Greenwich.
+    let drop_in = DropIn::start_with(brand, database(), "", |command| {
+        command.env("TZ", "XYZ-3");
+    });
+    let line = line_with(&drop_in, "process up: ");
+    let zone = format!(" XYZ [{}] LOG process up: ", drop_in.pid());
+    assert_eq!(line.find(&zone), Some(23), "{line}");
+    assert!(
+        [before, hour()].iter().any(|hour| line[11..13] == *hour),
+        "{line}"
+    );
+});
