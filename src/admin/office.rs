@@ -107,6 +107,17 @@ pub enum Shutdown {
     WaitForServers,
 }
 
+/// What became of a SET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetOutcome {
+    /// It holds.
+    Set,
+    /// It is noted, but what the TLS settings come to now cannot be, so that the old ones stay in force.
+    TlsKept,
+    /// There is no such setting, or it cannot have such a value.
+    Failed,
+}
+
 /// One client, for SHOW CLIENTS.
 #[derive(Clone, Debug)]
 pub struct ClientRow {
@@ -302,7 +313,7 @@ pub trait Office {
     /// Makes a client leave, and waits until it has.
     fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>>;
     /// Changes a setting on every shard until the next reload; false if it cannot be.
-    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, bool>;
+    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, SetOutcome>;
     /// Reads the configuration again; the error is for the log and says what was wrong.
     fn reload(&self) -> Later<'_, Result<(), String>>;
     /// Shuts the process down.

@@ -10,7 +10,8 @@ use toml::de::DeValue;
 impl Config {
     /// This configuration with `name` of `[ringbouncer]` set to what `written` says. A setting that needs
     /// a restart keeps its value, though `written` must be one that it could have. `None` if there is no
-    /// such setting, or it cannot have such a value.
+    /// such setting, or it cannot have such a value. Whether TLS settings go together is not asked:
+    /// [`General::tls_fault`].
     pub fn with_setting(&self, name: &str, written: &str) -> Option<Config> {
         let key = GENERAL_KEYS.iter().find(|key| key.name == name)?;
         let toml = notation(key, written);
@@ -25,7 +26,7 @@ impl Config {
         let mut values: Values = values.map(|(key, value)| (key.name, value)).collect();
         values.insert(key.name, checked);
         config.general = General::from_values(&mut values).ok()?;
-        cross::faults(&config).is_empty().then_some(config)
+        cross::faults_but_tls(&config).is_empty().then_some(config)
     }
 }
 

@@ -7,7 +7,7 @@ use super::resolve::Resolver;
 use super::start::Options;
 use super::watch::CertificateWatch;
 use super::{log, sources, systemd};
-use crate::admin::{Hold, Order};
+use crate::admin::{Hold, Order, SetOutcome};
 use crate::base::{Clock, ShardId};
 use crate::config::{Config, Reload, diff};
 use crate::shard::{Common, Mail, Phase, Request, Snapshot};
@@ -264,17 +264,21 @@ fn reload(
     outcome
 }
 
-/// Changes one setting; false if it cannot be.
-fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64) -> bool {
+/// Changes one setting.
+fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64) -> SetOutcome {
     let old = common.snapshot.load_full();
     let Some(config) = old.config.with_setting(name, value) else {
-        return false;
+        return SetOutcome::Failed;
     };
+    let mut outcome = SetOutcome::Set;
     let tls = match sources::load_tls(&config, Some(&old)) {
         Ok(tls) => Arc::new(tls),
         // As in PgBouncer: a key and its certificate can only be set one after the other.
         Err(error) => {
             tracing::warn!(%error, "TLS settings could not be applied, still using old configuration");
+            if name.contains("_tls_") {
+                outcome = SetOutcome::TlsKept;
+            }
             old.tls.clone()
         }
     };
@@ -282,10 +286,10 @@ fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64
         Ok(snapshot) => apply(common, options, snapshot, version),
         Err(error) => {
             tracing::error!(%error, "SET failed");
-            return false;
+            return SetOutcome::Failed;
         }
     }
-    true
+    outcome
 }
 
 fn apply(common: &Common, options: &Options, mut snapshot: Snapshot, version: u64) {

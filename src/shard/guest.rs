@@ -179,7 +179,7 @@ impl Guest {
     async fn greeting(&self, intake: &mut Intake) -> Result<Greeting, IntakeError> {
         let snapshot = self.shard.snapshot();
         let encryption = Encryption::new(
-            snapshot.config.general.client_tls_sslmode,
+            snapshot.tls.client_mode,
             snapshot.tls.clients.as_deref(),
             self.entry.remote.is_unix(),
         );

@@ -3,7 +3,7 @@
 use super::message::{Answer, Ask, Mail};
 use super::root::Shard;
 use crate::admin::{
-    ClientRow, Hold, Later, Office, Order, Pick, Records, Refusal, ServerRow, Shutdown,
+    ClientRow, Hold, Later, Office, Order, Pick, Records, Refusal, ServerRow, SetOutcome, Shutdown,
     StatementRow,
 };
 use crate::base::{Moment, ShardId};
@@ -518,7 +518,7 @@ impl Office for Desk {
         Box::pin(self.shard.kill_client(id))
     }
 
-    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, bool> {
+    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, SetOutcome> {
         Box::pin(self.shard.request_set(name, value))
     }
 

@@ -318,7 +318,7 @@ impl super::root::Shard {
     pub(super) fn server_tls(&self, host: &str) -> ServerTls {
         let snapshot = self.snapshot();
         ServerTls {
-            mode: snapshot.config.general.server_tls_sslmode,
+            mode: snapshot.tls.server_mode,
             connector: snapshot.tls.servers.clone(),
             host: host.to_owned(),
         }

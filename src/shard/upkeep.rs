@@ -4,6 +4,7 @@ use super::balance::Homes;
 use super::pools::Pool;
 use super::root::Shard;
 use super::shared::{Phase, Request, Snapshot};
+use crate::admin::SetOutcome;
 use crate::base::Moment;
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Who};
 use crate::config::{Config, Timeouts};
@@ -284,15 +285,15 @@ impl Shard {
         outcome.unwrap_or(Ok(()))
     }
 
-    /// Asks the control thread to change a setting; whether it could be.
-    pub(super) async fn request_set(&self, name: &str, value: &str) -> bool {
+    /// Asks the control thread to change a setting.
+    pub(super) async fn request_set(&self, name: &str, value: &str) -> SetOutcome {
         let (name, value) = (name.to_owned(), value.to_owned());
         let outcome = self.await_control(|answer| Request::Set {
             name,
             value,
             answer,
         });
-        outcome.await.unwrap_or(false)
+        outcome.await.unwrap_or(SetOutcome::Failed)
     }
 
     /// Makes a request of the control thread and waits for its answer.

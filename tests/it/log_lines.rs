@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::certs::Authority;
+use tempfile::TempDir;
+
+use crate::support::certs::{Authority, Signed};
 use crate::support::drop_in::*;
 use crate::support::peer::Conversation;
 use crate::support::wire::PROTOCOL_3_0;
@@ -288,14 +290,46 @@ drop_in!(server_behind_a_unix_socket_is_named_by_its_port, |brand| {
     assert!(line.ends_with(text), "{line}");
 });
 
-drop_in!(encrypted_client_is_said_to_be, |brand| {
-    let authority = Authority::new("authority of the log");
-    let (shown, files) = (authority.sign(), open_directory());
+/// A certificate and its key as `crt` and `key` in a directory, for whomever the pooler runs as.
+fn readable(shown: &Signed) -> TempDir {
+    let files = open_directory();
     for (from, name) in [(&shown.certificate, "crt"), (&shown.key, "key")] {
         let to = files.path().join(name);
         fs::copy(from, &to).unwrap();
         fs::set_permissions(&to, fs::Permissions::from_mode(0o644)).unwrap();
     }
+    files
+}
+
+drop_in!(tls_settings_are_made_one_after_the_other, |brand| {
+    const KEPT: &str = "TLS settings could not be applied, still using old configuration";
+    let files = readable(&Authority::new("authority of SET").sign());
+    let drop_in = DropIn::start(brand, database(), "");
+    let mut console = Client::login(drop_in.address, "pgbouncer");
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let settings = [
+        ("client_tls_sslmode", "require".to_owned(), true),
+        ("client_tls_key_file", path("key"), true),
+        ("client_tls_cert_file", path("crt"), false),
+    ];
+    for (name, value, is_early) in settings {
+        client(&drop_in).value("select 'in clear text'");
+        let reply = console.query(&format!("SET {name} = '{value}'"));
+        let notices: &[&str] = if is_early { &[KEPT] } else { &[] };
+        assert_eq!(reply.notices, notices, "{name}: {reply:?}");
+        assert_eq!(reply.complete, [format!("SET {name}={value}")]);
+        let table = console.query("SHOW CONFIG").table();
+        let row = table.iter().find(|row| row["key"] == name).unwrap();
+        assert_eq!(row["value"], value);
+    }
+    let params = [("user", "postgres"), ("database", &*drop_in.database.name)];
+    let reply = Client::connect(drop_in.address).start(PROTOCOL_3_0, &params);
+    reply.assert_fatal("SSL required");
+});
+
+drop_in!(encrypted_client_is_said_to_be, |brand| {
+    let authority = Authority::new("authority of the log");
+    let files = readable(&authority.sign());
     let more = format!(
         "client_tls_sslmode = allow\nclient_tls_cert_file = {0}/crt\nclient_tls_key_file = {0}/key",
         files.path().display()
