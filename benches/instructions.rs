@@ -242,7 +242,7 @@ impl Shards {
                     self.shards[to.index()].poke(now, &mut out);
                     to.index()
                 }
-                Action::Close(_) | Action::Evict => unreachable!("no limit has changed"),
+                Action::Close(..) | Action::Evict => unreachable!("no limit has changed"),
             };
             self.perform(at, out);
         }

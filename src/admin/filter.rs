@@ -321,6 +321,15 @@ impl<R: 'static> Pick<R> {
             keep: Arc::new(move |one| filter.matches(&row(R::clone(one)))),
         }
     }
+
+    /// Those of them for which `also` holds.
+    pub(super) fn and(self, also: fn(&R) -> bool) -> Pick<R> {
+        let keep = self.keep;
+        Pick {
+            keep: Arc::new(move |one| also(one) && keep(one)),
+            limit: self.limit,
+        }
+    }
 }
 
 impl<R> Clone for Pick<R> {

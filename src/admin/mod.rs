@@ -26,7 +26,8 @@ pub use filter::{Filter, Pick};
 pub use metrics::exposition;
 pub use office::{
     Access, ClientCounts, ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order,
-    PeerLoad, PoolRow, Records, ServerRow, Shutdown, StatementRow, UserRow,
+    PeerLoad, PoolRow, Records, ServerRow, SetOutcome, Shutdown, StatementRow, UserRow,
 };
 pub use serve::{Session, serve};
+pub use show::balance;
 pub use table::{Column, Type};

@@ -107,6 +107,17 @@ pub enum Shutdown {
     WaitForServers,
 }
 
+/// What became of a SET.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetOutcome {
+    /// It holds.
+    Set,
+    /// It is noted, but what the TLS settings come to now cannot be, so that the old ones stay in force.
+    TlsKept,
+    /// There is no such setting, or it cannot have such a value.
+    Failed,
+}
+
 /// One client, for SHOW CLIENTS.
 #[derive(Clone, Debug)]
 pub struct ClientRow {
@@ -134,8 +145,6 @@ pub struct ClientRow {
     pub wait_us: u64,
     /// The server it is linked to.
     pub link: Option<u64>,
-    /// That server's process id.
-    pub remote_pid: u32,
     /// How it is encrypted, if it is.
     pub tls: Option<TlsLabel>,
     /// What it calls itself.
@@ -175,6 +184,8 @@ pub struct ServerRow {
     pub remote_pid: u32,
     /// How it is encrypted, if it is.
     pub tls: Option<TlsLabel>,
+    /// What it calls its session.
+    pub application_name: Arc<str>,
     /// Statements prepared on it.
     pub prepared_statements: usize,
 }
@@ -192,6 +203,8 @@ pub struct PoolRow {
     pub open: u32,
     /// The most there may be.
     pub limit: u32,
+    /// How its list of hosts is used, if it has one.
+    pub balance: Option<&'static str>,
 }
 
 /// One user who may log in, for SHOW USERS.
@@ -300,7 +313,7 @@ pub trait Office {
     /// Makes a client leave, and waits until it has.
     fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>>;
     /// Changes a setting on every shard until the next reload; false if it cannot be.
-    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, bool>;
+    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, SetOutcome>;
     /// Reads the configuration again; the error is for the log and says what was wrong.
     fn reload(&self) -> Later<'_, Result<(), String>>;
     /// Shuts the process down.

@@ -5,7 +5,7 @@ use super::error::Refusal;
 use super::filter::Pick;
 use super::office::{
     Access, ClientRow, DatabaseFlags, Hold, Later, Office, Order, PoolRow, Records, ServerRow,
-    Shutdown, UserRow,
+    SetOutcome, Shutdown, UserRow,
 };
 use super::{Session, serve};
 use crate::base::{Clock, Moment, ShardId};
@@ -112,7 +112,6 @@ impl Office for Desk {
             requested_unix_us: 0,
             wait_us: 0,
             link: None,
-            remote_pid: 0,
             tls: None,
             application_name: "".into(),
             prepared_statements: 0,
@@ -146,8 +145,13 @@ impl Office for Desk {
         Box::pin(async { Err(Refusal::NoSuchClient) })
     }
 
-    fn set<'a>(&'a self, name: &'a str, _value: &'a str) -> Later<'a, bool> {
-        Box::pin(async move { name == "pool_mode" })
+    fn set<'a>(&'a self, name: &'a str, _value: &'a str) -> Later<'a, SetOutcome> {
+        Box::pin(async move {
+            match name == "pool_mode" {
+                true => SetOutcome::Set,
+                false => SetOutcome::Failed,
+            }
+        })
     }
 
     fn reload(&self) -> Later<'_, Result<(), String>> {

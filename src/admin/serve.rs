@@ -4,7 +4,7 @@ use super::command::{Command, Show};
 use super::error::{Ended, Refusal, Stop};
 use super::extended::{Execution, Extended, Progress};
 use super::messages::{Message, Messages};
-use super::office::{Access, Office, Shutdown};
+use super::office::{Access, Office, SetOutcome, Shutdown};
 use super::outlet::Outlet;
 use super::show;
 use super::table::{Formats, Rows, Value, data_row, row_description};
@@ -31,6 +31,9 @@ const SETTINGS: [(&str, &str); 7] = [
     ("standard_conforming_strings", "on"),
     ("is_superuser", "on"),
 ];
+
+/// PgBouncer's words for SET of a TLS setting that does not go with the others (yet).
+const TLS_KEPT: &str = "TLS settings could not be applied, still using old configuration";
 
 /// Who a console session belongs to.
 pub struct Session {
@@ -259,11 +262,11 @@ impl Console<'_> {
             }
             Command::SelectOne => return Ok(Some(Box::new(std::iter::once(vec![Value::Int4(1)])))),
             Command::SetIgnored => self.notice("SET ignored", None),
-            Command::Set(setting) => {
-                if !self.office.set(&setting.name, &setting.value).await {
-                    return Err(Refusal::SetFailed.into());
-                }
-            }
+            Command::Set(setting) => match self.office.set(&setting.name, &setting.value).await {
+                SetOutcome::Set => {}
+                SetOutcome::TlsKept => self.notice(TLS_KEPT, None),
+                SetOutcome::Failed => return Err(Refusal::SetFailed.into()),
+            },
             Command::Order(order) => self.unless_gone(self.office.order(order)).await??,
             Command::WaitClose(name) => {
                 let waiting = self.office.wait_close(name.as_deref());

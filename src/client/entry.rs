@@ -65,15 +65,6 @@ pub enum Suspension {
     Quiet,
 }
 
-/// The server a client is linked to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Link {
-    /// Its id.
-    pub id: ServerId,
-    /// Its process id on the server.
-    pub process_id: u32,
-}
-
 /// Who a client turned out to be; known once it has logged in.
 pub struct Who {
     /// The database it asked for.
@@ -122,7 +113,7 @@ pub struct ClientEntry {
     /// The replication it is there for.
     pub replication: Cell<Replication>,
     /// The server it is linked to.
-    pub link: Cell<Option<Link>>,
+    pub link: Cell<Option<ServerId>>,
     /// Its `application_name`.
     pub application_name: RefCell<Arc<str>>,
     /// Names of prepared statements it has.

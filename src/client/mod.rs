@@ -6,7 +6,7 @@ mod handshake;
 mod intake;
 mod login;
 
-pub use entry::{ClientEntry, ClientState, Link, Signal, Suspension, Who};
+pub use entry::{ClientEntry, ClientState, Signal, Suspension, Who};
 pub use farewell::Farewell;
 pub use handshake::{Encryption, Greeted, Greeting, first_packet, greet, reject_protocol};
 pub use intake::{Intake, IntakeError};

@@ -22,6 +22,13 @@ pub(super) struct Fault {
 
 /// Every such fault of `config`.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
+    let of_tls = client_tls_faults(&config.general).into_iter();
+    let of_tls = of_tls.chain(server_tls_faults(&config.general)).flatten();
+    faults_but_tls(config).into_iter().chain(of_tls).collect()
+}
+
+/// Every such fault but those of how TLS settings go together.
+pub(super) fn faults_but_tls(config: &Config) -> Vec<Fault> {
     let general = &config.general;
     let whole = [
         nobody_can_log_in(config),
@@ -48,15 +55,7 @@ pub(super) fn faults(config: &Config) -> Vec<Fault> {
             ]
         })
         .flatten();
-    let tls = client_tls_faults(general)
-        .into_iter()
-        .chain(server_tls_faults(general));
-    let found = whole
-        .into_iter()
-        .chain(cores)
-        .chain(keepalive)
-        .chain(tls)
-        .flatten();
+    let found = whole.into_iter().chain(cores).chain(keepalive).flatten();
     let peers = config
         .peers
         .values()
@@ -187,6 +186,15 @@ fn not_whole_seconds(name: &str, span: Duration) -> Option<Fault> {
         return None;
     }
     of_general(name, &[], "must be whole seconds")
+}
+
+impl General {
+    /// Why the TLS settings do not go together, if they do not: SET makes them one after the other.
+    pub fn tls_fault(&self) -> Option<String> {
+        let faults = client_tls_faults(self).into_iter();
+        let fault = faults.chain(server_tls_faults(self)).flatten().next()?;
+        Some(format!("{} {}", fault.key, fault.text))
+    }
 }
 
 fn client_tls_faults(general: &General) -> [Option<Fault>; 3] {

@@ -13,7 +13,8 @@ use toml::de::DeValue;
 impl Config {
     /// This configuration with `name` of `[ringbouncer]` set to what `written` says, in the notation of its file. A
     /// setting that needs a restart keeps its value, though `written` must be one that it could have. `None` if there is
-    /// no such setting, or it cannot have such a value.
+    /// no such setting, or it cannot have such a value. Whether TLS settings go together is not asked:
+    /// [`General::tls_fault`].
     pub fn with_setting(&self, name: &str, written: &str) -> Option<Config> {
         let mut config = self.clone();
         let is_ini = self.dialect == Dialect::Ini;
@@ -41,7 +42,7 @@ impl Config {
         let mut values: Values = values.map(|(key, value)| (key.name, value)).collect();
         values.insert(key.name, value);
         config.general = General::from_values(&mut values).ok()?;
-        cross::faults(&config).is_empty().then_some(config)
+        cross::faults_but_tls(&config).is_empty().then_some(config)
     }
 
     fn checked(&self, key: &Key, toml: &str) -> Option<Value> {
@@ -103,7 +104,7 @@ fn notation(key: &Key, written: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::config_rows;
+    use crate::config::show::{Setting, config_rows};
     use std::path::Path;
 
     fn config() -> Config {
@@ -115,8 +116,7 @@ mod tests {
     fn set(name: &str, written: &str) -> Option<String> {
         let config = config().with_setting(name, written)?;
         let rows = config_rows(&config).into_iter();
-        let [_, value, ..] = rows.into_iter().find(|row| row[0] == name)?;
-        Some(value)
+        rows.into_iter().find(|row| row.key == name)?.value
     }
 
     #[test]
@@ -181,8 +181,7 @@ mod tests {
         let config = Config::parse("[pgbouncer]", Path::new("p.ini")).expect("valid");
         let config = config.with_setting(name, written)?;
         let rows = config_rows(&config).into_iter();
-        let [_, value, ..] = rows.into_iter().find(|row| row[0] == name)?;
-        Some(value)
+        rows.into_iter().find(|row| row.key == name)?.value
     }
 
     #[test]
@@ -243,13 +242,13 @@ mod tests {
     fn every_setting_takes_what_show_config_prints_of_it() {
         let ini = Config::parse("[pgbouncer]", Path::new("p.ini")).expect("valid");
         for config in [config(), ini] {
-            for [name, value, ..] in config_rows(&config) {
-                let again = config.with_setting(&name, &value);
-                let is_other = matches!(&*name, "unix_socket_mode" | "conffile");
-                assert!(
-                    is_other || again.as_ref() == Some(&config),
-                    "{name}={value}"
-                );
+            for Setting {
+                key: name, value, ..
+            } in config_rows(&config)
+            {
+                let again = config.with_setting(name, &value.unwrap_or_default());
+                let is_other = matches!(name, "unix_socket_mode" | "conffile");
+                assert!(is_other || again.as_ref() == Some(&config), "{name}");
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Values as SHOW CONFIG and the log of a reload print them: PgBouncer's notation, no secrets.
 
 use super::dialect::Dialect;
+use super::ini::keeps_its_value;
 use super::keys::{Key, Reload};
 use super::kind::{Bare, Kind};
 use super::model::Config;
@@ -10,28 +11,69 @@ use super::value::Value;
 /// What stands for a secret.
 const MASK: &str = "********";
 
-/// The rows of SHOW CONFIG: key, value, default, changeable (`yes` if a reload applies a new
-/// value), by name of key.
-pub fn config_rows(config: &Config) -> Vec<[String; 4]> {
-    let rows = config.general.values().into_iter().map(|(key, value)| {
-        let changeable = if key.reload == Reload::Restart {
-            "no"
-        } else {
-            "yes"
-        };
-        let preset = shown(key, &config.dialect.preset_value(key));
-        let shown = match shown(key, &value) {
-            // The file that is read again, as PgBouncer shows it.
-            text if text.is_empty() && key.name == "conffile" && config.dialect == Dialect::Ini => {
-                config.path.display().to_string()
-            }
-            text => text,
-        };
-        [key.name.to_owned(), shown, preset, changeable.to_owned()]
-    });
-    let mut rows: Vec<_> = rows.collect();
-    rows.sort();
+/// PgBouncer's options that mean nothing here: name, default, and whether PgBouncer could change it.
+const FOREIGN: [(&str, &str, bool); 5] = [
+    ("dns_zone_check_period", "0", true),
+    ("job_name", "pgbouncer", false),
+    ("pkt_buf", "4096", false),
+    ("resolv_conf", "", false),
+    ("sbuf_loopcnt", "5", true),
+];
+
+/// A row of SHOW CONFIG.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// Its key.
+    pub key: &'static str,
+    /// Its value; none where PgBouncer has a null.
+    pub value: Option<String>,
+    /// What it has while the file does not say, likewise.
+    pub default: Option<String>,
+    /// Whether a reload applies a new value.
+    pub is_changeable: bool,
+}
+
+/// The rows of SHOW CONFIG, by name of key. With a file of PgBouncer's its options that mean nothing here are among
+/// them, with their defaults.
+pub fn config_rows(config: &Config) -> Vec<Setting> {
+    let values = config.general.values().into_iter();
+    let mut rows: Vec<_> = values
+        .map(|(key, value)| row(config, key, &value))
+        .collect();
+    if config.dialect == Dialect::Ini {
+        rows.extend(FOREIGN.map(|(key, default, is_changeable)| Setting {
+            key,
+            value: Some(default.to_owned()),
+            default: Some(default.to_owned()),
+            is_changeable,
+        }));
+    }
+    rows.sort_by_key(|row| row.key);
     rows
+}
+
+fn row(config: &Config, key: &Key, value: &Value) -> Setting {
+    let mut row = Setting {
+        key: key.name,
+        value: Some(shown(key, value)),
+        default: Some(shown(key, &config.dialect.preset_value(key))),
+        is_changeable: key.reload != Reload::Restart,
+    };
+    if config.dialect == Dialect::Ini {
+        if keeps_its_value(key.name) {
+            row.default = None;
+            row.value = row.value.filter(|value| !value.is_empty());
+        }
+        match key.name {
+            "conffile" if row.value.is_none() => {
+                row.value = Some(config.path.display().to_string())
+            }
+            // As it is written, which the value is not.
+            "unix_socket_mode" => row.default = Some("0777".to_owned()),
+            _ => {}
+        }
+    }
+    row
 }
 
 /// `value` in PgBouncer's notation: booleans as 0 and 1, spans of time as `%g` in the unit of a
@@ -76,8 +118,12 @@ mod tests {
     fn row(text: &str, name: &str) -> Vec<String> {
         let text = format!("ringbouncer.auth_type = \"trust\"\n{text}");
         let config = Config::parse(&text, Path::new("/etc/r.toml")).expect("valid");
-        let found = config_rows(&config).into_iter().find(|row| row[0] == name);
-        found.map(Vec::from).unwrap_or_default()
+        let found = config_rows(&config).into_iter().find(|row| row.key == name);
+        let row = found.expect("a row");
+        let is_changeable = if row.is_changeable { "yes" } else { "no" };
+        let shown = [row.value.unwrap(), row.default.unwrap()];
+        let [value, default] = shown;
+        vec![row.key.to_owned(), value, default, is_changeable.to_owned()]
     }
 
     #[test]
@@ -129,7 +175,7 @@ mod tests {
     #[test]
     fn rows_are_sorted_and_complete() {
         let rows = config_rows(&Config::default());
-        assert!(rows.is_sorted_by(|one, next| one[0] < next[0]));
+        assert!(rows.is_sorted_by(|one, next| one.key < next.key));
         let general = keys().filter(|key| key.section == crate::config::Section::General);
         assert_eq!(rows.len(), general.count());
     }

@@ -6,6 +6,7 @@ use super::socket::Detached;
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SocketFlags, accept_with};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as Raw, TcpKeepalive, Type};
 use std::collections::VecDeque;
@@ -29,13 +30,27 @@ const ACCEPTED_MAX: usize = 64;
 pub enum Endpoint {
     /// Over TCP.
     Tcp(SocketAddr),
-    /// Over a Unix socket; the path is empty for an unnamed end.
+    /// A Unix socket; the path is empty for an unnamed end.
     Unix(PathBuf),
+    /// The process at the other end of a Unix socket of ours.
+    Process {
+        /// Its number when it connected; 0 if it is not of this machine's view.
+        pid: u32,
+        /// The number in the name of our end.
+        port: u16,
+    },
 }
 
 impl Endpoint {
     pub(super) fn peer_of(fd: BorrowedFd<'_>) -> Endpoint {
-        Endpoint::of(SockRef::from(&fd).peer_addr())
+        match Endpoint::of(SockRef::from(&fd).peer_addr()) {
+            Endpoint::Unix(_) => Endpoint::Process {
+                pid: socket_peercred(fd)
+                    .map_or(0, |peer| peer.pid.as_raw_nonzero().get().unsigned_abs()),
+                port: Endpoint::local_of(fd).port(),
+            },
+            tcp => tcp,
+        }
     }
 
     pub(super) fn local_of(fd: BorrowedFd<'_>) -> Endpoint {
@@ -48,43 +63,43 @@ impl Endpoint {
         };
         match address.as_socket() {
             Some(tcp) => Endpoint::Tcp(tcp),
-            None => Endpoint::Unix(
-                address
-                    .as_pathname()
-                    .map(Path::to_owned)
-                    .unwrap_or_default(),
-            ),
+            None => Endpoint::Unix(unix_path(&address)),
         }
     }
 
     /// Whether this is a Unix socket.
     pub fn is_unix(&self) -> bool {
-        matches!(self, Endpoint::Unix(_))
+        matches!(self, Endpoint::Unix(_) | Endpoint::Process { .. })
     }
 
     /// The address for SHOW and logs, as PgBouncer prints it: `unix` for Unix sockets.
     pub fn address(&self) -> String {
         match self {
             Endpoint::Tcp(tcp) => tcp.ip().to_canonical().to_string(),
-            Endpoint::Unix(_) => "unix".to_owned(),
+            Endpoint::Unix(_) | Endpoint::Process { .. } => "unix".to_owned(),
         }
     }
 
-    /// The TCP port; 0 for Unix sockets.
+    /// The TCP port, or the number at the end of a Unix socket's name; 0 for an unnamed end.
     pub fn port(&self) -> u16 {
         match self {
             Endpoint::Tcp(tcp) => tcp.port(),
-            Endpoint::Unix(_) => 0,
+            Endpoint::Unix(path) => {
+                let number = path.extension().and_then(OsStr::to_str);
+                number.and_then(|number| number.parse().ok()).unwrap_or(0)
+            }
+            Endpoint::Process { port, .. } => *port,
         }
     }
 }
 
+/// As PgBouncer's log names it: `1.2.3.4:5432`, `unix:5432` for a socket, `unix(4321):6432` for a process.
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Endpoint::Tcp(tcp) => tcp.fmt(f),
-            Endpoint::Unix(path) if path.as_os_str().is_empty() => f.write_str("unix"),
-            Endpoint::Unix(path) => path.display().fmt(f),
+            Endpoint::Unix(_) => write!(f, "unix:{}", self.port()),
+            Endpoint::Process { pid, port } => write!(f, "unix({pid}):{port}"),
         }
     }
 }
@@ -212,6 +227,17 @@ fn unix_address(path: &Path) -> io::Result<SockAddr> {
     }
 }
 
+/// The reverse of [`unix_address`]; empty for an unnamed socket.
+fn unix_path(address: &SockAddr) -> PathBuf {
+    match address.as_abstract_namespace() {
+        Some(name) => OsStr::from_bytes(&[b"@", name].concat()).into(),
+        None => address
+            .as_pathname()
+            .map(Path::to_owned)
+            .unwrap_or_default(),
+    }
+}
+
 /// IPv6 sockets leave IPv4 alone, so that both wildcards fit on one port.
 fn unbound_tcp(address: SocketAddr) -> io::Result<Raw> {
     let socket = Raw::new(
@@ -252,6 +278,7 @@ pub(super) fn dialing(
             let socket = Raw::new(Domain::UNIX, Type::STREAM, None)?;
             Ok((socket.into(), unix_address(path)?))
         }
+        Endpoint::Process { .. } => Err(io::ErrorKind::AddrNotAvailable.into()),
     }
 }
 

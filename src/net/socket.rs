@@ -355,14 +355,6 @@ impl Socket {
         uid_beyond(self.net.0.slot_fd(self.index))
     }
 
-    /// The number of that process, likewise.
-    pub fn peer_pid(&self) -> Option<i32> {
-        let fd = self.net.0.slot_fd(self.index);
-        Endpoint::local_of(fd).is_unix().then_some(())?;
-        let peer = rustix::net::sockopt::socket_peercred(fd).ok()?;
-        Some(peer.pid.as_raw_nonzero().get())
-    }
-
     /// Whether the peer has hung up, or the connection failed, with nothing left to read.
     pub fn has_ended(&self) -> bool {
         self.net.0.has_ended(self.index)

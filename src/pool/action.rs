@@ -17,8 +17,8 @@ pub enum Action<S, W> {
     /// Connect to PostgreSQL and log in; the permit is held. Ends in [`LocalPool::opened`](super::LocalPool::opened) or
     /// [`LocalPool::open_failed`](super::LocalPool::open_failed), always.
     Open,
-    /// Close the server. Ends in [`LocalPool::closed`](super::LocalPool::closed), always.
-    Close(S),
+    /// Close the server, for this reason. Ends in [`LocalPool::closed`](super::LocalPool::closed), always.
+    Close(S, Closing),
     /// Move the server to shard `to`, which runs [`LocalPool::arrived`](super::LocalPool::arrived). If its mailbox is full:
     /// [`LocalPool::send_failed`](super::LocalPool::send_failed).
     Send {
@@ -39,6 +39,17 @@ pub enum Action<S, W> {
     Evict,
     /// Tell the shard that a permit is free: [`LocalPool::poke`](super::LocalPool::poke). May be lost.
     Wake(ShardId),
+}
+
+/// Why the scheduler wants a server closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closing {
+    /// The pool is paused.
+    Paused,
+    /// The pool has more than its limit.
+    Surplus,
+    /// Whoever called [`LocalPool::expire_idle`](super::LocalPool::expire_idle) said so, for this reason.
+    Expired(&'static str),
 }
 
 /// What became of an [`LocalPool::acquire`](super::LocalPool::acquire).

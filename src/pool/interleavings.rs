@@ -278,7 +278,7 @@ impl Arena {
                     let server = self.servers;
                     self.does(by, |pool, out| pool.opened(server, at(9), out));
                 }
-                Action::Close(_) => self.does(by, |pool, out| pool.closed(at(9), out)),
+                Action::Close(..) => self.does(by, |pool, out| pool.closed(at(9), out)),
                 Action::Send { to, server, hops } => self.does(to.index(), |pool, out| {
                     pool.arrived(server, from, hops, at(9), out)
                 }),

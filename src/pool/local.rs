@@ -38,7 +38,7 @@
 //! `Send`, which answers with `send_failed` when it cannot. A lost `Ask`, `Decline` or `Wake`
 //! costs time until the next `tick`.
 
-use super::action::{Acquired, Action, Idle};
+use super::action::{Acquired, Action, Closing, Idle};
 use super::ask::Asks;
 use super::outlook::{Outlook, Pace};
 use super::shared::{Retiring, Seat, SharedPool};
@@ -202,8 +202,8 @@ impl<S, W> LocalPool<S, W> {
         out: &mut Vec<Action<S, W>>,
     ) {
         self.asks.settle(from);
-        if self.must_close() {
-            out.push(Action::Close(server));
+        if let Some(why) = self.closing() {
+            out.push(Action::Close(server, why));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
             if hops < HOPS_MAX {
@@ -236,8 +236,8 @@ impl<S, W> LocalPool<S, W> {
         out: &mut Vec<Action<S, W>>,
     ) {
         self.seat.unclaim(to);
-        if self.must_close() {
-            out.push(Action::Close(server));
+        if let Some(why) = self.closing() {
+            out.push(Action::Close(server, why));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
         } else {
@@ -283,7 +283,12 @@ impl<S, W> LocalPool<S, W> {
     pub fn pause(&mut self, out: &mut Vec<Action<S, W>>) {
         self.is_paused = true;
         self.seat.publish_want(false);
-        self.expire_idle(|_, _| true, out);
+        out.extend(
+            self.idle
+                .drain(..)
+                .map(|idle| Action::Close(idle.server, Closing::Paused)),
+        );
+        self.publish_idle();
     }
 
     /// Ends a pause: the line moves again.
@@ -349,10 +354,11 @@ impl<S, W> LocalPool<S, W> {
 
     /// Looks at everything anew: after [`Action::Wake`] and after a change of the limit.
     pub fn poke(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
-        while !self.idle.is_empty() && self.must_close() {
-            if let Some(idle) = self.idle.pop_front() {
-                out.push(Action::Close(idle.server));
-            }
+        while !self.idle.is_empty()
+            && let Some(why) = self.closing()
+        {
+            let idle = self.idle.pop_front();
+            out.extend(idle.map(|idle| Action::Close(idle.server, why)));
         }
         self.publish_idle();
         self.offer(0, out);
@@ -387,19 +393,19 @@ impl<S, W> LocalPool<S, W> {
         self.is_round_robin = is_round_robin;
     }
 
-    /// Closes the idle servers of which `is_due` says so, given when each went idle; oldest first.
+    /// Closes the idle servers for which `due` has a reason, given when each went idle; oldest first.
     pub fn expire_idle(
         &mut self,
-        mut is_due: impl FnMut(&S, Moment) -> bool,
+        mut due: impl FnMut(&S, Moment) -> Option<&'static str>,
         out: &mut Vec<Action<S, W>>,
     ) {
         for _ in 0..self.idle.len() {
-            match self.idle.pop_front() {
-                Some(idle) if is_due(&idle.server, idle.since) => {
-                    out.push(Action::Close(idle.server))
-                }
-                Some(idle) => self.idle.push_back(idle),
-                None => break,
+            let Some(idle) = self.idle.pop_front() else {
+                break;
+            };
+            match due(&idle.server, idle.since) {
+                Some(why) => out.push(Action::Close(idle.server, Closing::Expired(why))),
+                None => self.idle.push_back(idle),
             }
         }
         self.publish_idle();
@@ -466,8 +472,8 @@ impl<S, W> LocalPool<S, W> {
 
     /// The release rule.
     fn place(&mut self, server: S, now: Moment, out: &mut Vec<Action<S, W>>) {
-        if self.must_close() {
-            out.push(Action::Close(server));
+        if let Some(why) = self.closing() {
+            out.push(Action::Close(server, why));
         } else if self.waiters.is_empty() {
             self.rest(server, now);
             self.offer(0, out);
@@ -493,9 +499,13 @@ impl<S, W> LocalPool<S, W> {
         }
     }
 
-    /// Whether the server at hand has to close, because of a pause or because a limit was lowered.
-    fn must_close(&mut self) -> bool {
-        self.is_paused || self.seat.shared().try_retire(&mut self.retiring)
+    /// Why the server at hand has to close, if it has: because of a pause, or because a limit was lowered.
+    fn closing(&mut self) -> Option<Closing> {
+        if self.is_paused {
+            return Some(Closing::Paused);
+        }
+        let is_surplus = self.seat.shared().try_retire(&mut self.retiring);
+        is_surplus.then_some(Closing::Surplus)
     }
 
     fn rest(&mut self, server: S, now: Moment) {

@@ -18,7 +18,7 @@ mod shard_set;
 mod shared;
 mod waiter;
 
-pub use action::{Acquired, Action, Idle};
+pub use action::{Acquired, Action, Closing, Idle};
 pub use backoff::pause_after;
 pub use local::{HOPS_MAX, LocalPool, UNFAIR_SHARE, UNFAIR_SPAN};
 pub use outlook::Outlook;

@@ -7,7 +7,7 @@ use super::resolve::Resolver;
 use super::start::Options;
 use super::watch::CertificateWatch;
 use super::{log, sources, systemd};
-use crate::admin::Order;
+use crate::admin::{Hold, Order, SetOutcome};
 use crate::base::{Clock, ShardId};
 use crate::config::{Config, Reload, diff};
 use crate::shard::{Common, Mail, Phase, Request, Snapshot};
@@ -37,14 +37,12 @@ pub(super) fn listen_to_signals(control: Sender<Request>) -> io::Result<()> {
     let run = move || {
         for signal in signals.forever() {
             let request = match signal {
-                SIGHUP => Request::Reload(Box::new(|_| {})),
-                SIGUSR1 => Request::Order(Order::Pause(None)),
-                SIGUSR2 => Request::Order(Order::Resume(None)),
-                SIGINT => Request::Shutdown(Some(Phase::WaitForServers)),
-                SIGTERM => Request::Shutdown(Some(Phase::WaitForClients)),
-                _ => Request::Shutdown(None),
+                SIGHUP => {
+                    tracing::info!("got SIGHUP, re-reading config");
+                    Request::Reload(Box::new(|_| {}))
+                }
+                _ => Request::Signal(signal),
             };
-            tracing::info!("{}", announcement(signal));
             if control.send(request).is_err() {
                 return;
             }
@@ -56,15 +54,50 @@ pub(super) fn listen_to_signals(control: Sender<Request>) -> io::Result<()> {
         .map(drop)
 }
 
-/// What PgBouncer logs of a signal.
-fn announcement(signal: i32) -> &'static str {
-    match signal {
-        SIGHUP => "got SIGHUP, re-reading config",
-        SIGINT => "got SIGINT, shutting down, waiting for all servers connections to be released",
-        SIGUSR1 => "got SIGUSR1, pausing all activity",
-        SIGUSR2 => "got SIGUSR2, continuing from PAUSE",
-        SIGTERM => "got SIGTERM, shutting down, waiting for all clients to disconnect",
-        _ => "got SIGQUIT, fast exit",
+/// What is done about a signal.
+#[derive(Debug, PartialEq, Eq)]
+enum Deed {
+    Nothing,
+    Order(Order),
+    Shutdown(Phase),
+    Exit,
+}
+
+/// What PgBouncer logs of a signal, and does about it.
+fn heed(signal: i32, phase: Phase, hold: Hold) -> (&'static str, Deed) {
+    let is_stopping = phase > Phase::Serving;
+    match (signal, hold) {
+        (SIGINT, _) if is_stopping => ("got SIGINT while shutting down, fast exit", Deed::Exit),
+        (SIGTERM, _) if is_stopping => ("got SIGTERM while shutting down, fast exit", Deed::Exit),
+        // Suspended clients never leave.
+        (SIGINT | SIGTERM, Hold::Suspended) => (
+            "suspend was in progress, going down immediately",
+            Deed::Exit,
+        ),
+        (SIGINT, _) => (
+            "got SIGINT, shutting down, waiting for all servers connections to be released",
+            Deed::Shutdown(Phase::WaitForServers),
+        ),
+        (SIGTERM, _) => (
+            "got SIGTERM, shutting down, waiting for all clients to disconnect",
+            Deed::Shutdown(Phase::WaitForClients),
+        ),
+        (SIGUSR1, Hold::None) => (
+            "got SIGUSR1, pausing all activity",
+            Deed::Order(Order::Pause(None)),
+        ),
+        (SIGUSR1, _) => ("got SIGUSR1, but already paused/suspended", Deed::Nothing),
+        (SIGUSR2, _) if is_stopping => ("got SIGUSR2 while shutting down, ignoring", Deed::Nothing),
+        (SIGUSR2, Hold::None) => ("got SIGUSR2, but not paused/suspended", Deed::Nothing),
+        (SIGUSR2, Hold::Paused) => (
+            "got SIGUSR2, continuing from PAUSE",
+            Deed::Order(Order::Resume(None)),
+        ),
+        (SIGUSR2, Hold::Suspended) => (
+            "got SIGUSR2, continuing from SUSPEND",
+            Deed::Order(Order::Resume(None)),
+        ),
+        _ => ("got SIGQUIT, fast exit", Deed::Exit),
     }
 }
 
@@ -110,18 +143,22 @@ fn serve(common: &Common, options: &Options, requests: &Receiver<Request>, resol
                 version += 1;
                 answer(set(common, options, &name, &value, version));
             }
-            Ok(Request::Order(order)) => match common.give(&order, phase) {
-                Ok(_) => tell_all(common, || Mail::Orders),
-                Err(refusal) => tracing::warn!(command = order.verb(), %refusal, "ignored"),
-            },
+            Ok(Request::Signal(signal)) => {
+                let (announcement, deed) = heed(signal, phase, common.board.newest().hold());
+                tracing::info!("{announcement}");
+                match deed {
+                    Deed::Nothing => {}
+                    Deed::Order(order) => match common.give(&order, phase) {
+                        Ok(_) => tell_all(common, || Mail::Orders),
+                        Err(refusal) => tracing::warn!(command = order.verb(), %refusal, "ignored"),
+                    },
+                    Deed::Shutdown(wanted) => phase = shut_down(common, wanted),
+                    Deed::Exit => return,
+                }
+            }
             Ok(Request::Shutdown(None)) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Request::Shutdown(Some(_))) if phase > Phase::Serving => return,
-            Ok(Request::Shutdown(Some(wanted))) => {
-                phase = wanted;
-                tracing::info!(?phase, "shutting down");
-                systemd::notify("STOPPING=1");
-                tell_all(common, || Mail::Phase(wanted));
-            }
+            Ok(Request::Shutdown(Some(wanted))) => phase = shut_down(common, wanted),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if is_drained(common, phase) {
@@ -133,6 +170,14 @@ fn serve(common: &Common, options: &Options, requests: &Receiver<Request>, resol
         }
         end_period(common);
     }
+}
+
+/// Begins a shutdown; gives its phase.
+fn shut_down(common: &Common, phase: Phase) -> Phase {
+    tracing::info!(?phase, "shutting down");
+    systemd::notify("STOPPING=1");
+    tell_all(common, || Mail::Phase(phase));
+    phase
 }
 
 /// Ends a statistics period if its time has come, and says what it brought.
@@ -219,17 +264,21 @@ fn reload(
     outcome
 }
 
-/// Changes one setting; false if it cannot be.
-fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64) -> bool {
+/// Changes one setting.
+fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64) -> SetOutcome {
     let old = common.snapshot.load_full();
     let Some(config) = old.config.with_setting(name, value) else {
-        return false;
+        return SetOutcome::Failed;
     };
+    let mut outcome = SetOutcome::Set;
     let tls = match sources::load_tls(&config, Some(&old)) {
         Ok(tls) => Arc::new(tls),
         // As in PgBouncer: a key and its certificate can only be set one after the other.
         Err(error) => {
             tracing::warn!(%error, "TLS settings could not be applied, still using old configuration");
+            if name.contains("_tls_") {
+                outcome = SetOutcome::TlsKept;
+            }
             old.tls.clone()
         }
     };
@@ -237,10 +286,10 @@ fn set(common: &Common, options: &Options, name: &str, value: &str, version: u64
         Ok(snapshot) => apply(common, options, snapshot, version),
         Err(error) => {
             tracing::error!(%error, "SET failed");
-            return false;
+            return SetOutcome::Failed;
         }
     }
-    true
+    outcome
 }
 
 fn apply(common: &Common, options: &Options, mut snapshot: Snapshot, version: u64) {
@@ -352,6 +401,43 @@ mod tests {
     }
 
     #[test]
+    fn what_a_signal_does_depends_on_what_is_going_on() {
+        use Deed::{Exit, Nothing, Order as Orders, Shutdown};
+        use Hold::{None as Free, Paused, Suspended};
+        use Phase::{Serving, WaitForClients, WaitForServers};
+        let (pause, resume) = (
+            || Orders(Order::Pause(None)),
+            || Orders(Order::Resume(None)),
+        );
+        let table = [
+            (SIGINT, Serving, Free, Shutdown(WaitForServers)),
+            (SIGINT, Serving, Paused, Shutdown(WaitForServers)),
+            (SIGINT, Serving, Suspended, Exit),
+            (SIGINT, WaitForServers, Free, Exit),
+            (SIGTERM, Serving, Free, Shutdown(WaitForClients)),
+            (SIGTERM, Serving, Suspended, Exit),
+            (SIGTERM, WaitForClients, Free, Exit),
+            (SIGQUIT, Serving, Free, Exit),
+            (SIGQUIT, WaitForClients, Suspended, Exit),
+            (SIGUSR1, Serving, Free, pause()),
+            (SIGUSR1, Serving, Paused, Nothing),
+            (SIGUSR1, Serving, Suspended, Nothing),
+            (SIGUSR2, Serving, Free, Nothing),
+            (SIGUSR2, Serving, Paused, resume()),
+            (SIGUSR2, Serving, Suspended, resume()),
+            (SIGUSR2, WaitForClients, Free, Nothing),
+            (SIGUSR2, WaitForServers, Paused, Nothing),
+        ];
+        for (signal, phase, hold, deed) in table {
+            assert_eq!(
+                heed(signal, phase, hold).1,
+                deed,
+                "{signal} {phase:?} {hold:?}"
+            );
+        }
+    }
+
+    #[test]
     fn reloads_are_taken_together_and_others_keep_their_order() {
         let (requests, pending) = channel();
         let (answers, answered) = channel();
@@ -374,7 +460,7 @@ mod tests {
             .into_iter()
             .map(|request| match request {
                 Request::Shutdown(phase) => phase,
-                Request::Reload(_) | Request::Set { .. } | Request::Order(_) => None,
+                Request::Reload(_) | Request::Set { .. } | Request::Signal(_) => None,
             })
             .collect();
         let expected = [Phase::WaitForClients, Phase::WaitForServers].map(Some);

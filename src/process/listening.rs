@@ -146,6 +146,7 @@ impl Listening {
                     }
                     self.unix = Some(path);
                 }
+                crate::net::Endpoint::Process { .. } => unreachable!("a listener without a peer"),
             }
         }
         Ok(())

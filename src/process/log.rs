@@ -5,11 +5,11 @@
 //! slow, is dropped, and the next line that gets through says how many there were. (A file takes everything at once:
 //! the page cache does.)
 
+use super::local_time;
 use super::syslog::Syslog;
 use super::wording::{Event, Severity};
 use crate::config::{Config, Dialect, General, LogLevel};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Stderr};
 use std::os::fd::AsFd;
@@ -184,9 +184,10 @@ struct Head {
 
 impl Head {
     fn now(dialect: Dialect) -> Head {
-        let mut time = String::new();
-        // Writing to a string cannot fail.
-        let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+        let time = match dialect {
+            Dialect::Toml => utc_now(),
+            Dialect::Ini => local_time::written(std::time::SystemTime::now()),
+        };
         Head { dialect, time }
     }
 
@@ -194,18 +195,19 @@ impl Head {
         match self.dialect {
             Dialect::Toml => format!("{} {:>5} ", self.time, severity.own_word()),
             Dialect::Ini => {
-                let time = millis(&self.time).replace('T', " ");
-                let word = severity.pgbouncers_word();
-                format!("{time} UTC [{}] {word} ", std::process::id())
+                let (time, word) = (&self.time, severity.pgbouncers_word());
+                format!("{time} [{}] {word} ", std::process::id())
             }
         }
     }
 }
 
-/// `2026-11-23T07:05:33.217` of a time with more digits and a Z.
-fn millis(time: &str) -> &str {
-    const LENGTH: usize = 23;
-    time.get(..LENGTH).unwrap_or(time)
+/// `2026-11-23T07:05:33.217456Z`.
+fn utc_now() -> String {
+    let mut time = String::new();
+    // Writing to a string cannot fail.
+    let _ = SystemTime.format_time(&mut Writer::new(&mut time));
+    time
 }
 
 /// One line, however long it would be.
@@ -247,12 +249,9 @@ impl<F: AsFd> Impatient<F> {
 
     /// Says how many lines are missing.
     fn confess(&mut self) {
-        let mut note = String::new();
-        // Writing to a string cannot fail.
-        let _ = SystemTime.format_time(&mut Writer::new(&mut note));
-        let _ = writeln!(
-            note,
-            "  WARN log lines dropped, nobody took them lines={}",
+        let note = format!(
+            "{}  WARN log lines dropped, nobody took them lines={}\n",
+            utc_now(),
             self.dropped
         );
         if self.try_write(note.as_bytes()) {
@@ -319,15 +318,15 @@ mod tests {
 
     #[test]
     fn heads_are_each_dialects_own() {
-        let head = |dialect| Head {
+        let head = |dialect, time: &str| Head {
             dialect,
-            time: "2026-11-23T07:05:33.217456Z".to_owned(),
+            time: time.to_owned(),
         };
-        let own = head(Dialect::Toml).of(Severity::Info);
+        let own = head(Dialect::Toml, "2026-11-23T07:05:33.217456Z").of(Severity::Info);
         assert_eq!(own, "2026-11-23T07:05:33.217456Z  INFO ");
-        let pgbouncers = head(Dialect::Ini).of(Severity::Warning);
+        let pgbouncers = head(Dialect::Ini, "2026-11-23 08:05:33.217 CET").of(Severity::Warning);
         let expected = format!(
-            "2026-11-23 07:05:33.217 UTC [{}] WARNING ",
+            "2026-11-23 08:05:33.217 CET [{}] WARNING ",
             std::process::id()
         );
         assert_eq!(pgbouncers, expected);

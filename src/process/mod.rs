@@ -6,6 +6,7 @@ mod control;
 mod error;
 mod identity;
 mod listening;
+mod local_time;
 mod log;
 mod metrics;
 mod pidfile;

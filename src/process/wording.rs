@@ -125,15 +125,22 @@ impl Event {
                     value("age_s")
                 )
             }
-            "new server connection" => {
-                format!("new connection to server (from {})", value("local"))
+            "new server connection" => match &*value("local") {
+                unix if unix.starts_with("unix") => "new connection to server".to_owned(),
+                tcp => format!("new connection to server (from {tcp})"),
+            },
+            "cannot open a server connection" => match &*value("cause") {
+                "" => value("error"),
+                cause => format!("{}: {cause}", value("error")),
+            },
+            "authentication database is not configured" => {
+                format!(
+                    "authentication database \"{}\" is not configured",
+                    value("name")
+                )
             }
-            "cannot open a server connection" => {
-                let at = format!("{}:{}", value("host"), value("port"));
-                match &*value("cause") {
-                    "" => format!("{} ({at})", value("error")),
-                    cause => format!("{}: {cause} ({at})", value("error")),
-                }
+            "server spoke out of turn" => {
+                format!("got packet '{}' from server when not linked", value("tag"))
             }
             text => {
                 let mut words = without_breaks(text);

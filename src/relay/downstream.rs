@@ -236,10 +236,7 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
         }
         tag::PARAMETER_STATUS => {
             let status = ParameterStatus::read(body)?;
-            audience
-                .dialogue
-                .params
-                .report_to(status.name, status.value, audience.settings);
+            audience.dialogue.reported(&status, Some(audience.settings));
         }
         tag::COMMAND_COMPLETE => complete(body, audience),
         tag::ERROR_RESPONSE if reply.failed_mark > 0 => {

@@ -46,7 +46,7 @@ pub trait Servers {
     /// Cancels what a leased server is doing.
     fn cancel(&self, server: &Server);
     /// Closes a server.
-    fn close(&self, server: Server, why: &'static str);
+    fn close(&self, server: Server, why: &str);
 }
 
 /// A client's place in line.

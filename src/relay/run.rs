@@ -13,7 +13,7 @@ use super::outlet::{Outlet, Passed};
 use super::spoken::Spoken;
 use super::upstream::{self, Counts, Exchange, Idle, Rules, Skipped, Upstream};
 use crate::base::{Clock, ShardId};
-use crate::client::{self, ClientEntry, ClientState, Farewell, Signal, Suspension};
+use crate::client::{ClientEntry, ClientState, Farewell, Signal, Suspension};
 use crate::config::PoolMode;
 use crate::net::{Chunk, Net, Socket};
 use crate::server::{Server, ServerState, request_settings};
@@ -316,11 +316,7 @@ impl Relay {
             .entry
             .requested_unix_us
             .set(self.entry.requested_unix_us.get());
-        let process_id = server.entry.process_id();
-        self.entry.link.set(Some(client::Link {
-            id: server.entry.id,
-            process_id,
-        }));
+        self.entry.link.set(Some(server.entry.id));
         self.entry.set_state(ClientState::Active, now);
         Ok(Ok(server))
     }
@@ -772,16 +768,12 @@ fn say(fault: &upstream::Fault) -> Farewell {
     Farewell::because(fault.to_string())
 }
 
-fn why(ending: &Ending) -> &'static str {
+/// Why a server is closed together with its client.
+fn why(ending: &Ending) -> &str {
     match ending {
-        Ending::Terminated | Ending::Vanished => "client disconnect while server was not ready",
-        Ending::SentAway(farewell) | Ending::CutOff(farewell)
-            if *farewell == Farewell::SERVER_CRASHED =>
-        {
-            "server conn crashed?"
-        }
-        Ending::SentAway(_) | Ending::CutOff(_) | Ending::Moving(_) | Ending::Displaced => {
-            "client was sent away while server was not ready"
+        Ending::SentAway(farewell) | Ending::CutOff(farewell) => &farewell.text,
+        Ending::Terminated | Ending::Vanished | Ending::Moving(_) | Ending::Displaced => {
+            "client disconnect while server was not ready"
         }
     }
 }

@@ -4,11 +4,12 @@ use super::entry::{Identity, ServerEntry, ServerState};
 use crate::base::Moment;
 use crate::config::Database;
 use crate::net::{Detached, Net, Socket};
-use crate::session::{Change, Replies, ServerParams, ServerStatements};
+use crate::session::{Change, Replies, ServerParams, ServerStatements, Settings};
 use crate::stats::PoolStats;
+use crate::wire::backend::ParameterStatus;
 use crate::wire::tag::backend as tag;
 use crate::wire::{Scanner, Step};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -27,8 +28,12 @@ pub struct Dialogue {
     pub params: ServerParams,
     /// Whether it is making the pooler's own settings.
     pub is_settling: bool,
+    /// The application name that it has reported last, for whoever looks.
+    application_name: ApplicationName,
     /// The scan of what it says while nobody has it.
     asides: RefCell<Scanner>,
+    /// The first message among that which was no notification.
+    stray: Cell<Option<u8>>,
 }
 
 /// Bodies of the CommandComplete messages after which settings may have changed.
@@ -37,6 +42,18 @@ const SETTING: [&[u8]; 2] = [b"SET\0", b"RESET\0"];
 const FORGETTING: [&[u8]; 2] = [b"DISCARD ALL\0", b"DEALLOCATE ALL\0"];
 
 impl Dialogue {
+    /// The server has reported a setting, while it worked for the client with these settings if for any.
+    pub fn reported(&mut self, status: &ParameterStatus<'_>, client: Option<&mut Settings>) {
+        match client {
+            Some(client) => self.params.report_to(status.name, status.value, client),
+            None => self.params.report(status.name, status.value),
+        }
+        if status.name == APPLICATION_NAME {
+            let name = String::from_utf8_lossy(status.value);
+            self.application_name.replace(name.into());
+        }
+    }
+
     /// Whether a CommandComplete with so long a body may change what is known of the server.
     pub fn may_matter(body_bytes: usize) -> bool {
         let mut texts = FORGETTING.iter().chain(&SETTING);
@@ -56,6 +73,11 @@ impl Dialogue {
         forgets
     }
 
+    /// What a new entry shares with it.
+    pub(super) fn application_name(&self) -> ApplicationName {
+        self.application_name.clone()
+    }
+
     fn only_notifies(&self, bytes: &[u8]) -> bool {
         let (mut asides, mut at) = (self.asides.borrow_mut(), 0);
         loop {
@@ -63,11 +85,20 @@ impl Dialogue {
                 Ok(Step::End) => return true,
                 Ok(Step::More { .. }) => {}
                 Ok(Step::Begin { header, .. }) if header.tag == tag::NOTIFICATION_RESPONSE => {}
-                Ok(Step::Begin { .. }) | Err(_) => return false,
+                Ok(Step::Begin { header, .. }) => {
+                    self.stray.set(Some(header.tag));
+                    return false;
+                }
+                Err(_) => return false,
             }
         }
     }
 }
+
+/// What a server calls the session, as the server itself and its entry share it.
+pub(super) type ApplicationName = Rc<RefCell<Arc<str>>>;
+
+const APPLICATION_NAME: &str = "application_name";
 
 /// A server connection on this shard's ring.
 pub struct Server {
@@ -111,6 +142,11 @@ impl Server {
             }
         }
         self.dialogue.replies.is_clean() && self.entry.close_needed.get().is_none()
+    }
+
+    /// The message by which a server that nobody has has shown that it may not stay, if that was it.
+    pub fn stray(&self) -> Option<u8> {
+        self.dialogue.stray.get()
     }
 
     /// Takes an idle server off this shard's ring, to be sent as was decided at `sent`.
@@ -177,7 +213,10 @@ impl Parcel {
 
     /// Puts the server on this shard's ring.
     pub fn unpack(self, net: Net, stats: Arc<PoolStats>) -> Server {
-        let entry = ServerEntry::new(self.identity, stats);
+        let name = self.params.get(APPLICATION_NAME).unwrap_or_default();
+        let name = Arc::<str>::from(String::from_utf8_lossy(name));
+        let application_name = ApplicationName::new(name.into());
+        let entry = ServerEntry::new(self.identity, application_name.clone(), stats);
         entry.close_needed.set(self.close_needed);
         entry.requested_unix_us.set(self.requested_unix_us);
         entry.set_state(self.state);
@@ -187,7 +226,9 @@ impl Parcel {
             dialogue: Box::new(Dialogue {
                 replies: Replies::default(),
                 is_settling: false,
+                application_name,
                 asides: RefCell::default(),
+                stray: Cell::default(),
                 statements: self.statements,
                 params: self.params,
             }),

@@ -89,10 +89,11 @@ pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server,
         connected_unix_us: Clock::unix_micros(),
         opened: net.now(),
     };
+    let application_name = greeting.dialogue.application_name();
     Ok(Server {
         socket,
         dialogue: Box::new(greeting.dialogue),
-        entry: ServerEntry::new(identity, login.stats),
+        entry: ServerEntry::new(identity, application_name, login.stats),
     })
 }
 
@@ -158,7 +159,7 @@ impl<'a> Greeting<'a> {
             tag::AUTHENTICATION => self.authenticate(body, socket).await?,
             tag::PARAMETER_STATUS => {
                 let status = ParameterStatus::read(body).map_err(DialError::Protocol)?;
-                self.dialogue.params.report(status.name, status.value);
+                self.dialogue.reported(&status, None);
             }
             tag::BACKEND_KEY_DATA => {
                 let data = BackendKeyData::read(body).map_err(DialError::Protocol)?;

@@ -1,5 +1,6 @@
 //! What SHOW SERVERS, cancel requests and maintenance see of a server connection, whoever holds it.
 
+use super::conn::ApplicationName;
 use crate::base::{ClientId, Moment, ServerId};
 use crate::config::Database;
 use crate::net::{Connector, Endpoint, TlsLabel};
@@ -72,6 +73,8 @@ pub struct ServerEntry {
     pub link: Cell<Option<ClientId>>,
     /// Statements prepared on it.
     pub prepared: Cell<usize>,
+    /// The application name that it has reported last.
+    pub application_name: ApplicationName,
     /// It is making the pooler's own settings: a cancel request would hit those.
     pub is_settling: Cell<bool>,
     /// Why it is to be closed as soon as nobody uses it.
@@ -112,7 +115,11 @@ pub struct Identity {
 
 impl ServerEntry {
     /// A connection counted in `stats`, in state [`ServerState::Idle`].
-    pub(super) fn new(identity: Identity, stats: Arc<PoolStats>) -> Rc<ServerEntry> {
+    pub(super) fn new(
+        identity: Identity,
+        application_name: ApplicationName,
+        stats: Arc<PoolStats>,
+    ) -> Rc<ServerEntry> {
         stats.sv_idle.add(1);
         let Identity {
             id,
@@ -144,6 +151,7 @@ impl ServerEntry {
             requested_unix_us: Cell::new(0),
             link: Cell::new(None),
             prepared: Cell::new(0),
+            application_name,
             is_settling: Cell::new(false),
             close_needed: Cell::new(None),
             state: Cell::new(ServerState::Idle),

@@ -3,6 +3,7 @@
 use crate::auth::ServerLoginError;
 use crate::net::HandshakeError;
 use crate::wire::{BadHeader, WireError};
+use std::borrow::Cow;
 use std::io;
 
 /// Why a server connection could not be opened.
@@ -45,7 +46,7 @@ pub enum DialError {
     #[error("cannot log in to the server")]
     Login(#[from] ServerLoginError),
     /// The server refused the login.
-    #[error("server login failed: {} {}", .severity.escape_debug(), .message.escape_debug())]
+    #[error("server login failed: {severity} {message}")]
     Refused {
         /// FATAL, usually.
         severity: String,
@@ -60,6 +61,16 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// PgBouncer's words for why such a connection is closed.
+    pub fn reason(&self) -> Cow<'static, str> {
+        match self {
+            DialError::Refused { .. } => "login failed".into(),
+            DialError::Login(_) => "failed to answer authreq".into(),
+            DialError::Broken(_) | DialError::Closed => "server conn crashed?".into(),
+            other => other.to_string().into(),
+        }
+    }
+
     /// Whether the server's rules (pg_hba.conf) refused the connection as it was made.
     pub(super) fn is_refused_by_rules(&self) -> bool {
         const INVALID_AUTHORIZATION: &[u8] = b"28000";

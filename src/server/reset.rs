@@ -111,7 +111,7 @@ pub(super) fn take(tag: u8, body: &[u8], dialogue: &mut Dialogue) -> Result<(), 
         }
         tag::PARAMETER_STATUS => {
             let status = ParameterStatus::read(body).map_err(DialError::Protocol)?;
-            dialogue.params.report(status.name, status.value);
+            dialogue.reported(&status, None);
         }
         tag::COMMAND_COMPLETE => {
             dialogue.command_completed(body);

@@ -94,7 +94,7 @@ impl Shard {
             .link
             .get()
             .filter(|_| entry.query_since.get().is_some());
-        let Some(server) = link.and_then(|link| self.server_entry(link.id)) else {
+        let Some(server) = link.and_then(|link| self.server_entry(link)) else {
             return;
         };
         self.cancel_at(server).await;

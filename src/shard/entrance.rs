@@ -107,10 +107,13 @@ impl Guest {
                 is_owner: true,
             });
         }
-        if packet.user().len() > limit::USER_NAME_BYTES_MAX
-            || packet.database().len() > limit::DATABASE_NAME_BYTES_MAX
-        {
-            return Err(Ending::SentAway(Farewell::new("name is too long")));
+        if packet.user().len() > limit::USER_NAME_BYTES_MAX {
+            return Err(Ending::SentAway(Farewell::new("username too long")));
+        }
+        if packet.database().len() > limit::DATABASE_NAME_BYTES_MAX {
+            // Nor can there be one.
+            let text = format!("no such database: {}", packet.database());
+            return Err(Ending::SentAway(Farewell::because(text)));
         }
         if !self.may_try() {
             return Err(Ending::SentAway(Farewell::TOO_MANY_FAILURES));
@@ -229,7 +232,7 @@ impl Guest {
     fn address(&self) -> Option<IpAddr> {
         match &self.entry.remote {
             Endpoint::Tcp(address) => Some(address.ip()),
-            Endpoint::Unix(_) => None,
+            Endpoint::Unix(_) | Endpoint::Process { .. } => None,
         }
     }
 

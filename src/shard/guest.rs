@@ -178,7 +178,7 @@ impl Guest {
     async fn greeting(&self, intake: &mut Intake) -> Result<Greeting, IntakeError> {
         let snapshot = self.shard.snapshot();
         let encryption = Encryption::new(
-            snapshot.config.general.client_tls_sslmode,
+            snapshot.tls.client_mode,
             snapshot.tls.clients.as_deref(),
             self.entry.remote.is_unix(),
         );
@@ -295,7 +295,7 @@ impl Guest {
         let config = &snapshot.config;
         if config.general.log_connections && config.dialect == Dialect::Ini {
             let replication = logged(packet.replication().unwrap_or_default());
-            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), replication, "login attempt");
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), tls = self.entry.tls.get().map(tracing::field::display), replication, "login attempt");
         }
     }
 
@@ -361,7 +361,7 @@ impl Guest {
         let general = &snapshot.config.general;
         let wishes = settings(&packet, general).map(|mut settings| {
             if general.application_name_add_host {
-                add_host(&mut settings, &self.entry.remote, intake.socket());
+                add_host(&mut settings, &self.entry.remote);
             }
             settings
         });
@@ -558,12 +558,7 @@ impl Guest {
         let why = match ending {
             Ending::Terminated => "client close request",
             Ending::Vanished => "client unexpected eof",
-            Ending::SentAway(farewell) | Ending::CutOff(farewell) => {
-                if general.log_pooler_errors {
-                    tracing::warn!(client = %id, %remote, database, user, text = ?farewell.text, "pooler error");
-                }
-                &farewell.text
-            }
+            Ending::SentAway(farewell) | Ending::CutOff(farewell) => &*farewell.text,
             // It has not left.
             Ending::Moving(_) | Ending::Displaced => return,
         };
@@ -575,6 +570,12 @@ impl Guest {
         } else if general.log_disconnections {
             // Of health checks there are many.
             tracing::debug!(client = %id, %remote, why, "client left before it was in");
+        }
+        if general.log_pooler_errors
+            && let Ending::SentAway(farewell) | Ending::CutOff(farewell) = ending
+        {
+            let text = &*farewell.text;
+            tracing::warn!(client = %id, %remote, database, user, text, "pooler error");
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::message::{Answer, Ask, Mail};
 use super::root::Shard;
 use crate::admin::{
-    ClientRow, Hold, Later, Office, Order, Pick, Records, Refusal, ServerRow, Shutdown,
+    ClientRow, Hold, Later, Office, Order, Pick, Records, Refusal, ServerRow, SetOutcome, Shutdown,
     StatementRow,
 };
 use crate::base::{Moment, ShardId};
@@ -321,6 +321,7 @@ impl Shard {
                 tls: entry.tls,
                 link: entry.link.get().map(|client| client.0),
                 remote_pid: entry.process_id(),
+                application_name: entry.application_name.borrow().clone(),
                 prepared_statements: entry.prepared.get(),
             });
             rows.extend(all.filter(|row| (wanted.keep)(row)));
@@ -341,7 +342,6 @@ impl Drop for Ticket<'_> {
 
 fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
     let who = entry.who();
-    let link = entry.link.get();
     let is_waiting = entry.state() == ClientState::Waiting;
     ClientRow {
         shard,
@@ -359,8 +359,7 @@ fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
         } else {
             0
         },
-        link: link.map(|server| server.id.0),
-        remote_pid: link.map_or(0, |server| server.process_id),
+        link: entry.link.get().map(|server| server.0),
         application_name: entry.application_name.borrow().clone(),
         prepared_statements: entry.prepared.get(),
         tls: entry.tls.get(),
@@ -519,7 +518,7 @@ impl Office for Desk {
         Box::pin(self.shard.kill_client(id))
     }
 
-    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, bool> {
+    fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, SetOutcome> {
         Box::pin(self.shard.request_set(name, value))
     }
 

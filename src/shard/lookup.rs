@@ -65,9 +65,16 @@ async fn ask(shard: Rc<Shard>, key: LookupKey) {
 
 async fn run(shard: &Rc<Shard>, key: &LookupKey) -> LookedUp {
     let Some(database) = shard.snapshot().config.database(&key.database) else {
-        tracing::error!(database = ?key.database, "authentication database is not configured");
+        tracing::error!(
+            name = &*key.database,
+            "authentication database is not configured"
+        );
         return Err(Farewell::CONFIG_ERROR);
     };
+    if shard.orders.borrow().own(&database.name).is_disabled {
+        let text = format!("authentication database \"{}\" is disabled", database.name);
+        return Err(Farewell::because(text));
+    }
     let pool = shard.pool(&database, &key.auth_user);
     let server = in_line(&pool).await.map_err(|farewell| {
         tracing::error!(database = ?key.database, auth_user = ?key.auth_user, cause = ?farewell.text, "no server for auth_query");

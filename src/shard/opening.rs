@@ -5,13 +5,14 @@ use super::pools::Pool;
 use super::root::tcp_options;
 use super::shared::Snapshot;
 use crate::auth::{NONCE_RANDOM_BYTES, ServerCredentials};
-use crate::base::{Moment, ShardId};
+use crate::base::{Moment, ServerId, ShardId};
 use crate::client::Farewell;
-use crate::config::{Database, LoadBalanceHosts, socket_path};
+use crate::config::{Database, Dialect, LoadBalanceHosts, socket_path};
 use crate::net::{Endpoint, spawn};
 use crate::pool::pause_after;
 use crate::server::{DialError, Login, Server, ServerTls, Target, Wishes, dial, run_query};
 use crate::wire::SqlState;
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +29,11 @@ pub(super) fn begin(pool: Rc<Pool>) {
     let net = pool.shard.net;
     let (key, shared) = (&pool.common.key, &pool.common.shared);
     if shared.open() > shared.limit() {
-        tracing::warn!(database = ?key.database, user = ?key.user, "taking connection from reserve_pool");
+        tracing::warn!(
+            database = &*key.database,
+            user = &*key.user,
+            "taking connection from reserve_pool"
+        );
     }
     spawn(net, async move {
         pool.stats.sv_login.add(1);
@@ -51,8 +56,22 @@ pub(super) fn begin(pool: Rc<Pool>) {
     });
 }
 
-/// Opens a server connection: one of the pool, or with the `wishes` of a client that it is for alone.
+/// Opens a server connection: one of the pool, or with the `wishes` of a client that it is for alone. A failure
+/// is counted and logged.
 pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, DialError> {
+    let attempt = Attempt {
+        id: pool.shard.common.server_id(),
+        begun: pool.shard.net.now(),
+        remote: RefCell::default(),
+    };
+    let opened = run(pool, wishes, &attempt).await;
+    if let Err(error) = &opened {
+        log_failure(pool, &attempt, error);
+    }
+    opened
+}
+
+async fn run(pool: &Pool, wishes: Option<Wishes>, attempt: &Attempt) -> Result<Server, DialError> {
     let shard = &pool.shard;
     let snapshot = shard.snapshot();
     let database = pool.database.borrow().clone();
@@ -66,13 +85,14 @@ pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, 
     let (host, endpoint) = shard
         .endpoint(&database, turn)
         .ok_or(DialError::NoAddress)?;
+    attempt.remote.replace(Some(endpoint.clone()));
     let target = Target {
         endpoint,
         tcp: tcp_options(&snapshot.config.general),
         tls: shard.server_tls(host),
     };
     let login = Login {
-        id: shard.common.server_id(),
+        id: attempt.id,
         database: pool.common.key.database.clone(),
         user: pool.common.key.user.clone(),
         dialled: database.clone(),
@@ -95,6 +115,14 @@ pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, 
     opened
 }
 
+/// An attempt to open a server connection, for the log.
+struct Attempt {
+    id: ServerId,
+    begun: Moment,
+    /// Where it goes; none before its host's name has an address.
+    remote: RefCell<Option<Endpoint>>,
+}
+
 /// Makes a server of the pool ready for clients, or sees it off: until PostgreSQL has hung up its permit
 /// is held.
 async fn prepared(pool: &Rc<Pool>, mut server: Server) -> Result<Server, DialError> {
@@ -111,10 +139,17 @@ async fn prepared(pool: &Rc<Pool>, mut server: Server) -> Result<Server, DialErr
     match net.until(net.now().deadline(timeout), running).await {
         Ok(Ok(())) => Ok(server),
         failed => {
-            pool.see_off(server).await;
-            Err(failed.map_or(DialError::Timeout, |outcome| {
+            let error = failed.map_or(DialError::Timeout, |outcome| {
                 outcome.err().unwrap_or(DialError::Timeout)
-            }))
+            });
+            let attempt = Attempt {
+                id: server.entry.id,
+                begun: server.entry.opened,
+                remote: Some(server.entry.remote.clone()).into(),
+            };
+            log_failure(pool, &attempt, &error);
+            pool.see_off(server).await;
+            Err(error)
         }
     }
 }
@@ -124,7 +159,7 @@ async fn connect_query(server: &mut Server, query: &str) -> Result<(), DialError
     match run_query(server, query).await {
         Err(error @ DialError::OwnQuery(_)) if server.is_reusable() => {
             let (database, user) = (&server.entry.database, &server.entry.user);
-            tracing::warn!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, %error, "connect_query failed");
+            tracing::warn!(database = &**database, user = &**user, server = %server.entry.id, remote = %server.entry.remote, %error, "connect_query failed");
             Ok(())
         }
         outcome => outcome,
@@ -171,21 +206,31 @@ pub(super) fn log_success(pool: &Pool, server: &Server) {
     shard.stats.servers_opened.inc();
     if shard.snapshot.borrow().config.general.log_connections {
         let (database, user) = (&pool.common.key.database, &pool.common.key.user);
-        tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, pid = server.entry.process_id(), local = %server.entry.local, "new server connection");
+        tracing::info!(database = &**database, user = &**user, server = %server.entry.id, remote = %server.entry.remote, pid = server.entry.process_id(), local = %server.entry.local, "new server connection");
     }
 }
 
 /// Counts and logs one that could not be.
-pub(super) fn log_failure(pool: &Pool, error: &DialError) {
-    pool.shard.stats.server_failures.inc();
-    let key = &pool.common.key;
+fn log_failure(pool: &Pool, attempt: &Attempt, error: &DialError) {
+    let shard = &pool.shard;
+    shard.stats.server_failures.inc();
+    let (database, user) = (&pool.common.key.database, &pool.common.key.user);
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
-    let at = pool.database.borrow().clone();
-    tracing::warn!(database = ?key.database, user = ?key.user, host = at.host, port = at.port, %error, cause, "cannot open a server connection");
+    let (id, at) = (attempt.id, pool.database.borrow().clone());
+    let remote = match &*attempt.remote.borrow() {
+        Some(endpoint) => endpoint.to_string(),
+        None => format!("{}:{}", at.host, at.port),
+    };
+    tracing::warn!(database = &**database, user = &**user, server = %id, %remote, %error, cause, "cannot open a server connection");
+    let config = &shard.snapshot.borrow().config;
+    if config.dialect == Dialect::Ini && config.general.log_disconnections {
+        let age_s = shard.net.now().since(attempt.begun).as_secs();
+        let why = error.reason();
+        tracing::info!(database = &**database, user = &**user, server = %id, %remote, why = &*why, age_s, "closing server connection");
+    }
 }
 
 fn failed(pool: &Rc<Pool>, error: &DialError) {
-    log_failure(pool, error);
     let (shard, key) = (&pool.shard, &pool.common.key);
     let farewell = farewell(error);
     pool.common
@@ -278,7 +323,7 @@ impl super::root::Shard {
     pub(super) fn server_tls(&self, host: &str) -> ServerTls {
         let snapshot = self.snapshot();
         ServerTls {
-            mode: snapshot.config.general.server_tls_sslmode,
+            mode: snapshot.tls.server_mode,
             connector: snapshot.tls.servers.clone(),
             host: host.to_owned(),
         }
@@ -322,6 +367,7 @@ impl super::root::Shard {
                 (_, Some(addresses)) => addresses.contains(&server.ip()),
                 (_, None) => false,
             },
+            Endpoint::Process { .. } => false,
         };
         let host = database.hosts().find(is_there);
         host.or_else(|| database.hosts().next()).unwrap_or_default()
@@ -348,7 +394,7 @@ impl Pool {
         }
         let is_lost = |remote: &Endpoint| match remote {
             Endpoint::Tcp(remote) => !known.contains(&remote.ip().to_canonical()),
-            Endpoint::Unix(_) => false,
+            Endpoint::Unix(_) | Endpoint::Process { .. } => false,
         };
         let entries = self.entries.borrow();
         for entry in entries.iter().filter_map(std::rc::Weak::upgrade) {
@@ -358,10 +404,7 @@ impl Pool {
         }
         drop(entries);
         self.step(|local, _, actions| {
-            local.expire_idle(
-                |server, _| server.entry.close_needed.get().is_some(),
-                actions,
-            );
+            local.expire_idle(|server, _| server.entry.close_needed.get(), actions);
         });
     }
 }

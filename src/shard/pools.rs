@@ -10,11 +10,12 @@ use crate::base::{Clock, Moment, ShardId};
 use crate::client::Farewell;
 use crate::config::{Database, General, PoolMode};
 use crate::net::spawn;
-use crate::pool::{Acquired, Action, LocalPool, Outlook};
+use crate::pool::{Acquired, Action, Closing, LocalPool, Outlook};
 use crate::relay::{Denial, Servers, Waiter};
 use crate::server::{Parcel, Server, ServerState, run_query};
 use crate::stats::PoolStats;
 use crate::wire::frontend::terminate;
+use crate::wire::tag::backend as tag;
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -24,6 +25,17 @@ use std::time::Duration;
 
 /// Why a server is closed that another pool needs the place of.
 const EVICTED: &str = "evicted";
+const PAUSE_MODE: &str = "pause mode";
+const SHUTDOWN: &str = "shutdown";
+
+/// PgBouncer's words for why the scheduler wants a server closed.
+const fn reason(closing: Closing) -> &'static str {
+    match closing {
+        Closing::Paused => PAUSE_MODE,
+        Closing::Surplus => "too many servers in the pool",
+        Closing::Expired(why) => why,
+    }
+}
 
 type Actions = Vec<Action<Server, Rc<Waiter>>>;
 
@@ -175,7 +187,7 @@ impl Servers for Counter {
         }
     }
 
-    fn close(&self, server: Server, why: &'static str) {
+    fn close(&self, server: Server, why: &str) {
         self.pool.close(server, why);
     }
 }
@@ -199,7 +211,9 @@ impl Pool {
                     self.grant(waiter.clone(), server);
                 }
                 Acquired::Granted(server) => {
-                    self.close(server, "server said something while idle");
+                    let why = server.entry.close_needed.get();
+                    let why = why.unwrap_or_else(|| self.disturbed(&server));
+                    self.close(server, why);
                     continue;
                 }
                 Acquired::Waits(number) => {
@@ -394,16 +408,16 @@ impl Pool {
             return Some(why);
         }
         if !self.is_fit(server) {
-            return Some("server is not clean");
+            return Some(self.disturbed(server));
         }
         if let Some(why) = self.outdated(server) {
             return Some(why);
         }
         if self.shard.phase.get() == Phase::WaitForServers {
-            return Some("shutdown");
+            return Some(SHUTDOWN);
         }
         if self.standing.get().is_paused {
-            return Some("pause mode");
+            return Some(PAUSE_MODE);
         }
         self.has_outlived(server).then_some("server lifetime over")
     }
@@ -446,15 +460,15 @@ impl Pool {
     /// hung up, too, which it does at the very end of the backend, and not before: pool_size holds for
     /// every instant, as `pg_stat_activity` shows. One that is busy is cancelled first, as it would not
     /// notice before its query's end, and again until it has hung up. `close_timeout` bounds the wait.
-    pub(super) fn close(self: &Rc<Self>, server: Server, why: &'static str) {
+    pub(super) fn close(self: &Rc<Self>, server: Server, why: &str) {
         self.log_closing(&server, why);
         self.shard.stats.servers.sub(1);
-        let pool = self.clone();
+        let (pool, is_evicted) = (self.clone(), why == EVICTED);
         spawn(self.shard.net, async move {
             pool.see_off(server).await;
             pool.step(|local, now, actions| local.closed(now, actions));
             // Only now: until the permit is back, nobody else has to make room.
-            if why == EVICTED {
+            if is_evicted {
                 pool.common.evictions.fetch_sub(1, Ordering::Relaxed);
             }
         });
@@ -491,20 +505,20 @@ impl Pool {
         if net.until(net.now().after(timeout), leaving).await.is_err() {
             let (database, user) = (&self.common.key.database, &self.common.key.user);
             tracing::warn!(
-                ?database,
-                ?user,
+                database = &**database,
+                user = &**user,
                 "server has not hung up, its place is given away"
             );
         }
         socket.close().await;
     }
 
-    fn log_closing(&self, server: &Server, why: &'static str) {
+    fn log_closing(&self, server: &Server, why: &str) {
         let shard = &self.shard;
         if shard.snapshot.borrow().config.general.log_disconnections {
             let (database, user) = (&self.common.key.database, &self.common.key.user);
             let age_s = shard.net.now().since(server.entry.opened).as_secs();
-            tracing::info!(?database, ?user, server = %server.entry.id, remote = %server.entry.remote, why, age_s, "closing server connection");
+            tracing::info!(database = &**database, user = &**user, server = %server.entry.id, remote = %server.entry.remote, why, age_s, "closing server connection");
         }
     }
 
@@ -518,6 +532,22 @@ impl Pool {
         match &*self.shard.idle_watch.borrow() {
             Some(waker) => server.may_stay(&Context::from_waker(waker)),
             None => server.is_reusable(),
+        }
+    }
+
+    /// PgBouncer's words for why a server is closed that may not stay; logs what it said.
+    pub(super) fn disturbed(&self, server: &Server) -> &'static str {
+        if let Some(tag) = server.stray() {
+            let (database, user) = (&self.common.key.database, &self.common.key.user);
+            let tag = char::from(tag);
+            tracing::warn!(database = &**database, user = &**user, server = %server.entry.id, remote = %server.entry.remote, %tag, "server spoke out of turn");
+        }
+        // An error of one that nobody has is its last word.
+        let is_leaving = server.stray() == Some(tag::ERROR_RESPONSE) || server.socket.is_ending();
+        match server.entry.state() {
+            _ if is_leaving => "server conn crashed?",
+            ServerState::Used => "SV_USED server got dirty",
+            _ => "SV_IDLE server got dirty",
         }
     }
 
@@ -537,7 +567,7 @@ impl Pool {
             match action {
                 Action::Grant { waiter, server } => self.grant(waiter, server),
                 Action::Open => opening::begin(self.clone()),
-                Action::Close(server) => self.close(server, "not needed any more"),
+                Action::Close(server, why) => self.close(server, reason(why)),
                 Action::Send { to, server, hops } => self.hand_over(to, server, hops),
                 Action::Ask(to) => {
                     let _ = self.shard.post(
@@ -686,7 +716,7 @@ impl Pool {
     /// No more transactions: waiting clients leave, idle servers close.
     pub(super) fn stop(self: &Rc<Self>) {
         self.fail_waiters(&Farewell::SERVER_SHUTTING_DOWN);
-        self.step(|local, _, actions| local.expire_idle(|_, _| true, actions));
+        self.step(|local, _, actions| local.expire_idle(|_, _| Some(SHUTDOWN), actions));
     }
 
     fn publish_wait(&self) {

@@ -2,7 +2,7 @@
 
 use super::shared::Common;
 use crate::admin::{
-    ClientCounts, DatabaseFlags, FailureRow, Hold, PeerLoad, PoolRow, Records, UserRow,
+    ClientCounts, DatabaseFlags, FailureRow, Hold, PeerLoad, PoolRow, Records, UserRow, balance,
 };
 use crate::base::{Moment, ShardId};
 use crate::config::{CONSOLE, Config};
@@ -41,6 +41,7 @@ impl Records for Common {
                 mode: config.pool_mode(&database, &pool.key.user),
                 open: pool.shared.open(),
                 limit: pool.shared.limit(),
+                balance: balance(&database),
                 database: pool.key.database.clone(),
                 user: pool.key.user.clone(),
             })

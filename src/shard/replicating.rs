@@ -2,7 +2,7 @@
 //! the client's own start-up parameters. It counts in its pool, and goes to nobody else.
 
 use super::message::Mail;
-use super::opening::{farewell, log_failure, log_success, open};
+use super::opening::{farewell, log_success, open};
 use super::pools::{Counter, Pool};
 use crate::base::ClientId;
 use crate::client::Farewell;
@@ -103,7 +103,6 @@ async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
         }
         Err(error) => {
             // It says nothing about logins without replication.
-            log_failure(&pool, &error);
             pool.step(|local, now, actions| local.open_failed(None, now, actions));
             waiter.serve(Err(farewell(&error).into()));
         }
@@ -179,7 +178,7 @@ impl Servers for Dedicated {
         self.pool.cancel(server);
     }
 
-    fn close(&self, server: Server, why: &'static str) {
+    fn close(&self, server: Server, why: &str) {
         self.pool.close(server, why);
     }
 }

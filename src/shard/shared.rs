@@ -4,7 +4,7 @@ use super::doors::Door;
 use super::message::{Mail, PoolKey};
 use super::orders::{Board, Notes};
 use super::promise::Promise;
-use crate::admin::{ClientCounts, Order};
+use crate::admin::{ClientCounts, SetOutcome};
 use crate::auth::hba::{Hba, LdapSettings};
 use crate::auth::{Answers, FailureLimit, LoginFailures, Lookup, ServerCredentials, Users};
 use crate::base::limit::OPENINGS_THERE_MAX;
@@ -60,17 +60,17 @@ pub enum Phase {
 pub enum Request {
     /// Read the configuration again; the answer says what was wrong with it.
     Reload(Box<dyn FnOnce(Result<(), String>) + Send>),
-    /// Change one setting until the next reload; the answer says whether it could be.
+    /// Change one setting until the next reload; the answer says what came of it.
     Set {
         /// Which.
         name: String,
         /// Its value, in the notation of SHOW CONFIG.
         value: String,
         /// To be called with what came of it.
-        answer: Box<dyn FnOnce(bool) + Send>,
+        answer: Box<dyn FnOnce(SetOutcome) + Send>,
     },
-    /// Give an order for the whole process; nobody waits for it.
-    Order(Order),
+    /// Do what this signal stands for.
+    Signal(i32),
     /// Shut down.
     Shutdown(Option<Phase>),
 }

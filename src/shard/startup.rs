@@ -3,7 +3,7 @@
 use super::root::Shard;
 use crate::client::Farewell;
 use crate::config::General;
-use crate::net::{Endpoint, Socket};
+use crate::net::Endpoint;
 use crate::session::{Settings, is_setting_name};
 use crate::wire::{Replication, StartupPacket, parse_options};
 
@@ -65,22 +65,15 @@ fn unsupported(name: &str) -> Farewell {
 }
 
 /// Appends where a client is to the name that it has given itself.
-pub(super) fn add_host(settings: &mut Settings, remote: &Endpoint, socket: &Socket) {
+pub(super) fn add_host(settings: &mut Settings, remote: &Endpoint) {
     let name = settings.tracked("application_name");
     let mut name = name.unwrap_or(NAMELESS.as_bytes()).to_vec();
     let place = match remote {
-        Endpoint::Tcp(address) => address.to_string(),
-        Endpoint::Unix(_) => {
-            let (pid, host) = (
-                socket.peer_pid().unwrap_or_default(),
-                rustix::system::uname(),
-            );
-            let host = host.nodename().to_string_lossy().into_owned();
-            // The number in the name of our end, as PgBouncer has it.
-            let local = socket.local().to_string();
-            let port = local.rsplit('.').next().unwrap_or_default().to_owned();
-            format!("unix({pid}@{host}):{port}")
+        Endpoint::Process { pid, port } => {
+            let system = rustix::system::uname();
+            format!("unix({pid}@{}):{port}", system.nodename().to_string_lossy())
         }
+        Endpoint::Tcp(_) | Endpoint::Unix(_) => remote.to_string(),
     };
     name.extend_from_slice(format!(" - {place}").as_bytes());
     settings.set("application_name", &name);

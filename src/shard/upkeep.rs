@@ -4,12 +4,13 @@ use super::balance::Homes;
 use super::pools::Pool;
 use super::root::Shard;
 use super::shared::{Phase, Request, Snapshot};
+use crate::admin::SetOutcome;
 use crate::base::Moment;
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Who};
 use crate::config::{Config, Timeouts};
 use crate::net::spawn;
 use crate::relay::Denial;
-use crate::server::ServerState;
+use crate::server::{Server, ServerState};
 use crate::wire::Replication;
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -197,16 +198,19 @@ fn expire_servers(pool: &Rc<Pool>, config: &Config) {
     let minimum = config.min_pool_size(&pool.database.borrow());
     let mut spare = pool.common.shared.open().saturating_sub(minimum);
     pool.step(|local, now, actions| {
-        let is_due = |server: &crate::server::Server, since: Moment| {
+        let due = |server: &Server, since: Moment| {
             let is_idle_long = spare > 0 && !idle_max.is_zero() && now.since(since) >= idle_max;
             spare -= u32::from(is_idle_long);
             if checks && now.since(since) > general.server_check_delay {
                 server.entry.set_state(ServerState::Used);
             }
-            is_idle_long || !pool.may_stay(server) || pool.has_outlived(server)
+            None.or_else(|| server.entry.close_needed.get())
+                .or_else(|| (!pool.may_stay(server)).then(|| pool.disturbed(server)))
+                .or_else(|| is_idle_long.then_some("server idle timeout"))
+                .or_else(|| pool.has_outlived(server).then_some("server lifetime over"))
         };
         if local.idle().len() > 0 {
-            local.expire_idle(is_due, actions);
+            local.expire_idle(due, actions);
         }
     });
 }
@@ -232,10 +236,8 @@ impl Pool {
                 .remove_idle(|server| !self.may_stay(server));
             let Some(server) = noisy else { return };
             let why = server.entry.close_needed.get();
-            self.close(
-                server,
-                why.unwrap_or("server hung up or spoke out of turn while idle"),
-            );
+            let why = why.unwrap_or_else(|| self.disturbed(&server));
+            self.close(server, why);
         }
     }
 }
@@ -285,15 +287,15 @@ impl Shard {
         outcome.unwrap_or(Ok(()))
     }
 
-    /// Asks the control thread to change a setting; whether it could be.
-    pub(super) async fn request_set(&self, name: &str, value: &str) -> bool {
+    /// Asks the control thread to change a setting.
+    pub(super) async fn request_set(&self, name: &str, value: &str) -> SetOutcome {
         let (name, value) = (name.to_owned(), value.to_owned());
         let outcome = self.await_control(|answer| Request::Set {
             name,
             value,
             answer,
         });
-        outcome.await.unwrap_or(false)
+        outcome.await.unwrap_or(SetOutcome::Failed)
     }
 
     /// Makes a request of the control thread and waits for its answer.
@@ -378,8 +380,8 @@ impl Pool {
             entry.close_needed.set(Some(why));
         }
         drop(entries);
-        let is_old = |server: &crate::server::Server, _| server.entry.id.0 < limit;
-        self.step(|local, _, actions| local.expire_idle(is_old, actions));
+        let due = |server: &Server, _| (server.entry.id.0 < limit).then_some(why);
+        self.step(|local, _, actions| local.expire_idle(due, actions));
     }
 }
 

@@ -60,6 +60,20 @@ both_shards!(role_of_the_server_logs_in_as_itself, |shards| {
     assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
 });
 
+both_shards!(who_was_looked_up_is_among_the_users, |shards| {
+    let stage = Stage::pooled(topology(shards));
+    let name = role();
+    driver::block_on(async {
+        let client = driver::connect(stage.address(), &name, PASSWORD, &stage.entry);
+        let client = client.await.unwrap();
+        client.simple_query("select 1").await.unwrap();
+        let table = stage.as_owner("SHOW USERS").table();
+        let row = table.iter().find(|row| row["name"] == name).expect("a row");
+        assert_eq!(row["current_connections"], "1");
+        assert_eq!(row["current_client_connections"], "1");
+    });
+});
+
 both_shards!(nobody_looks_like_a_wrong_password, |shards| {
     let stage = Stage::pooled(topology(shards));
     let name = role();
@@ -162,6 +176,22 @@ both_shards!(
         stage.wait_log("authentication database is not configured");
     }
 );
+
+both_shards!(disabled_database_to_ask_is_named, |shards| {
+    let elsewhere = Postgres::shared().database();
+    let topology = topology(shards)
+        .set("auth_dbname", &*elsewhere.name)
+        .database(&elsewhere.name, &elsewhere, &[]);
+    let stage = Stage::pooled(topology);
+    let disable = format!("DISABLE {}", elsewhere.name);
+    assert_eq!(stage.as_owner(&disable).complete, ["DISABLE"]);
+    let text_wanted = format!("authentication database \"{}\" is disabled", elsewhere.name);
+    assert_eq!(text(login(&stage, "somebody", "x")), text_wanted);
+    let enable = format!("ENABLE {}", elsewhere.name);
+    assert_eq!(stage.as_owner(&enable).complete, ["ENABLE"]);
+    let name = role();
+    assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
+});
 
 both_shards!(null_secret_never_matches, |shards| {
     let stage = Stage::pooled(topology(shards).set("auth_query", "select $1::text, null::text"));

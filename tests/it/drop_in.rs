@@ -32,24 +32,6 @@ fn is_line(line: &str, pid: u32, level: &str, text: &str) -> bool {
     shape(time) == "0000-00-00 00:00:00.000" && rest == format!(" UTC [{pid}] {level} {text}")
 }
 
-/// The last line of the log that holds `part`.
-#[track_caller]
-fn line_with(drop_in: &DropIn, part: &str) -> String {
-    let log = drop_in.log();
-    let found = log.lines().rfind(|line| line.contains(part));
-    found
-        .unwrap_or_else(|| panic!("no line with {part}"))
-        .to_owned()
-}
-
-/// The identity in front of a client's or server's line, less what each program chooses.
-fn prefix(line: &str, letter: char) -> &str {
-    let at = line.find(&format!(" {letter}-0x")).expect("a prefix") + 1;
-    let (id, rest) = line[at..].split_once(": ").expect("an id");
-    assert!(id[4..].chars().all(|c| c.is_ascii_hexdigit()), "{id}");
-    rest
-}
-
 drop_in!(log_has_the_line_before_the_client_has_its_answer, |brand| {
     let drop_in = DropIn::start(brand, database(), "");
     let name = drop_in.database.name.clone();
@@ -383,6 +365,73 @@ drop_in!(signals_pause_and_resume, |brand| {
     assert!(drop_in.log().contains("got SIGUSR2, continuing from PAUSE"));
 });
 
+drop_in!(
+    signals_to_pause_and_resume_say_what_is_so_already,
+    |brand| {
+        let drop_in = DropIn::start(brand, database(), "");
+        for (signal, text) in [
+            (Signal::USR2, "got SIGUSR2, but not paused/suspended"),
+            (Signal::USR1, "got SIGUSR1, pausing all activity"),
+            (Signal::USR1, "got SIGUSR1, but already paused/suspended"),
+            (Signal::USR2, "got SIGUSR2, continuing from PAUSE"),
+        ] {
+            drop_in.signal(signal);
+            wait_until(text, || drop_in.log().contains(text));
+        }
+        let mut console = Client::login(drop_in.address, "pgbouncer");
+        assert_eq!(console.query("SUSPEND").complete, ["SUSPEND"]);
+        drop_in.signal(Signal::USR2);
+        wait_until("it goes on", || {
+            drop_in
+                .log()
+                .contains("got SIGUSR2, continuing from SUSPEND")
+        });
+    }
+);
+
+drop_in!(suspended_process_goes_at_every_signal, |brand| {
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut drop_in = DropIn::start(brand, database(), "");
+        let mut client = Client::login(drop_in.address, &drop_in.database.name);
+        client.value("select 1");
+        let mut console = Client::login(drop_in.address, "pgbouncer");
+        assert_eq!(console.query("SUSPEND").complete, ["SUSPEND"]);
+        drop_in.signal(signal);
+        drop_in.wait_exit().expect("an end");
+        assert!(client.reply().closed);
+    }
+});
+
+drop_in!(signal_waits_for_the_transactions_under_way, |brand| {
+    let more = "pool_mode = transaction\ndefault_pool_size = 1";
+    let mut drop_in = DropIn::start(brand, database(), more);
+    drop_in.database.sql("create table t(n int)");
+    let mut busy = Client::login(drop_in.address, &drop_in.database.name);
+    busy.value("begin; insert into t values (1)");
+    drop_in.signal(Signal::INT);
+    wait_until("it shuts down", || {
+        drop_in.log().contains("got SIGINT, shutting down")
+    });
+    busy.value("insert into t values (2)");
+    assert_eq!(busy.query("commit").complete, ["COMMIT"]);
+    assert!(drop_in.wait_exit().expect("an end").success());
+    let count = drop_in.database.sql("select count(*) from t");
+    assert_eq!(count.value(), "2");
+});
+
+drop_in!(shutdown_on_the_console_waits_for_nobody, |brand| {
+    let mut drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+    let mut busy = Client::login(drop_in.address, &drop_in.database.name);
+    assert_eq!(busy.query("begin").status, b'T');
+    let mut console = Client::login(drop_in.address, "pgbouncer");
+    console.send(&wire::query("SHUTDOWN"));
+    assert!(drop_in.wait_exit().expect("an end").success());
+    assert!(drop_in.log().contains("SHUTDOWN command issued"));
+    assert!(busy.reply().closed && console.reply().closed);
+    assert!(!drop_in.path("pid").exists());
+    drop_in.database.wait_backends(0, "true");
+});
+
 drop_in!(systemd_is_told_of_readiness_and_the_end, |brand| {
     let directory = open_directory();
     let path = directory.path().join("notify");
@@ -482,6 +531,27 @@ both_shards!(journal_gets_priorities_instead_of_times, |shards| {
     );
     kill_process(Pid::from_child(&child), Signal::QUIT).unwrap();
     child.wait().unwrap();
+});
+
+both_shards!(signal_to_resume_is_ignored_during_a_shutdown, |shards| {
+    // In PgBouncer since 1.23; before it ended the shutdown.
+    let brand = Brand::Ringbouncer(shards);
+    let mut drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+    let mut client = Client::login(drop_in.address, &drop_in.database.name);
+    assert_eq!(client.query("begin").status, b'T');
+    drop_in.signal(Signal::INT);
+    wait_until("it shuts down", || {
+        drop_in.log().contains("got SIGINT, shutting down")
+    });
+    drop_in.signal(Signal::USR2);
+    wait_until("it says so", || {
+        drop_in
+            .log()
+            .contains("got SIGUSR2 while shutting down, ignoring")
+    });
+    assert!(!drop_in.log().contains("continuing"));
+    assert_eq!(client.query("commit").complete, ["COMMIT"]);
+    assert!(drop_in.wait_exit().expect("an end").success());
 });
 
 both_shards!(rolling_restart_refuses_nobody, |shards| {

@@ -55,7 +55,7 @@ both_shards!(host_that_fails_is_left_for_the_next, |shards| {
     }
 });
 
-both_shards!(show_databases_tells_how_hosts_are_used, |shards| {
+both_shards!(tables_tell_how_hosts_are_used, |shards| {
     let stage = Stage::with_keys(Topology::new(shards), &[("host", "127.0.0.1,127.0.0.1")]);
     let table = stage.console("SHOW DATABASES").table();
     let row = table
@@ -63,6 +63,13 @@ both_shards!(show_databases_tells_how_hosts_are_used, |shards| {
         .find(|row| row["name"] == stage.entry)
         .expect("a row");
     assert_eq!(row["host"], "127.0.0.1,127.0.0.1");
+    assert_eq!(row["load_balance_hosts"], "round-robin");
+    stage.client().value("select 1");
+    let table = stage.console("SHOW POOLS").table();
+    let row = table
+        .iter()
+        .find(|row| row["database"] == stage.entry)
+        .expect("a row");
     assert_eq!(row["load_balance_hosts"], "round-robin");
 });
 

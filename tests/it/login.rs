@@ -529,7 +529,7 @@ both_shards!(
         std::fs::set_permissions(stage.directory(), everybody).unwrap();
         let limit = 5 + 256;
         let crowd = Strangers::come(stage.unix.as_ref().expect("a unix socket"), limit + 40);
-        let listed = || stage.as_owner("SHOW CLIENTS").table().len();
+        let listed = || stage.as_owner("SHOW SOCKETS").table().len();
         wait_until("the crowd is in", || listed() >= limit);
         for _ in 0..20 {
             assert!(listed() <= limit + 1, "and no more than may be");
@@ -548,7 +548,7 @@ both_shards!(
         let crowd: Vec<_> = (0..limit + 40)
             .map(|_| Client::connect(stage.address()))
             .collect();
-        let listed = || stage.as_owner("SHOW CLIENTS").table().len();
+        let listed = || stage.as_owner("SHOW SOCKETS").table().len();
         wait_until("the crowd is in", || listed() >= limit);
         assert!(listed() <= limit + 16, "and no more than may be");
         assert_eq!(stage.as_owner("RELOAD").complete, ["RELOAD"]);

@@ -270,3 +270,25 @@ both_shards!(postgres_is_reached_through_its_unix_socket, |shards| {
         "t"
     );
 });
+
+compared!(
+    names_that_are_too_long_are_refused,
+    since(1, 18),
+    |subject| {
+        let start = |user: &str, database: &str| {
+            let params = [("user", user), ("database", database)];
+            Client::connect(subject.address()).start(PROTOCOL_3_0, &params)
+        };
+        let name = |bytes: usize| "n".repeat(bytes);
+        let entry = subject.entry(0);
+        for bytes in [128, 200] {
+            start(&name(bytes), entry).assert_fatal("username too long");
+        }
+        let unknown = start(&name(127), entry);
+        unknown.assert_fatal("authentication failed");
+        for bytes in [63, 64, 200] {
+            let text = format!("no such database: {}", name(bytes.min(50)));
+            start("postgres", &name(bytes)).assert_fatal(&text);
+        }
+    }
+);

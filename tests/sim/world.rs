@@ -335,7 +335,7 @@ impl World {
         match action {
             Action::Grant { waiter, server } => self.grant(shard, waiter, server),
             Action::Open => self.open(shard),
-            Action::Close(server) => self.close(shard, server),
+            Action::Close(server, _) => self.close(shard, server),
             Action::Send { to, server, hops } => self.send_server(shard, to, server, hops, out),
             Action::Ask(to) => self.send(shard, to, Mail::Ask).unwrap_or(()),
             Action::Decline(to) => self.send(shard, to, Mail::Decline).unwrap_or(()),
@@ -641,7 +641,9 @@ impl World {
 
     fn close_all(&mut self) {
         for at in 0..self.shards.len() {
-            self.with(shard(at), |pool, _, out| pool.expire_idle(|_, _| true, out));
+            self.with(shard(at), |pool, _, out| {
+                pool.expire_idle(|_, _| Some("expired"), out)
+            });
         }
         self.run(TICK);
     }

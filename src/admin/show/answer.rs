@@ -10,7 +10,6 @@ use crate::admin::table::{Row, Rows, Value};
 use crate::base::Moment;
 use crate::client::ClientState;
 use crate::stats::PoolEntry;
-use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::{Arc, PoisonError};
 
@@ -31,7 +30,9 @@ pub(in crate::admin) async fn rows(
         Show::Stats | Show::StatsAverages | Show::Totals => all(averaged(show, records, now)),
         Show::Pools => all(pool_rows(records, now)),
         Show::Clients => {
-            let wanted = office.clients(Pick::by(filter, connections::client));
+            // PgBouncer's table has those in pools.
+            let is_in = |client: &ClientRow| client.state != ClientState::Login;
+            let wanted = office.clients(Pick::by(filter, connections::client).and(is_in));
             Box::new(wanted.await.into_iter().map(connections::client))
         }
         Show::Servers => {
@@ -171,14 +172,14 @@ pub(in crate::admin) fn shard_rows(records: &dyn Records) -> Vec<Row> {
 
 /// Rows of SHOW LISTS.
 pub(in crate::admin) fn list_rows(records: &dyn Records, now: Moment) -> Vec<Row> {
-    let (config, open, no_clients) = (records.config(), records.pools(), HashMap::new());
+    let (config, open, clients) = (records.config(), records.pools(), records.client_counts());
     let counted = records.registry().pools();
     let gauges = counted.iter().map(PoolEntry::gauges);
     let inside: u64 = gauges
         .map(|gauges| gauges.cl_active + gauges.cl_waiting)
         .sum();
     let shards = records.registry().shards().iter();
-    let (clients, servers) = shards
+    let (used_clients, used_servers) = shards
         .map(|shard| (shard.clients.load(), shard.servers.load()))
         .fold((0, 0), |(clients, servers), more| {
             (clients + more.0, servers + more.1)
@@ -186,12 +187,13 @@ pub(in crate::admin) fn list_rows(records: &dyn Records, now: Moment) -> Vec<Row
     let number = |count: u64| usize::try_from(count).unwrap_or(usize::MAX);
     pools::lists(&pools::Counts {
         peers: config.peers.len(),
-        databases: pools::databases(&config, &open, &no_clients, |_| Default::default()).len(),
-        users: pools::users(records.users(), &config, &open, &no_clients).len(),
+        databases: pools::databases(&config, &open, &clients.by_database, |_| Default::default())
+            .len(),
+        users: pools::users(records.users(), &config, &open, &clients.by_user).len(),
         pools: pools::pools(&counted, &open, now).len(),
-        login_clients: number(clients.saturating_sub(inside)),
-        used_clients: number(clients),
-        used_servers: number(servers),
+        login_clients: number(used_clients.saturating_sub(inside)),
+        used_clients: number(used_clients),
+        used_servers: number(used_servers),
         dns_names: records.hosts().len(),
     })
 }

@@ -79,9 +79,12 @@ struct Connection {
     prepared_statements: usize,
 }
 
-/// A row of SHOW CLIENTS. Its `remote_pid` would be the process of a client on the same machine,
-/// which nobody asks the kernel for.
+/// A row of SHOW CLIENTS. Its `remote_pid` is the process of a client that came by the Unix socket.
 pub(super) fn client(row: ClientRow) -> Row {
+    let remote_pid = match row.remote {
+        Endpoint::Process { pid, .. } => pid,
+        Endpoint::Tcp(_) | Endpoint::Unix(_) => 0,
+    };
     Connection {
         kind: "C",
         user: row.user,
@@ -96,7 +99,7 @@ pub(super) fn client(row: ClientRow) -> Row {
         close_needed: false,
         id: row.id,
         link: row.link,
-        remote_pid: 0,
+        remote_pid,
         tls: row.tls,
         application_name: row.application_name,
         prepared_statements: row.prepared_statements,
@@ -123,7 +126,7 @@ pub(super) fn server(row: ServerRow) -> Row {
         link: row.link,
         remote_pid: row.remote_pid,
         tls: row.tls,
-        application_name: "".into(),
+        application_name: row.application_name,
         prepared_statements: row.prepared_statements,
     }
     .into_row()
@@ -267,14 +270,15 @@ mod tests {
             link: Some(7),
             remote_pid: 4321,
             tls: None,
+            application_name: "psql".into(),
             prepared_statements: 2,
         };
         assert_eq!(
             printed(CONNECTIONS, &server(row)),
-            "type=S user=ann database=shop replication=logical state=being_canceled addr=unix port=0 \
+            "type=S user=ann database=shop replication=logical state=being_canceled addr=unix port=5432 \
              local_addr=unix local_port=0 connect_time=2026-11-23 06:53:48 UTC \
              request_time=2026-11-23 06:53:48 UTC wait=0 wait_us=0 close_needed=1 ptr=0x1a link=0x7 \
-             remote_pid=4321 tls= application_name= prepared_statements=2 id=26"
+             remote_pid=4321 tls= application_name=psql prepared_statements=2 id=26"
         );
     }
 }

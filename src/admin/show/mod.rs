@@ -21,6 +21,7 @@ pub(super) use connections::{CONNECTIONS, SOCKETS};
 pub(super) use counters::{KINDS, LATENCY, STATS, STATS_AVERAGES, STATS_TOTALS, TOTALS};
 pub(super) use failures::LOGIN_FAILURES;
 pub(super) use internals::{DNS_HOSTS, DNS_ZONES, FDS, MEM, PEER_POOLS, PEERS, STATE};
+pub use pools::balance;
 pub(super) use pools::{DATABASES, LISTS, POOLS, USERS};
 pub(super) use settings::{CONFIG, NONE, PROGRAM, VERSION};
 pub(super) use shards::SHARDS;

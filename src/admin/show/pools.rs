@@ -75,17 +75,21 @@ pub(super) type ByName = HashMap<Arc<str>, u32>;
 /// Rows of SHOW POOLS: the counted pools that exist, and the console's.
 pub(super) fn pools(counted: &[PoolEntry], existing: &[PoolRow], now: Moment) -> Vec<Row> {
     let key = |row: &PoolRow| (row.database.clone(), row.user.clone());
-    let modes: HashMap<_, _> = existing.iter().map(|row| (key(row), row.mode)).collect();
+    let ways = existing
+        .iter()
+        .map(|row| (key(row), (row.mode, row.balance)));
+    let ways: HashMap<_, _> = ways.collect();
     let rows = counted.iter().filter_map(|entry| {
-        let mode = modes.get(&(entry.database.clone(), entry.user.clone()));
+        let ways = ways.get(&(entry.database.clone(), entry.user.clone()));
         let is_console = &*entry.database == CONSOLE && &*entry.user == CONSOLE;
-        let mode = mode.copied().or(is_console.then_some(PoolMode::Statement));
-        mode.map(|mode| pool(entry, mode, now))
+        let consoles = is_console.then_some((PoolMode::Statement, None));
+        let (mode, balance) = ways.copied().or(consoles)?;
+        Some(pool(entry, mode, balance, now))
     });
     rows.collect()
 }
 
-fn pool(entry: &PoolEntry, mode: PoolMode, now: Moment) -> Row {
+fn pool(entry: &PoolEntry, mode: PoolMode, balance: Option<&'static str>, now: Moment) -> Row {
     let gauges = entry.gauges();
     let wait = now.since(entry.oldest_wait());
     vec![
@@ -105,7 +109,7 @@ fn pool(entry: &PoolEntry, mode: PoolMode, now: Moment) -> Row {
         Value::int4(wait.as_secs()),
         Value::int4(wait.subsec_micros()),
         Value::text(mode.as_str()),
-        Value::Null,
+        balance.map_or(Value::Null, Value::text),
     ]
 }
 
@@ -135,12 +139,10 @@ pub(super) fn databases(
     rows.into_values().collect()
 }
 
-/// How a list of hosts is used.
-fn balance(database: &Database) -> Value {
-    match database.hosts().count() {
-        0 | 1 => Value::Null,
-        _ => Value::text(database.load_balance_hosts.as_str()),
-    }
+/// How a database's list of hosts is used, if it has one.
+pub fn balance(database: &Database) -> Option<&'static str> {
+    let is_list = database.hosts().nth(1).is_some();
+    is_list.then(|| database.load_balance_hosts.as_str())
 }
 
 fn database(
@@ -164,7 +166,7 @@ fn database(
         Value::int4(reserve),
         seconds(config.server_lifetime(database)),
         mode.map_or(Value::Null, Value::text),
-        balance(database),
+        balance(database).map_or(Value::Null, Value::text),
         Value::int4(config.db_connections_max(database)),
         Value::int4(servers),
         Value::int4(config.db_clients_max(database)),
@@ -202,7 +204,8 @@ fn seconds(span: Duration) -> Value {
 
 // ---- users -----------------------------------------------------------------------------------
 
-/// Rows of SHOW USERS: those who may log in, and those whom databases force on their servers.
+/// Rows of SHOW USERS: those whom a file or a setting knows, those whom databases force on their servers, and
+/// those whom auth_query has let in.
 pub(super) fn users(
     known: Vec<UserRow>,
     config: &Config,
@@ -213,14 +216,16 @@ pub(super) fn users(
         .databases
         .values()
         .filter_map(|database| database.user.as_deref());
-    let forced = forced.map(|name| {
+    let pooled = existing.iter().map(|pool| &*pool.user);
+    let inside = clients.keys().map(|name| &**name);
+    let others = forced.chain(pooled).chain(inside).map(|name| {
         let theirs = existing.iter().filter(|pool| &*pool.user == name);
         UserRow {
             name: name.to_owned(),
             current_connections: theirs.map(|pool| pool.open).sum(),
         }
     });
-    let all = forced.chain(known).map(|user| (user.name.clone(), user));
+    let all = others.chain(known).map(|user| (user.name.clone(), user));
     let all: BTreeMap<String, UserRow> = all.collect();
     all.into_values()
         .map(|row| user(row, config, clients))
@@ -306,6 +311,7 @@ mod tests {
             mode,
             open,
             limit: 20,
+            balance: Some("disable"),
         }
     }
 
@@ -382,7 +388,7 @@ mod tests {
             "database=shop user=ann cl_active=0 cl_waiting=4 cl_active_cancel_req=0 \
              cl_waiting_cancel_req=0 sv_active=2 sv_active_cancel=0 sv_being_canceled=0 sv_idle=0 \
              sv_used=0 sv_tested=0 sv_login=0 maxwait=2 maxwait_us=500001 pool_mode=transaction \
-             load_balance_hosts=~"
+             load_balance_hosts=disable"
         );
     }
 
@@ -423,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn users_are_the_known_and_the_forced() {
+    fn users_are_the_known_the_forced_the_pooled_and_those_inside() {
         let ann = User {
             pool_size: Some(30),
             reserve_pool_size: Some(4),
@@ -441,8 +447,11 @@ mod tests {
             name: name.to_owned(),
             current_connections: 4,
         });
-        let open = [existing("shop", "app", PoolMode::Session, 3)];
-        let clients = ByName::from([("bob".into(), 6)]);
+        let open = [
+            existing("shop", "app", PoolMode::Session, 3),
+            existing("shop", "pooled", PoolMode::Session, 2),
+        ];
+        let clients = ByName::from([("bob".into(), 6), ("inside".into(), 1)]);
         let rows = users(known.into(), &config, &open, &clients);
         let lines: Vec<_> = rows.iter().map(|row| printed(USERS, row)).collect();
         assert_eq!(
@@ -455,6 +464,10 @@ mod tests {
                  current_connections=3 max_user_client_connections=0 current_client_connections=0",
                 "name=bob pool_size= reserve_pool_size= pool_mode=~ max_user_connections=0 \
                  current_connections=4 max_user_client_connections=0 current_client_connections=6",
+                "name=inside pool_size= reserve_pool_size= pool_mode=~ max_user_connections=0 \
+                 current_connections=0 max_user_client_connections=0 current_client_connections=1",
+                "name=pooled pool_size= reserve_pool_size= pool_mode=~ max_user_connections=0 \
+                 current_connections=2 max_user_client_connections=0 current_client_connections=0",
             ]
         );
     }

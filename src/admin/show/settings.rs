@@ -20,8 +20,18 @@ pub(in crate::admin) const PROGRAM: &str = concat!("Ringbouncer ", env!("CARGO_P
 
 /// Rows of SHOW CONFIG.
 pub(super) fn config(config: &Config) -> Vec<Row> {
+    let or_null = |text: Option<String>| text.map_or(Value::Null, Value::text);
     let rows = config_rows(config).into_iter();
-    rows.map(|row| row.map(Value::text).into()).collect()
+    rows.map(|row| {
+        let changeable = if row.is_changeable { "yes" } else { "no" };
+        vec![
+            Value::text(row.key),
+            or_null(row.value),
+            or_null(row.default),
+            Value::text(changeable),
+        ]
+    })
+    .collect()
 }
 
 #[cfg(test)]

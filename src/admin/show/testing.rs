@@ -74,7 +74,6 @@ pub fn client_row() -> ClientRow {
         requested_unix_us: 1_795_416_829_999_999,
         wait_us: 0,
         link: Some(26),
-        remote_pid: 4321,
         tls: None,
         application_name: "psql".into(),
         prepared_statements: 3,

@@ -14,6 +14,6 @@ mod tls_words;
 mod translate;
 
 pub(super) use foreign::has_no_effect;
-pub(super) use presets::preset;
+pub(super) use presets::{keeps_its_value, preset};
 pub(super) use source::{Include, Origin, Source};
 pub(super) use translate::{Translation, reading, translate};

@@ -24,7 +24,7 @@ pub(crate) fn preset(section: Section, name: &str) -> Option<&'static str> {
 }
 
 /// Whether an option without a built-in default keeps what it has when a section `[pgbouncer]` begins.
-pub(super) fn keeps_its_value(name: &str) -> bool {
+pub(in crate::config) fn keeps_its_value(name: &str) -> bool {
     matches!(
         name,
         "auth_dbname"

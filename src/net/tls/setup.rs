@@ -43,13 +43,29 @@ pub struct Connector {
 }
 
 /// Everything that the TLS settings come to.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct TlsSetup {
+    /// Who must encrypt: the mode that these came from.
+    pub client_mode: SslMode,
+    /// Likewise.
+    pub server_mode: SslMode,
     /// Towards clients; none if that is off.
     pub clients: Option<Arc<Acceptor>>,
     /// Towards servers; none if that is off.
     pub servers: Option<Arc<Connector>>,
     watched: Vec<(PathBuf, FileStamp)>,
+}
+
+impl Default for TlsSetup {
+    fn default() -> TlsSetup {
+        TlsSetup {
+            client_mode: SslMode::Disable,
+            server_mode: SslMode::Disable,
+            clients: None,
+            servers: None,
+            watched: Vec::new(),
+        }
+    }
 }
 
 impl fmt::Debug for TlsSetup {
@@ -65,6 +81,10 @@ impl TlsSetup {
     /// # Errors
     /// Whatever is wrong with them.
     pub fn load(general: &General, old: Option<&TlsSetup>) -> Result<TlsSetup, SetupError> {
+        if let Some(problem) = general.tls_fault() {
+            let side = "TLS";
+            return Err(SetupError::Whole { side, problem });
+        }
         // Before they are read: a change in between is noticed afterwards.
         let watched = stamps(general);
         let mut clients = None;
@@ -80,6 +100,8 @@ impl TlsSetup {
             servers = Some(kept(same, new, |side| side.fingerprint));
         }
         Ok(TlsSetup {
+            client_mode: general.client_tls_sslmode,
+            server_mode: general.server_tls_sslmode,
             clients,
             servers,
             watched,

@@ -359,11 +359,14 @@ fn a_lowered_limit_closes_idle_servers_now_and_leased_ones_at_release() {
     here.shared().set_limit(1);
     assert_eq!(
         did(|out| here.poke(ms(5), out)),
-        [Action::Close(1), Action::Close(2)]
+        [1, 2].map(|server| Action::Close(server, Closing::Surplus))
     );
     here.shared().set_limit(0);
     assert_eq!(did(|out| here.poke(ms(6), out)), [], "it is leased");
-    assert_eq!(did(|out| here.release(3, ms(7), out)), [Action::Close(3)]);
+    assert_eq!(
+        did(|out| here.release(3, ms(7), out)),
+        [Action::Close(3, Closing::Surplus)]
+    );
     waits(&mut there, 'x', ms(7));
     (0..3).for_each(|_| assert_eq!(did(|out| here.closed(ms(8), out)), []));
     assert_eq!(here.shared().open(), 0);
@@ -390,7 +393,10 @@ fn a_limit_that_spans_pools_is_taken_with_the_pools_own_and_given_back_with_it()
     assert_eq!(did(|out| two.tick(ms(5), out)), [Action::Open]);
     assert_eq!(did(|out| two.acquire('b', ms(6), out)), [], "its own limit");
     outer.set_limit(1);
-    assert_eq!(did(|out| one.poke(ms(7), out)), [Action::Close(2)]);
+    assert_eq!(
+        did(|out| one.poke(ms(7), out)),
+        [Action::Close(2, Closing::Surplus)]
+    );
     assert_eq!(outer.open(), 2);
     assert_eq!(did(|out| one.closed(ms(8), out)), []);
     assert_eq!((outer.open(), one.shared().open()), (1, 0));
@@ -400,8 +406,11 @@ fn a_limit_that_spans_pools_is_taken_with_the_pools_own_and_given_back_with_it()
 fn idle_servers_expire_oldest_first_and_one_that_dies_is_found() {
     let (mut here, _there) = pools(3);
     (1..=3).for_each(|server| stock(&mut here, server, ms(server.into())));
-    let expired = did(|out| here.expire_idle(|_, since| since <= ms(2), out));
-    assert_eq!(expired, [Action::Close(1), Action::Close(2)]);
+    let expired = did(|out| here.expire_idle(|_, since| (since <= ms(2)).then_some("old"), out));
+    assert_eq!(
+        expired,
+        [1, 2].map(|server| Action::Close(server, Closing::Expired("old")))
+    );
     assert_eq!(here.remove_idle(|&server| server == 9), None);
     assert_eq!(here.remove_idle(|&server| server == 3), Some(3));
     assert_eq!((here.idle().len(), here.shared().idle()), (0, 0));
@@ -439,7 +448,10 @@ fn the_reserve_is_opened_for_who_has_waited_long_and_closes_when_nobody_waits() 
     let granted = |waiter, server| Action::Grant { waiter, server };
     assert_eq!(did(|out| there.opened(2, ms(8), out)), [granted('x', 2)]);
     assert_eq!(did(|out| there.release(2, ms(9), out)), [granted('y', 2)]);
-    assert_eq!(did(|out| there.release(2, ms(10), out)), [Action::Close(2)]);
+    assert_eq!(
+        did(|out| there.release(2, ms(10), out)),
+        [Action::Close(2, Closing::Surplus)]
+    );
     assert_eq!(did(|out| there.closed(ms(11), out)), []);
     assert_eq!(
         did(|out| here.release(1, ms(12), out)),
@@ -484,7 +496,10 @@ fn few_are_opened_at_a_time_and_the_next_shard_goes_on() {
 fn a_paused_shard_closes_what_it_has_and_what_comes_and_opens_nothing() {
     let (mut here, mut there) = pools(3);
     stock(&mut here, 1, ms(0));
-    assert_eq!(did(|out| here.pause(out)), [Action::Close(1)]);
+    assert_eq!(
+        did(|out| here.pause(out)),
+        [Action::Close(1, Closing::Paused)]
+    );
     assert_eq!(did(|out| here.closed(ms(1), out)), []);
     assert_eq!(
         did(|out| assert!(matches!(here.acquire('a', ms(2), out), Acquired::Waits(_)))),
@@ -497,7 +512,7 @@ fn a_paused_shard_closes_what_it_has_and_what_comes_and_opens_nothing() {
     assert!(matches!(sent[..], [Action::Send { to: HERE, .. }]));
     assert_eq!(
         did(|out| here.arrived(2, THERE, 1, ms(4), out)),
-        [Action::Close(2)]
+        [Action::Close(2, Closing::Paused)]
     );
     assert_eq!(did(|out| here.resume(ms(5), out)), [Action::Open]);
     assert_eq!(

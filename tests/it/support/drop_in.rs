@@ -203,6 +203,24 @@ impl Drop for DropIn {
     }
 }
 
+/// The last line of the log that holds `part`.
+#[track_caller]
+pub fn line_with(drop_in: &DropIn, part: &str) -> String {
+    let log = drop_in.log();
+    let found = log.lines().rfind(|line| line.contains(part));
+    found
+        .unwrap_or_else(|| panic!("no line with {part}"))
+        .to_owned()
+}
+
+/// The identity in front of a client's or server's line, less what each program chooses.
+pub fn prefix(line: &str, letter: char) -> &str {
+    let at = line.find(&format!(" {letter}-0x")).expect("a prefix") + 1;
+    let (id, rest) = line[at..].split_once(": ").expect("an id");
+    assert!(id[4..].chars().all(|c| c.is_ascii_hexdigit()), "{id}");
+    rest
+}
+
 /// One claim about both, with one shard and with three: `drop_in!(claim, |brand| { .. })`.
 macro_rules! drop_in {
     ($name:ident, $claim:expr) => {

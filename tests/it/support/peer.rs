@@ -275,6 +275,8 @@ pub struct Reply {
     /// The tags in order, without notices, notifications and parameters: `TDDCZ`.
     pub tags: String,
     pub columns: Vec<String>,
+    /// Object ids of the columns' types.
+    pub types: Vec<u32>,
     pub rows: Vec<Vec<Option<String>>>,
     /// Command tags.
     pub complete: Vec<String>,
@@ -292,7 +294,7 @@ impl Reply {
             self.tags.push(message.tag as char);
         }
         match message.tag {
-            b'T' => self.columns = message.columns(),
+            b'T' => (self.columns, self.types) = message.columns().into_iter().unzip(),
             b'D' => self.rows.push(message.values()),
             b'C' => self.complete.push(message.strings(0)[0].clone()),
             b'E' => self.error = Some(message.failure()),

@@ -222,14 +222,15 @@ impl Message {
         values.collect()
     }
 
-    /// The names of a RowDescription.
-    pub fn columns(&self) -> Vec<String> {
+    /// The names of a RowDescription, and the object ids of their types.
+    pub fn columns(&self) -> Vec<(String, u32)> {
         let count = u16::from_be_bytes(self.body[..2].try_into().unwrap());
         let mut at = 2;
         let mut names = Vec::new();
         for _ in 0..count {
             let end = at + self.body[at..].iter().position(|byte| *byte == 0).unwrap();
-            names.push(String::from_utf8_lossy(&self.body[at..end]).into_owned());
+            let name = String::from_utf8_lossy(&self.body[at..end]).into_owned();
+            names.push((name, self.u32_at(end + 7)));
             at = end + 19;
         }
         names

@@ -1,0 +1,368 @@
+//! What PgBouncer's operators search its log for: who came how, which server was closed for what reason, and what
+//! failed where.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tempfile::TempDir;
+
+use crate::support::certs::{Authority, Signed};
+use crate::support::drop_in::*;
+use crate::support::peer::Conversation;
+use crate::support::wire::PROTOCOL_3_0;
+use crate::support::*;
+
+fn database() -> Database {
+    Postgres::shared().database()
+}
+
+/// The line of a server of `name` at `remote` that says `text`; waits for it.
+#[track_caller]
+fn server_says(drop_in: &DropIn, name: &str, remote: &str, text: &str) -> String {
+    let text = format!("{name}/postgres@{remote} {text}");
+    wait_until(&text, || drop_in.log().contains(&text));
+    let line = line_with(drop_in, &text);
+    assert!(prefix(&line, 'S').starts_with(&text), "{line}");
+    line
+}
+
+/// A server of the first database is closed for this reason.
+#[track_caller]
+fn server_is_closed(drop_in: &DropIn, why: &str) {
+    let remote = drop_in.database.postgres.address().to_string();
+    let text = format!("closing because: {why} (age=");
+    let line = server_says(drop_in, &drop_in.database.name, &remote, &text);
+    assert!(
+        line.contains("] LOG S-0x") && line.ends_with("s)"),
+        "{line}"
+    );
+}
+
+fn client(drop_in: &DropIn) -> Client {
+    Client::login(drop_in.address, &drop_in.database.name)
+}
+
+fn console(drop_in: &DropIn, command: &str) {
+    let reply = Client::login(drop_in.address, "pgbouncer").query(command);
+    assert!(reply.error.is_none(), "{command}: {reply:?}");
+}
+
+fn notice() -> Vec<u8> {
+    let fields = [(b'S', "NOTICE"), (b'C', "00000"), (b'M', "hear, hear")];
+    wire::message(b'N', &wire::error(&fields)[5..])
+}
+
+// ---- why servers are closed ------------------------------------------------------------------
+
+drop_in!(server_idle_for_too_long_is_closed_for_that, |brand| {
+    let more = "pool_mode = transaction\nserver_idle_timeout = 1";
+    let drop_in = DropIn::start(brand, database(), more);
+    client(&drop_in).value("select 1");
+    server_is_closed(&drop_in, "server idle timeout");
+});
+
+drop_in!(idle_server_that_is_too_old_is_closed_for_that, |brand| {
+    let more = "pool_mode = transaction\nserver_lifetime = 1";
+    let drop_in = DropIn::start(brand, database(), more);
+    client(&drop_in).value("select 1");
+    server_is_closed(&drop_in, "server lifetime over");
+});
+
+drop_in!(server_beyond_a_lowered_limit_is_closed_for_that, |brand| {
+    let more = "pool_mode = transaction\ndefault_pool_size = 2";
+    let drop_in = DropIn::start(brand, database(), more);
+    let mut clients = [client(&drop_in), client(&drop_in)];
+    for client in &mut clients {
+        assert_eq!(client.query("begin").status, b'T');
+    }
+    for client in &mut clients {
+        assert_eq!(client.query("commit").status, b'I');
+    }
+    console(&drop_in, "SET default_pool_size = 1");
+    server_is_closed(&drop_in, "too many servers in the pool");
+});
+
+drop_in!(idle_server_of_a_paused_pool_is_closed_for_that, |brand| {
+    let drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+    client(&drop_in).value("select 1");
+    console(&drop_in, "PAUSE");
+    server_is_closed(&drop_in, "pause mode");
+});
+
+drop_in!(idle_server_is_closed_for_a_reconnect, |brand| {
+    let drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+    client(&drop_in).value("select 1");
+    console(&drop_in, "RECONNECT");
+    server_is_closed(&drop_in, "database configuration changed");
+});
+
+drop_in!(idle_server_that_is_terminated_has_crashed, |brand| {
+    let drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+    let pid = client(&drop_in).value("select pg_backend_pid()");
+    let terminate = format!("select pg_terminate_backend({pid})");
+    drop_in.database.sql(&terminate);
+    let remote = drop_in.database.postgres.address().to_string();
+    let text = "got packet 'E' from server when not linked";
+    let line = server_says(&drop_in, &drop_in.database.name, &remote, text);
+    assert!(line.contains("] WARNING S-0x"), "{line}");
+    server_is_closed(&drop_in, "server conn crashed?");
+});
+
+drop_in!(idle_server_that_speaks_is_dirty, |brand| {
+    let speaks = Arc::new(AtomicBool::new(false));
+    let cue = speaks.clone();
+    let server = FakeServer::start(move |mut conversation| {
+        if conversation.login() && conversation.next_request().is_some() {
+            conversation.send(&Conversation::one_row("1"));
+            conversation.stall_until(&cue);
+            conversation.send(&notice());
+            conversation.wait_closed();
+        }
+    });
+    let more = format!(
+        "pool_mode = transaction\n[databases]\nfake = host=127.0.0.1 port={}",
+        server.address.port()
+    );
+    let drop_in = DropIn::start(brand, database(), &more);
+    Client::login(drop_in.address, "fake").value("select 1");
+    speaks.store(true, Ordering::Release);
+    let remote = server.address.to_string();
+    let text = "got packet 'N' from server when not linked";
+    server_says(&drop_in, "fake", &remote, text);
+    let text = "closing because: SV_IDLE server got dirty (age=";
+    server_says(&drop_in, "fake", &remote, text);
+});
+
+/// A server and its client were closed for the same reason.
+#[track_caller]
+fn both_are_closed(drop_in: &DropIn, why: &str) {
+    server_is_closed(drop_in, why);
+    let text = format!("closing because: {why} (age=");
+    let log = drop_in.log();
+    let of_client = |line: &&str| line.contains(" LOG C-0x") && line.contains(&text);
+    assert_eq!(log.lines().filter(of_client).count(), 1, "{log}");
+}
+
+drop_in!(query_timeout_closes_server_and_client, |brand| {
+    let more = "pool_mode = transaction\nquery_timeout = 1";
+    let drop_in = DropIn::start(brand, database(), more);
+    let reply = client(&drop_in).query("select pg_sleep(60)");
+    reply.assert_fatal("query timeout");
+    both_are_closed(&drop_in, "query timeout");
+});
+
+drop_in!(idle_transaction_timeout_closes_server_and_client, |brand| {
+    let more = "pool_mode = transaction\nidle_transaction_timeout = 1";
+    let drop_in = DropIn::start(brand, database(), more);
+    let mut client = client(&drop_in);
+    assert_eq!(client.query("begin").status, b'T');
+    client.reply().assert_fatal("idle transaction timeout");
+    both_are_closed(&drop_in, "idle transaction timeout");
+});
+
+drop_in!(
+    transaction_in_statement_mode_closes_server_and_client,
+    |brand| {
+        let drop_in = DropIn::start(brand, database(), "pool_mode = statement");
+        let text = "transaction blocks not allowed in statement pooling mode";
+        client(&drop_in).query("begin").assert_fatal(text);
+        both_are_closed(&drop_in, text);
+    }
+);
+
+drop_in!(server_that_dies_at_work_takes_its_client_along, |brand| {
+    let drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+    let mut client = client(&drop_in);
+    client.query("begin");
+    let pid = client.value("select pg_backend_pid()");
+    let terminate = format!("select pg_terminate_backend({pid})");
+    drop_in.database.sql(&terminate);
+    client.reply();
+    both_are_closed(&drop_in, "server conn crashed?");
+});
+
+drop_in!(
+    server_of_a_client_that_leaves_in_a_transaction_is_closed,
+    |brand| {
+        let drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+        let mut client = client(&drop_in);
+        assert_eq!(client.query("begin").status, b'T');
+        drop(client);
+        server_is_closed(&drop_in, "client disconnect while server was not ready");
+    }
+);
+
+// ---- servers that cannot be had ---------------------------------------------------------------
+
+drop_in!(failed_connections_are_told_with_their_place, |brand| {
+    let released = Arc::new(AtomicBool::new(false));
+    let until = released.clone();
+    let silent = FakeServer::start(move |conversation| conversation.stall_until(&until));
+    let dead = free_port();
+    let database = database();
+    let postgres = database.postgres.address();
+    let more = format!(
+        "server_connect_timeout = 1\n[databases]\n\
+         dead = host=127.0.0.1 port={dead}\n\
+         silent = host=127.0.0.1 port={}\n\
+         unnamed = host=no-such-host.invalid port=5432\n\
+         unknown = host=127.0.0.1 port={} dbname=no_such_database",
+        silent.address.port(),
+        postgres.port()
+    );
+    let drop_in = DropIn::start(brand, database, &more);
+    let clients: Vec<_> = ["dead", "silent", "unnamed", "unknown"]
+        .into_iter()
+        .map(|name| {
+            let mut client = Client::connect(drop_in.address);
+            let params = [("user", "postgres"), ("database", name)];
+            client.send(&wire::startup(PROTOCOL_3_0, &params));
+            client
+        })
+        .collect();
+    let place = format!("127.0.0.1:{dead}");
+    server_says(
+        &drop_in,
+        "dead",
+        &place,
+        "closing because: connect failed (age=0s)",
+    );
+    let place = silent.address.to_string();
+    server_says(
+        &drop_in,
+        "silent",
+        &place,
+        "closing because: connect timeout (age=",
+    );
+    let text = "closing because: server DNS lookup failed (age=";
+    wait_until(text, || drop_in.log().contains(text));
+    let line = line_with(&drop_in, text);
+    assert!(
+        prefix(&line, 'S').starts_with("unnamed/postgres@"),
+        "{line}"
+    );
+    let place = postgres.to_string();
+    server_says(
+        &drop_in,
+        "unknown",
+        &place,
+        "closing because: login failed (age=0s)",
+    );
+    let line = line_with(&drop_in, "server login failed: FATAL");
+    let text = "server login failed: FATAL database \"no_such_database\" does not exist";
+    assert!(
+        line.contains("] WARNING ") && line.ends_with(text),
+        "{line}"
+    );
+    drop(clients);
+    released.store(true, Ordering::Release);
+});
+
+// ---- who comes how ----------------------------------------------------------------------------
+
+drop_in!(client_of_the_unix_socket_is_named_by_its_process, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    let port = drop_in.address.port();
+    let mut client = Client::connect_unix(&drop_in.path(&format!(".s.PGSQL.{port}")));
+    let name = drop_in.database.name.clone();
+    let params = [("user", "postgres"), ("database", &*name)];
+    assert_eq!(client.start(PROTOCOL_3_0, &params).status, b'I');
+    let line = line_with(&drop_in, "login attempt: ");
+    let place = format!("{name}/postgres@unix({}):{port} ", std::process::id());
+    assert!(prefix(&line, 'C').starts_with(&place), "{line}");
+});
+
+drop_in!(server_behind_a_unix_socket_is_named_by_its_port, |brand| {
+    // Another pooler, as its socket is one that everybody may use.
+    let server = DropIn::start(Brand::Ringbouncer(1), database(), "");
+    let (name, port) = (&server.database.name, server.address.port());
+    let directory = server.path("");
+    let more = format!(
+        "[databases]\nlocal = host={} port={port} dbname={name}",
+        directory.display()
+    );
+    let drop_in = DropIn::start(brand, database(), &more);
+    Client::login(drop_in.address, "local").value("select 1");
+    let text = "new connection to server";
+    let line = server_says(&drop_in, "local", &format!("unix:{port}"), text);
+    assert!(line.ends_with(text), "{line}");
+});
+
+/// A certificate and its key as `crt` and `key` in a directory, for whomever the pooler runs as.
+fn readable(shown: &Signed) -> TempDir {
+    let files = open_directory();
+    for (from, name) in [(&shown.certificate, "crt"), (&shown.key, "key")] {
+        let to = files.path().join(name);
+        fs::copy(from, &to).unwrap();
+        fs::set_permissions(&to, fs::Permissions::from_mode(0o644)).unwrap();
+    }
+    files
+}
+
+drop_in!(tls_settings_are_made_one_after_the_other, |brand| {
+    const KEPT: &str = "TLS settings could not be applied, still using old configuration";
+    let files = readable(&Authority::new("authority of SET").sign());
+    let drop_in = DropIn::start(brand, database(), "");
+    let mut console = Client::login(drop_in.address, "pgbouncer");
+    let path = |name: &str| files.path().join(name).display().to_string();
+    let settings = [
+        ("client_tls_sslmode", "require".to_owned(), true),
+        ("client_tls_key_file", path("key"), true),
+        ("client_tls_cert_file", path("crt"), false),
+    ];
+    for (name, value, is_early) in settings {
+        client(&drop_in).value("select 'in clear text'");
+        let reply = console.query(&format!("SET {name} = '{value}'"));
+        let notices: &[&str] = if is_early { &[KEPT] } else { &[] };
+        assert_eq!(reply.notices, notices, "{name}: {reply:?}");
+        assert_eq!(reply.complete, [format!("SET {name}={value}")]);
+        let table = console.query("SHOW CONFIG").table();
+        let row = table.iter().find(|row| row["key"] == name).unwrap();
+        assert_eq!(row["value"], value);
+    }
+    let params = [("user", "postgres"), ("database", &*drop_in.database.name)];
+    let reply = Client::connect(drop_in.address).start(PROTOCOL_3_0, &params);
+    reply.assert_fatal("SSL required");
+});
+
+drop_in!(encrypted_client_is_said_to_be, |brand| {
+    let authority = Authority::new("authority of the log");
+    let files = readable(&authority.sign());
+    let more = format!(
+        "client_tls_sslmode = allow\nclient_tls_cert_file = {0}/crt\nclient_tls_key_file = {0}/key",
+        files.path().display()
+    );
+    let drop_in = DropIn::start(brand, database(), &more);
+    let mut client = Client::connect(drop_in.address);
+    let config = Arc::new(authority.client_config(None));
+    client.request_tls(config).expect("a handshake");
+    let name = drop_in.database.name.clone();
+    let params = [("user", "postgres"), ("database", &*name)];
+    assert_eq!(client.start(PROTOCOL_3_0, &params).status, b'I');
+    let line = line_with(&drop_in, "login attempt: ");
+    let how = line.rsplit_once(" tls=").expect("tls=").1;
+    assert!(how.starts_with("TLSv1.3/TLS_"), "{line}");
+});
+
+// ---- when ---------------------------------------------------------------------------------------
+
+drop_in!(lines_have_the_local_time, |brand| {
+    let hour = || {
+        let since = std::time::UNIX_EPOCH.elapsed().unwrap();
+        format!("{:02}", (since.as_secs() / 3600 + 3) % 24)
+    };
+    let before = hour();
+    // Three hours east of Greenwich.
+    let drop_in = DropIn::start_with(brand, database(), "", |command| {
+        command.env("TZ", "XYZ-3");
+    });
+    let line = line_with(&drop_in, "process up: ");
+    let zone = format!(" XYZ [{}] LOG process up: ", drop_in.pid());
+    assert_eq!(line.find(&zone), Some(23), "{line}");
+    assert!(
+        [before, hour()].iter().any(|hour| line[11..13] == *hour),
+        "{line}"
+    );
+});
