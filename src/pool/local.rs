@@ -411,6 +411,31 @@ impl<S, W> LocalPool<S, W> {
         self.publish_idle();
     }
 
+    /// Closes the idle servers of which `is_due` says so, given when each went idle, oldest first; `least` are kept,
+    /// over all shards.
+    pub fn expire_spare(
+        &mut self,
+        least: u32,
+        why: &'static str,
+        is_due: impl Fn(&S, Moment) -> bool,
+        out: &mut Vec<Action<S, W>>,
+    ) {
+        for _ in 0..self.idle.len() {
+            let Some(idle) = self.idle.pop_front() else {
+                break;
+            };
+            let shared = self.seat.shared();
+            if is_due(&idle.server, idle.since)
+                && shared.try_retire_above(least, &mut self.retiring)
+            {
+                out.push(Action::Close(idle.server, Closing::Expired(why)));
+            } else {
+                self.idle.push_back(idle);
+            }
+        }
+        self.publish_idle();
+    }
+
     /// Takes the longest idle server out of the pool, for another that needs its place under a limit
     /// that spans pools. Ends in [`LocalPool::closed`].
     pub fn evict(&mut self) -> Option<S> {

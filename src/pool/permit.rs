@@ -117,7 +117,17 @@ impl Permits {
             })
     }
 
-    /// Gives back the permit of a server that was closed because of [`Permits::try_retire`].
+    /// The same for those above `least`, whatever the limit: true for exactly as many callers as there are more open
+    /// than that, those not counted that are being closed for this or the limit.
+    pub fn try_retire_above(&self, least: u32) -> bool {
+        self.update(|counts| {
+            let retiring = counts.retiring + 1;
+            (counts.staying() > least).then_some(Counts { retiring, ..counts })
+        })
+    }
+
+    /// Gives back the permit of a server that was closed because of [`Permits::try_retire`] or
+    /// [`Permits::try_retire_above`].
     pub fn give_back_retired(&self) {
         let is_given = self.update(|counts| {
             Some(Counts {
@@ -183,7 +193,11 @@ impl Counts {
     }
 
     fn has_surplus(self, tolerated: u32) -> bool {
-        self.open.saturating_sub(self.retiring) > self.limit.saturating_add(tolerated)
+        self.staying() > self.limit.saturating_add(tolerated)
+    }
+
+    fn staying(self) -> u32 {
+        self.open.saturating_sub(self.retiring)
     }
 }
 
@@ -211,6 +225,16 @@ mod tests {
         (0..3).for_each(|_| permits.give_back_retired());
         assert_eq!(permits.open(), 7);
         assert!(!permits.try_take() && !permits.try_retire(0));
+    }
+
+    #[test]
+    fn as_many_are_kept_as_are_to_be() {
+        let permits = Permits::new(10);
+        assert!((0..5).all(|_| permits.try_take()));
+        assert_eq!((0..9).filter(|_| permits.try_retire_above(3)).count(), 2);
+        permits.give_back_retired();
+        assert!(!permits.try_retire_above(3), "one is still closing");
+        assert!(permits.try_take() && permits.try_retire_above(3));
     }
 
     #[test]

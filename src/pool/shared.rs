@@ -282,13 +282,19 @@ impl SharedPool {
             // Looking first: most pools have no surplus and no reserve.
             if permits.has_surplus() && permits.try_retire(self.tolerated(level)) {
                 must = true;
-                if retiring.0.len() <= level {
-                    retiring.0.resize(level + 1, 0);
-                }
-                retiring.0[level] += 1;
+                retiring.add(level);
             }
         }
         must
+    }
+
+    /// Whether a server may close of which the pool needs no more than `least`; then `retiring` has it.
+    pub(super) fn try_retire_above(&self, least: u32, retiring: &mut Retiring) -> bool {
+        let may = self.own().try_retire_above(least);
+        if may {
+            retiring.add(0);
+        }
+        may
     }
 
     /// Servers beyond the limit that stay for the time being.
@@ -411,6 +417,15 @@ impl Desk {
 /// have closed the counts are the same.
 #[derive(Debug, Default)]
 pub(super) struct Retiring(Vec<usize>);
+
+impl Retiring {
+    fn add(&mut self, level: usize) {
+        if self.0.len() <= level {
+            self.0.resize(level + 1, 0);
+        }
+        self.0[level] += 1;
+    }
+}
 
 /// What a shard's desk said about its oldest waiter.
 #[derive(Clone, Copy, Debug)]

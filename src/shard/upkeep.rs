@@ -196,21 +196,22 @@ fn expire_servers(pool: &Rc<Pool>, config: &Config) {
     let idle_max = general.server_idle_timeout;
     let checks = !general.server_check_query.is_empty();
     let minimum = config.min_pool_size(&pool.database.borrow());
-    let mut spare = pool.common.shared.open().saturating_sub(minimum);
     pool.step(|local, now, actions| {
         let due = |server: &Server, since: Moment| {
-            let is_idle_long = spare > 0 && !idle_max.is_zero() && now.since(since) >= idle_max;
-            spare -= u32::from(is_idle_long);
             if checks && now.since(since) > general.server_check_delay {
                 server.entry.set_state(ServerState::Used);
             }
             None.or_else(|| server.entry.close_needed.get())
                 .or_else(|| (!pool.may_stay(server)).then(|| pool.disturbed(server)))
-                .or_else(|| is_idle_long.then_some("server idle timeout"))
                 .or_else(|| pool.has_outlived(server).then_some("server lifetime over"))
         };
-        if local.idle().len() > 0 {
-            local.expire_idle(due, actions);
+        if local.idle().len() == 0 {
+            return;
+        }
+        local.expire_idle(due, actions);
+        if !idle_max.is_zero() {
+            let is_idle_long = |_: &Server, since| now.since(since) >= idle_max;
+            local.expire_spare(minimum, "server idle timeout", is_idle_long, actions);
         }
     });
 }

@@ -403,6 +403,31 @@ fn a_limit_that_spans_pools_is_taken_with_the_pools_own_and_given_back_with_it()
 }
 
 #[test]
+fn shards_that_close_spare_servers_together_keep_as_many_as_are_to_be() {
+    let (mut here, mut there) = pools(5);
+    (1..=3).for_each(|server| stock(&mut here, server, ms(server.into())));
+    (4..=5).for_each(|server| stock(&mut there, server, ms(server.into())));
+    let spare = |pool: &mut Pool, until| {
+        did(|out| pool.expire_spare(2, "idle", |_, since| since <= until, out))
+    };
+    let closed = |servers: &[u32]| -> Vec<_> {
+        let why = Closing::Expired("idle");
+        servers
+            .iter()
+            .map(|server| Action::Close(*server, why))
+            .collect()
+    };
+    assert_eq!(spare(&mut here, ms(2)), closed(&[1, 2]));
+    // PostgreSQL has not hung up on those yet.
+    assert_eq!(spare(&mut there, ms(9)), closed(&[4]));
+    assert_eq!(spare(&mut here, ms(9)), closed(&[]));
+    (0..2).for_each(|_| assert_eq!(did(|out| here.closed(ms(8), out)), []));
+    assert_eq!(did(|out| there.closed(ms(8), out)), []);
+    assert_eq!(here.shared().open(), 2);
+    assert_eq!(spare(&mut there, ms(9)), closed(&[]));
+}
+
+#[test]
 fn idle_servers_expire_oldest_first_and_one_that_dies_is_found() {
     let (mut here, _there) = pools(3);
     (1..=3).for_each(|server| stock(&mut here, server, ms(server.into())));
