@@ -22,9 +22,20 @@ pub(super) struct Fault {
 
 /// Every such fault of `config`.
 pub(super) fn faults(config: &Config) -> Vec<Fault> {
-    let of_tls = client_tls_faults(&config.general).into_iter();
-    let of_tls = of_tls.chain(server_tls_faults(&config.general)).flatten();
-    faults_but_tls(config).into_iter().chain(of_tls).collect()
+    let found = faults_but_tls(config).into_iter();
+    found.chain(tls_faults(config)).collect()
+}
+
+/// Those of how TLS settings go together.
+fn tls_faults(config: &Config) -> impl Iterator<Item = Fault> {
+    let found = client_tls_faults(&config.general).into_iter();
+    let found = found.chain(server_tls_faults(&config.general)).flatten();
+    found.filter(|fault| counts(config, fault))
+}
+
+/// Whether a fault is one in the file's own dialect.
+fn counts(config: &Config, fault: &Fault) -> bool {
+    config.dialect == Dialect::Toml || fault.is_fatal_to_pgbouncer
 }
 
 /// Every such fault but those of how TLS settings go together.
@@ -62,8 +73,7 @@ pub(super) fn faults_but_tls(config: &Config) -> Vec<Fault> {
         .filter_map(|peer| peer_without_host(peer));
     let all = found.chain(databases).chain(peers);
     let all = all.chain(several_secrets(config));
-    let counts = |fault: &Fault| config.dialect == Dialect::Toml || fault.is_fatal_to_pgbouncer;
-    all.filter(counts).collect()
+    all.filter(|fault| counts(config, fault)).collect()
 }
 
 fn of_general(blamed: &str, others: &[&str], text: impl Into<String>) -> Option<Fault> {
@@ -188,11 +198,10 @@ fn not_whole_seconds(name: &str, span: Duration) -> Option<Fault> {
     of_general(name, &[], "must be whole seconds")
 }
 
-impl General {
+impl Config {
     /// Why the TLS settings do not go together, if they do not: SET makes them one after the other.
     pub fn tls_fault(&self) -> Option<String> {
-        let faults = client_tls_faults(self).into_iter();
-        let fault = faults.chain(server_tls_faults(self)).flatten().next()?;
+        let fault = tls_faults(self).next()?;
         Some(format!("{} {}", fault.key, fault.text))
     }
 }

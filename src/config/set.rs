@@ -14,7 +14,7 @@ impl Config {
     /// This configuration with `name` of `[ringbouncer]` set to what `written` says, in the notation of its file. A
     /// setting that needs a restart keeps its value, though `written` must be one that it could have. `None` if there is
     /// no such setting, or it cannot have such a value. Whether TLS settings go together is not asked:
-    /// [`General::tls_fault`].
+    /// [`Config::tls_fault`].
     pub fn with_setting(&self, name: &str, written: &str) -> Option<Config> {
         let mut config = self.clone();
         let is_ini = self.dialect == Dialect::Ini;

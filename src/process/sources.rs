@@ -81,7 +81,13 @@ pub fn working_directory() -> Result<PathBuf, StartError> {
 
 /// Reads the certificates and keys of `config`.
 pub(super) fn load_tls(config: &Config, old: Option<&Snapshot>) -> Result<TlsSetup, SetupError> {
-    TlsSetup::load(&config.general, old.map(|old| &*old.tls))
+    match config.tls_fault() {
+        Some(problem) => Err(SetupError::Whole {
+            side: "TLS",
+            problem,
+        }),
+        None => TlsSetup::load(&config.general, old.map(|old| &*old.tls)),
+    }
 }
 
 /// Says which certificates expire soon, or have expired.

@@ -260,6 +260,15 @@ drop_in!(
     }
 );
 
+drop_in!(whoever_says_whatever_may_look, |brand| {
+    let more = "auth_type = any\nadmin_users =\n[databases]\nforced = user=postgres";
+    let drop_in = DropIn::start(brand, Postgres::shared().database(), more);
+    let params = [("user", "somebody"), ("database", "pgbouncer")];
+    let mut console = Client::login_with(drop_in.address, &params);
+    assert_eq!(console.query("SHOW POOLS").complete, ["SHOW"]);
+    assert_eq!(console.query("RELOAD").text(), "admin access needed");
+});
+
 /// What the console says to a command that it refuses.
 const REFUSED: [(&str, &str); 32] = [
     ("", "invalid command '', use SHOW HELP;"),

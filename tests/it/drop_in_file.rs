@@ -24,7 +24,8 @@ fn admin(drop_in: &DropIn) -> Client {
 fn setting(drop_in: &DropIn, key: &str) -> String {
     let table = admin(drop_in).query("SHOW CONFIG").table();
     let row = table.iter().find(|row| row["key"] == key);
-    row.unwrap_or_else(|| panic!("no option {key}"))["value"].clone()
+    let row = row.unwrap_or_else(|| panic!("no option {key}"));
+    row.get("value").cloned().unwrap_or_default()
 }
 
 fn reload(drop_in: &DropIn) {

@@ -285,10 +285,11 @@ compared!(
             start(&name(bytes), entry).assert_fatal("username too long");
         }
         let unknown = start(&name(127), entry);
-        unknown.assert_fatal("authentication failed");
+        unknown.assert_fatal("\"trust\" authentication failed");
         for bytes in [63, 64, 200] {
             let text = format!("no such database: {}", name(bytes.min(50)));
-            start("postgres", &name(bytes)).assert_fatal(&text);
+            let refused = start("postgres", &name(bytes));
+            assert!(refused.fatal().text.starts_with(&text), "{refused:?}");
         }
     }
 );

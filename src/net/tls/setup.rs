@@ -81,10 +81,6 @@ impl TlsSetup {
     /// # Errors
     /// Whatever is wrong with them.
     pub fn load(general: &General, old: Option<&TlsSetup>) -> Result<TlsSetup, SetupError> {
-        if let Some(problem) = general.tls_fault() {
-            let side = "TLS";
-            return Err(SetupError::Whole { side, problem });
-        }
         // Before they are read: a change in between is noticed afterwards.
         let watched = stamps(general);
         let mut clients = None;
