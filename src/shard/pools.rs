@@ -537,7 +537,10 @@ impl Pool {
             match action {
                 Action::Grant { waiter, server } => self.grant(waiter, server),
                 Action::Open => opening::begin(self.clone()),
-                Action::Close(server) => self.close(server, "not needed any more"),
+                Action::Close(server) => {
+                    let why = server.entry.close_needed.get();
+                    self.close(server, why.unwrap_or("not needed any more"));
+                }
                 Action::Send { to, server, hops } => self.hand_over(to, server, hops),
                 Action::Ask(to) => {
                     let _ = self.shard.post(

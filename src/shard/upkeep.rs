@@ -202,7 +202,17 @@ fn expire_servers(pool: &Rc<Pool>, config: &Config) {
             if checks && now.since(since) > general.server_check_delay {
                 server.entry.set_state(ServerState::Used);
             }
-            is_idle_long || !pool.may_stay(server) || pool.has_outlived(server)
+            let may_stay = pool.may_stay(server);
+            let why = if is_idle_long {
+                Some("server idle timeout")
+            } else {
+                let is_old = may_stay && pool.has_outlived(server);
+                is_old.then_some("server lifetime over")
+            };
+            if why.is_some() {
+                server.entry.close_needed.set(why);
+            }
+            why.is_some() || !may_stay
         };
         if local.idle().len() > 0 {
             local.expire_idle(is_due, actions);
