@@ -570,3 +570,48 @@ drop_in!(words_of_a_server_that_refuses_reach_the_client, |brand| {
         assert_eq!(login(&drop_in, "postgres", "", entry), Err(refusal));
     }
 });
+
+// ---- time --------------------------------------------------------------------------------------------------------
+
+drop_in!(login_that_takes_too_long_is_ended, |brand| {
+    let lines = "auth_type = md5\nclient_login_timeout = 1";
+    let drop_in = start(brand, lines, &[("ann", PASSWORD)]);
+    let mut silent = Client::connect(drop_in.address);
+    let mut asked = Client::connect(drop_in.address);
+    asked.send(&startup(
+        PROTOCOL_3_0,
+        &[("user", "ann"), ("database", "main")],
+    ));
+    asked.expect(b'R');
+    for client in [&mut silent, &mut asked] {
+        let reply = client.reply();
+        assert_eq!(reply.code(), "08P01");
+        reply.assert_fatal("client_login_timeout");
+    }
+});
+
+drop_in!(login_waits_for_a_server_that_is_down, |brand| {
+    let postgres = Postgres::own();
+    let database = postgres.database();
+    let lines = "auth_type = trust\nclient_login_timeout = 2\nserver_login_retry = 1";
+    let users = [("postgres", "")];
+    let drop_in = start_before(brand, database, lines, &users);
+    postgres.kill();
+    let reply = bare(&drop_in, "postgres", &drop_in.database.name);
+    assert_eq!(reply.code(), "08P01");
+    reply.assert_fatal("client_login_timeout (server down)");
+    let mut waiting = Client::connect(drop_in.address);
+    let params = [("user", "postgres"), ("database", &*drop_in.database.name)];
+    waiting.send(&startup(PROTOCOL_3_0, &params));
+    wait_until("it has come", || {
+        drop_in.log().matches("login attempt").count() == 2
+    });
+    postgres.start();
+    let mut reply = waiting.reply();
+    wait_until("it is back", || {
+        if reply.status != b'I' {
+            reply = bare(&drop_in, "postgres", &drop_in.database.name);
+        }
+        reply.status == b'I'
+    });
+});

@@ -486,3 +486,47 @@ drop_in!(large_values_pass_both_ways, |brand| {
     );
     assert_eq!(client.value("select repeat('y', 5000000)").len(), 5_000_000);
 });
+
+drop_in!(key_of_a_client_that_has_gone_cancels_nothing, |brand| {
+    let drop_in = start(brand, "pool_mode = transaction\ndefault_pool_size = 1");
+    let mut gone = drop_in.client();
+    gone.value("select 1");
+    let key = gone.key.clone();
+    drop(gone);
+    let mut client = drop_in.client();
+    start_long(&drop_in, &mut client, "spare me");
+    peer::cancel(drop_in.address, &key);
+    drop_in
+        .database
+        .wait_backends(1, "state = 'active' and query like '%-- spare me'");
+    assert!(client.has_nothing_to_read());
+    peer::cancel(drop_in.address, &client.key);
+    assert_eq!(client.reply().code(), "57014");
+});
+
+drop_in!(
+    cancel_of_a_client_that_has_finished_spares_the_next_one,
+    |brand| {
+        let drop_in = start(brand, "pool_mode = transaction\ndefault_pool_size = 1");
+        let (mut first, mut second) = (drop_in.client(), drop_in.client());
+        first.value("select 1");
+        start_long(&drop_in, &mut second, "spare me");
+        peer::cancel(drop_in.address, &first.key);
+        drop_in
+            .database
+            .wait_backends(1, "state = 'active' and query like '%-- spare me'");
+        assert!(second.has_nothing_to_read());
+        peer::cancel(drop_in.address, &second.key);
+        assert_eq!(second.reply().code(), "57014");
+    }
+);
+
+drop_in!(notice_of_the_server_reaches_its_client, |brand| {
+    let drop_in = start(brand, "pool_mode = transaction");
+    let mut client = drop_in.client();
+    let reply = client.query("do $$ begin raise notice 'look'; end $$");
+    assert_eq!(
+        (&*reply.notices, reply.status),
+        (&["look".to_owned()][..], b'I')
+    );
+});
