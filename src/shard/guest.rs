@@ -471,6 +471,10 @@ impl Guest {
             let text = format!("database \"{}\" is disabled", database.name);
             return Err(Farewell::because(text));
         }
+        if snapshot.config.general.auth_type == AuthType::Any && database.user.is_none() {
+            tracing::error!(client = %self.entry.id, database = ?database.name, "auth_type any requires a user of the database");
+            return Err(Farewell::CONFIG_ERROR);
+        }
         let settings = wishes?;
         if let Some(name) = settings.tracked("application_name") {
             self.entry

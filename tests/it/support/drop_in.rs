@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
+use super::peer::{Client, Reply};
 use super::pooler::program;
 use super::postgres::{Database, spawn_mortal};
 use super::wait::{PATIENCE, holds_within, wait_until};
@@ -86,6 +87,13 @@ pub fn write_ini(directory: &Path, port: u16, database: &Database, more: &str) -
     path
 }
 
+/// A line of `[databases]` for a further entry that leads to `database`.
+pub fn entry(name: &str, database: &Database, keys: &str) -> String {
+    let (address, dbname) = (database.postgres.address(), &database.name);
+    let (host, port) = (address.ip(), address.port());
+    format!("{name} = host={host} port={port} dbname={dbname} {keys}\n")
+}
+
 /// A running pooler of either brand, with `log` and `pid` as its log and pid file.
 pub struct DropIn {
     pub address: SocketAddr,
@@ -158,6 +166,44 @@ impl DropIn {
             true => Ok(drop_in),
             false => Err(drop_in.said()),
         }
+    }
+
+    /// A client of the database, as `postgres`.
+    #[track_caller]
+    pub fn client(&self) -> Client {
+        Client::login(self.address, &self.database.name)
+    }
+
+    /// One command of an admin.
+    #[track_caller]
+    pub fn console(&self, command: &str) -> Reply {
+        Client::login(self.address, "pgbouncer").query(command)
+    }
+
+    /// The sum of one column of `SHOW POOLS` over the pools of an entry.
+    #[track_caller]
+    pub fn pools(&self, entry: &str, column: &str) -> u64 {
+        let table = self.console("SHOW POOLS").table();
+        let rows = table.iter().filter(|row| row["database"] == entry);
+        rows.map(|row| row[column].parse::<u64>().unwrap()).sum()
+    }
+
+    /// Waits until so many clients of the database stand in line.
+    #[track_caller]
+    pub fn wait_queued(&self, count: u64) {
+        wait_until("clients stand in line", || {
+            self.pools(&self.database.name, "cl_waiting") == count
+        });
+    }
+
+    /// Replaces a part of the configuration file and has it read.
+    #[track_caller]
+    pub fn reload_with(&self, old: &str, new: &str) -> Reply {
+        let file = self.path("pgbouncer.ini");
+        let text = fs::read_to_string(&file).unwrap();
+        assert!(text.contains(old), "no {old:?} in {text}");
+        fs::write(&file, text.replace(old, new)).unwrap();
+        self.console("RELOAD")
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
