@@ -33,7 +33,7 @@ need_lockable_memory() {
     local limit
     limit=$(ulimit -l)
     if [ "$limit" = unlimited ] || [ "$limit" -ge $(($1 * 1024)) ] || ulimit -l $(($1 * 1024)) 2>/dev/null; then return; fi
-    [ "$(uname -r | awk -F. '{ print $1 * 100 + $2 >= 614 }')" = 1 ] || return 0
+    [ "$(uname -r | awk -F. '{ print ($1 * 100 + $2 >= 614) }')" = 1 ] || return 0
     # Root in a container that may not raise it need not either.
     [ "$(id -u)" -ne 0 ] || return 0
     as_root prlimit --memlock=$(($1 * 1048576)) --pid $$
