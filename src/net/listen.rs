@@ -15,7 +15,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -43,7 +43,7 @@ pub enum Endpoint {
 
 impl Endpoint {
     pub(super) fn peer_of(fd: BorrowedFd<'_>) -> Endpoint {
-        match Endpoint::of(SockRef::from(&fd).peer_addr()) {
+        match Endpoint::of(fd, SockRef::from(&fd).peer_addr()) {
             Endpoint::Unix(_) => Endpoint::Process {
                 pid: socket_peercred(fd)
                     .map_or(0, |peer| peer.pid.as_raw_nonzero().get().unsigned_abs()),
@@ -54,12 +54,19 @@ impl Endpoint {
     }
 
     pub(super) fn local_of(fd: BorrowedFd<'_>) -> Endpoint {
-        Endpoint::of(SockRef::from(&fd).local_addr())
+        Endpoint::of(fd, SockRef::from(&fd).local_addr())
     }
 
-    fn of(address: io::Result<SockAddr>) -> Endpoint {
+    /// A peer that has reset its connection has no address any more; it must not pass for one of this machine.
+    fn of(fd: BorrowedFd<'_>, address: io::Result<SockAddr>) -> Endpoint {
         let Ok(address) = address else {
-            return Endpoint::Unix(PathBuf::new());
+            let is_unix = SockRef::from(&fd)
+                .domain()
+                .is_ok_and(|it| it == Domain::UNIX);
+            return match is_unix {
+                true => Endpoint::Unix(PathBuf::new()),
+                false => Endpoint::Tcp(SocketAddr::from(([0; 4], 0))),
+            };
         };
         match address.as_socket() {
             Some(tcp) => Endpoint::Tcp(tcp),
@@ -212,7 +219,7 @@ pub fn adopt_listener(socket: &OwnedFd, options: &TcpOptions) -> io::Result<Endp
             "it is no listening stream socket",
         ));
     }
-    let endpoint = Endpoint::of(known.local_addr());
+    let endpoint = Endpoint::local_of(socket.as_fd());
     if !endpoint.is_unix() {
         options.apply(&known)?;
     }
@@ -344,20 +351,27 @@ impl Listener {
     }
 }
 
-/// A connection that waits at a listening socket whose owner does not look, if there is one. Should the owner look
-/// just now and be faster, this takes a millisecond.
+/// How long [`take_waiting`] may wait for a connection that somebody else has taken meanwhile.
+const TAKE_MAX: Duration = Duration::from_millis(1);
+
+/// Lets others than its owner take connections from a listening socket ([`take_waiting`]). Its owner, which accepts by
+/// ring, never waits in `accept` itself; the socket must go on blocking for it, as the ring gives EAGAIN otherwise.
+///
+/// # Errors
+/// Those of setsockopt(2).
+pub fn share_listener(listener: &OwnedFd) -> io::Result<()> {
+    SockRef::from(listener).set_read_timeout(Some(TAKE_MAX))
+}
+
+/// A connection that waits at a shared listening socket whose owner does not look, if there is one. Should somebody else
+/// be faster just now, this takes some milliseconds.
 pub fn take_waiting(listener: &OwnedFd) -> Option<Detached> {
     let mut asked = [PollFd::new(listener, PollFlags::IN)];
     let is_there = poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0);
     if !is_there {
         return None;
     }
-    // The socket must go on blocking: accepting by ring would fail with EAGAIN instead of waiting.
-    let socket = SockRef::from(listener);
-    let longest = Some(Duration::from_millis(1));
-    socket.set_read_timeout(longest).ok()?;
     let accepted = accept_with(listener, SocketFlags::CLOEXEC);
-    let _ = socket.set_read_timeout(None);
     accepted.ok().map(Detached::new)
 }
 

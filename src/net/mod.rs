@@ -27,7 +27,9 @@ mod turnstile;
 pub use buffer::Chunk;
 pub use driver::{Driver, spawn};
 pub use listen::{Endpoint, Listener, TcpOptions};
-pub use listen::{adopt_listener, listen_tcp, listen_unix, probe_tcp, take_waiting};
+pub use listen::{
+    adopt_listener, listen_tcp, listen_unix, probe_tcp, share_listener, take_waiting,
+};
 pub use reactor::{Net, NetOptions};
 pub use ring::probe;
 pub use socket::{Detached, Payload, Socket};

@@ -4,7 +4,8 @@
 use super::root::Shard;
 use super::shared::{Common, Phase};
 use crate::base::{Clock, ShardId};
-use crate::net::{spawn, take_waiting};
+use crate::net::{share_listener, spawn, take_waiting};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError, Weak};
@@ -18,7 +19,16 @@ pub(super) struct Door {
 
 impl Common {
     /// Makes a socket known that `shard` listens at.
-    pub(super) fn add_door(&self, shard: ShardId, socket: &Arc<OwnedFd>, is_unix: bool) {
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    pub(super) fn add_door(
+        &self,
+        shard: ShardId,
+        socket: &Arc<OwnedFd>,
+        is_unix: bool,
+    ) -> io::Result<()> {
+        share_listener(socket)?;
         let door = Door {
             shard,
             socket: Arc::downgrade(socket),
@@ -26,12 +36,13 @@ impl Common {
         };
         let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.push(door);
+        Ok(())
     }
 
-    fn doors_of(&self, shard: ShardId) -> Vec<(Arc<OwnedFd>, bool)> {
+    fn doors_of(&self, shard: ShardId) -> Vec<(Weak<OwnedFd>, bool)> {
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         let own = doors.iter().filter(|door| door.shard == shard);
-        own.filter_map(|door| Some((door.socket.upgrade()?, door.is_unix)))
+        own.map(|door| (door.socket.clone(), door.is_unix))
             .collect()
     }
 }
@@ -43,12 +54,13 @@ impl Shard {
         let behind = (1..shards).map(|step| ShardId(((self.id.index() + step) % shards) as u16));
         let stalled = behind.take_while(|id| self.common.registry.shard(*id).beat.is_stalled(now));
         for (socket, is_unix) in stalled.flat_map(|id| self.common.doors_of(id)) {
-            if self.phase.get() > Phase::Serving && !is_unix {
-                continue;
-            }
             let shard = self.clone();
             spawn(self.net, async move {
-                while let Some(client) = take_waiting(&socket) {
+                while shard.phase.get() == Phase::Serving || is_unix {
+                    // Its owner may close it between two clients.
+                    let Some(client) = socket.upgrade().and_then(|it| take_waiting(&it)) else {
+                        return;
+                    };
                     shard.net.in_turn(|| shard.place(client, is_unix)).await;
                 }
             });

@@ -649,7 +649,9 @@ async fn servers(
     client: ClientId,
 ) -> Result<(Arc<ServerParams>, Rc<dyn Servers>), Farewell> {
     let Some(wishes) = wishes else {
-        return Ok((welcome(pool).await?, Rc::new(Counter::new(pool.clone()))));
+        // From before the wait: the pool may have become another user's by its end.
+        let servers = Rc::new(Counter::new(pool.clone()));
+        return Ok((welcome(pool).await?, servers));
     };
     let server = open_apart(pool, wishes).await?;
     let welcome = Arc::new(server.dialogue.params.clone());
@@ -676,17 +678,22 @@ async fn welcome(pool: &Rc<Pool>) -> Result<Arc<ServerParams>, Farewell> {
 
 /// Waits for a server of the pool, as patiently as a client that logs in.
 pub(super) async fn in_line(pool: &Rc<Pool>) -> Result<Server, Farewell> {
-    let place = Line {
-        pool,
-        waiter: Rc::default(),
-    };
-    pool.request(&place.waiter, true);
-    let granted = poll_fn(|cx| place.waiter.poll(cx)).await;
-    granted.map_err(|denial| match denial {
-        Denial::Leave(farewell) => farewell,
-        Denial::Busy(text) => Farewell::with(SqlState::TOO_MANY_CONNECTIONS, text),
-        Denial::Displaced => Farewell::CONFIGURATION_CHANGED,
-    })
+    loop {
+        let place = Line {
+            pool,
+            waiter: Rc::default(),
+        };
+        pool.request(&place.waiter, true);
+        match poll_fn(|cx| place.waiter.poll(cx)).await {
+            Ok(server) => return Ok(server),
+            Err(Denial::Leave(farewell)) => return Err(farewell),
+            Err(Denial::Busy(text)) => {
+                return Err(Farewell::with(SqlState::TOO_MANY_CONNECTIONS, text));
+            }
+            // It is this pool that is wanted, whoever its clients are now.
+            Err(Denial::Displaced) => {}
+        }
+    }
 }
 
 struct Line<'a> {

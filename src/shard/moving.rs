@@ -23,7 +23,7 @@ use crate::base::{ClientId, Clock, Moment, ShardId};
 use crate::client::{ClientEntry, Farewell, Signal, Who};
 use crate::net::Socket;
 use crate::pool::Permit;
-use crate::relay::{Ending, Relay, RelayParcel};
+use crate::relay::{Ending, RelayParcel};
 use crate::session::{CancelKey, PeerAddress};
 use crate::wire::Replication;
 use std::collections::HashMap;
@@ -49,6 +49,8 @@ pub struct Traveller {
     application_name: Arc<str>,
     database: Arc<str>,
     user: Arc<str>,
+    /// The user that its pool's servers are logged in as.
+    pool_user: Arc<str>,
     cancel_key: CancelKey,
     seats: Seats,
     /// How often it has moved, this time included.
@@ -128,9 +130,9 @@ impl Guest {
         loop {
             settled = match settled.relay.run().await {
                 Ending::Moving(to) => Box::pin(self.send_on(*settled, to)).await?,
-                Ending::Displaced => match self.in_pool(&mut settled) {
-                    true => settled,
-                    false => return Some(settled.relay.send_away(Farewell::DATABASE_REMOVED)),
+                Ending::Displaced => match self.change_pool(&mut settled) {
+                    Ok(()) => settled,
+                    Err(farewell) => return Some(settled.relay.send_away(farewell)),
                 },
                 ending => return Some(ending),
             };
@@ -161,7 +163,7 @@ impl Guest {
         };
         // Somebody may have told it, or everybody, to leave meanwhile; no await from here to its departure.
         if !may_go() {
-            return back(self.unpack(parcel, &pool), seats, pool);
+            return Some(self.unpack(parcel, seats, pool));
         }
         let moves = self.moves.get() + 1;
         let traveller = Box::new(Traveller {
@@ -173,12 +175,13 @@ impl Guest {
             application_name: self.entry.application_name.borrow().clone(),
             database: who.database.clone(),
             user: who.user.clone(),
+            pool_user: pool.common.key.user.clone(),
             cancel_key: who.cancel_key.clone(),
             seats,
             moves,
         });
         if let Err(Mail::Traveller(refused)) = shard.post(to, Mail::Traveller(traveller)) {
-            return back(self.unpack(refused.parcel, &pool), refused.seats, pool);
+            return Some(self.unpack(refused.parcel, refused.seats, pool));
         }
         shard.stats.moves_out.inc();
         let is_origin = who.cancel_key.shard() == Some(shard.id);
@@ -187,45 +190,65 @@ impl Guest {
         None
     }
 
-    fn unpack(&self, parcel: RelayParcel, pool: &Rc<Pool>) -> Relay {
+    /// Goes on with a client that has been packed, in the pool that is its own by now.
+    fn unpack(&self, parcel: RelayParcel, seats: Seats, pool: Rc<Pool>) -> Box<Settled> {
         let shard = &self.shard;
-        parcel.unpack(
+        let relay = parcel.unpack(
             shard.net,
             self.entry.clone(),
             Rc::new(Counter::new(pool.clone())),
             shard.statements.clone(),
             pool.stats.clone(),
-        )
+        );
+        let mut settled = Box::new(Settled { relay, pool, seats });
+        if let Err(farewell) = self.change_pool(&mut settled) {
+            self.entry.send(Signal::Leave(farewell));
+        }
+        settled
     }
 
-    /// The pool of a user as the configuration has it now; none if the database is gone.
-    fn pool_of(&self, database: &str, user: &str) -> Option<Rc<Pool>> {
-        let database = self.shard.snapshot().config.database(database)?;
-        Some(self.shard.pool(&database, database.server_user(user)))
-    }
-
-    /// Takes a client to the pool that is its own now; false if its database is gone.
-    fn in_pool(&self, settled: &mut Settled) -> bool {
-        let who = self.entry.who();
-        let Some(pool) = who.and_then(|who| self.pool_of(&who.database, &who.user)) else {
-            return false;
+    /// The pool of a client of `pool_user`'s pool as the configuration has it now. It may have become that of the user that
+    /// the database names, whoever the client is; but to be its own user's, the client would have to prove itself anew.
+    fn pool_of(&self, database: &str, user: &str, pool_user: &str) -> Result<Rc<Pool>, Farewell> {
+        let Some(database) = self.shard.snapshot().config.database(database) else {
+            return Err(Farewell::DATABASE_REMOVED);
         };
+        let server_user = database.server_user(user);
+        if database.user.is_none() && server_user != pool_user {
+            return Err(Farewell::CONFIGURATION_CHANGED);
+        }
+        Ok(self.shard.pool(&database, server_user))
+    }
+
+    /// Takes a client to the pool that is its own now.
+    ///
+    /// # Errors
+    /// Why it has to leave.
+    fn change_pool(&self, settled: &mut Settled) -> Result<(), Farewell> {
+        let Some(who) = self.entry.who() else {
+            return Ok(());
+        };
+        let pool = self.pool_of(&who.database, &who.user, &settled.pool.common.key.user)?;
         settled.relay.change_pool(
             Rc::new(Counter::new(pool.clone())),
             pool.stats.clone(),
             pool.common.generation.clone(),
         );
         settled.pool = pool;
-        true
+        Ok(())
     }
 
     /// Serves a client that has come from another shard.
     fn host(&self, traveller: Traveller) -> Stay {
-        let Some(pool) = self.pool_of(&traveller.database, &traveller.user) else {
-            let socket = traveller.parcel.into_socket();
-            let ending = Ending::SentAway(Farewell::DATABASE_REMOVED);
-            say_farewell(&Socket::attach(self.shard.net, socket), &ending);
-            return Stay::Ended(ending);
+        let pool = self.pool_of(&traveller.database, &traveller.user, &traveller.pool_user);
+        let pool = match pool {
+            Ok(pool) => pool,
+            Err(farewell) => {
+                let socket = traveller.parcel.into_socket();
+                let ending = Ending::SentAway(farewell);
+                say_farewell(&Socket::attach(self.shard.net, socket), &ending);
+                return Stay::Ended(ending);
+            }
         };
         self.entry
             .application_name
@@ -247,14 +270,7 @@ impl Guest {
             // The order came while it was on its way.
             self.entry.send(Signal::Leave(Farewell::DATABASE_REMOVED));
         }
-        let mut settled = Box::new(Settled {
-            relay: self.unpack(traveller.parcel, &pool),
-            pool,
-            seats: traveller.seats,
-        });
-        // A reload may have given it another one on its way.
-        self.in_pool(&mut settled);
-        Stay::Settled(settled)
+        Stay::Settled(self.unpack(traveller.parcel, traveller.seats, pool))
     }
 }
 

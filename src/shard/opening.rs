@@ -12,7 +12,7 @@ use crate::net::{Endpoint, spawn};
 use crate::pool::pause_after;
 use crate::server::{DialError, Login, Server, ServerTls, Target, Wishes, dial, run_query};
 use crate::wire::SqlState;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::error::Error;
 use std::net::{IpAddr, SocketAddr};
@@ -63,6 +63,7 @@ pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, 
         id: pool.shard.common.server_id(),
         begun: pool.shard.net.now(),
         remote: RefCell::default(),
+        turn: Cell::new(None),
     };
     let opened = run(pool, wishes, &attempt).await;
     if let Err(error) = &opened {
@@ -82,6 +83,7 @@ async fn run(pool: &Pool, wishes: Option<Wishes>, attempt: &Attempt) -> Result<S
         LoadBalanceHosts::RoundRobin => pool.common.attempts.fetch_add(1, Ordering::Relaxed),
         LoadBalanceHosts::Disable => pool.common.hosts_left.load(Ordering::Relaxed),
     };
+    attempt.turn.set(Some(turn));
     let (host, endpoint) = shard
         .endpoint(&database, turn)
         .ok_or(DialError::NoAddress)?;
@@ -106,21 +108,17 @@ async fn run(pool: &Pool, wishes: Option<Wishes>, attempt: &Attempt) -> Result<S
         .net
         .until(deadline, dial(shard.net, &target, login))
         .await;
-    let opened = opened.unwrap_or(Err(DialError::Timeout));
-    if opened.as_ref().is_err_and(|error| !is_final(error)) {
-        // Of those that fail together the first takes all of them to the next host.
-        let (left, order) = (&pool.common.hosts_left, Ordering::Relaxed);
-        let _ = left.compare_exchange(turn, turn.wrapping_add(1), order, order);
-    }
-    opened
+    opened.unwrap_or(Err(DialError::Timeout))
 }
 
-/// An attempt to open a server connection, for the log.
+/// An attempt to open a server connection, for the log and for the choice of the next host.
 struct Attempt {
     id: ServerId,
     begun: Moment,
     /// Where it goes; none before its host's name has an address.
     remote: RefCell<Option<Endpoint>>,
+    /// Which host of several it goes to; none if that was not kept.
+    turn: Cell<Option<usize>>,
 }
 
 /// Makes a server of the pool ready for clients, or sees it off: until PostgreSQL has hung up its permit
@@ -146,6 +144,7 @@ async fn prepared(pool: &Rc<Pool>, mut server: Server) -> Result<Server, DialErr
                 id: server.entry.id,
                 begun: server.entry.opened,
                 remote: Some(server.entry.remote.clone()).into(),
+                turn: Cell::new(None),
             };
             log_failure(pool, &attempt, &error);
             pool.see_off(server).await;
@@ -214,6 +213,12 @@ pub(super) fn log_success(pool: &Pool, server: &Server) {
 fn log_failure(pool: &Pool, attempt: &Attempt, error: &DialError) {
     let shard = &pool.shard;
     shard.stats.server_failures.inc();
+    if !is_final(error) && !matches!(error, DialError::OwnQuery(_)) {
+        // Of those that fail together the first takes all of them to the next host.
+        let (left, order) = (&pool.common.hosts_left, Ordering::Relaxed);
+        let turn = attempt.turn.get().unwrap_or_else(|| left.load(order));
+        let _ = left.compare_exchange(turn, turn.wrapping_add(1), order, order);
+    }
     let (database, user) = (&pool.common.key.database, &pool.common.key.user);
     let cause = error.source().map(ToString::to_string).unwrap_or_default();
     let (id, at) = (attempt.id, pool.database.borrow().clone());

@@ -162,7 +162,7 @@ pub async fn run(
     let tcp = listeners.tcp.into_iter().map(|fd| (fd, false));
     for (fd, is_unix) in tcp.chain(listeners.unix.into_iter().map(|fd| (fd, true))) {
         let fd = Arc::new(fd);
-        shard.common.add_door(id, &fd, is_unix);
+        shard.common.add_door(id, &fd, is_unix)?;
         if !is_unix {
             shard.common.listening.fetch_add(1, Ordering::Relaxed);
         }

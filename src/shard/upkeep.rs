@@ -353,7 +353,11 @@ impl Pool {
         self.mode.set(snapshot.config.pool_mode(&new, user));
         self.take_settings(&snapshot.config.general);
         let old = self.database.replace(new.clone());
-        if old.user != new.user {
+        let is_other_users = match &new.user {
+            Some(forced) => **forced != **user,
+            None => old.user.is_some(),
+        };
+        if is_other_users {
             self.user_changes.set(self.user_changes.get() + 1);
             self.deny_waiters(&Denial::Displaced);
         }

@@ -196,3 +196,28 @@ drop_in!(
         assert_eq!(idle.reply().error.unwrap().code, "57014");
     }
 );
+
+// Whoever was let in as somebody has not proved to be the user that servers would be logged in as now.
+both_shards!(
+    client_of_a_database_that_names_no_user_any_more_has_to_come_again,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards));
+        let role = Postgres::shared().role("pg_monitor", "md5", "x");
+        let with = |keys: &[(&str, &str)]| {
+            stage.rewrite(&Topology::new(shards).database("d", &stage.database, keys));
+            assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+        };
+        with(&[("user", &role)]);
+        let login = || Client::login(stage.address(), "d");
+        let (mut idle, mut busy) = (login(), login());
+        assert_eq!(idle.value("select current_user"), role);
+        assert_eq!(busy.query("begin").status, b'T');
+        with(&[]);
+        assert_eq!(busy.query("commit").complete, ["COMMIT"]);
+        for client in [&mut idle, &mut busy] {
+            let refused = client.query("select current_user");
+            refused.assert_fatal("database configuration changed");
+        }
+        assert_eq!(login().value("select current_user"), "postgres");
+    }
+);
