@@ -13,7 +13,7 @@ OTHER_STEPS=(jdbc)
 DRIVERS=$ROOT/target/drivers
 KEEP_GOING=no STEPS=()
 export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
-FUZZ_SECONDS=${FUZZ_SECONDS:-10}
+FUZZ_SECONDS=${FUZZ_SECONDS:-5}
 
 usage() {
     cat <<TEXT
@@ -29,7 +29,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   loom      interleavings of the lock-free parts
   sim       the pool under simulation
   steady    no allocation in a conversation that runs
-  fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 10)
+  fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 5)
   it        the program against real PostgreSQL and scripted peers
   drivers   psycopg, asyncpg, SQLAlchemy, Alembic, Django, node-postgres, psql and pgbench, with 1 and with 3 shards
   torture   everything at once for TORTURE_SECONDS (default 60)
