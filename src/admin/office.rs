@@ -312,7 +312,7 @@ pub trait Office {
     fn wait_close<'a>(&'a self, database: Option<&'a str>) -> Later<'a, Result<(), Refusal>>;
     /// Makes a client leave, and waits until it has.
     fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>>;
-    /// Changes a setting on every shard until the next reload; false if it cannot be.
+    /// Changes a setting on every shard until the next reload; what came of it.
     fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, SetOutcome>;
     /// Reads the configuration again; the error is for the log and says what was wrong.
     fn reload(&self) -> Later<'_, Result<(), String>>;

@@ -94,15 +94,7 @@ impl UserList {
     /// # Errors
     /// If any line is broken; the error lists them all.
     pub fn parse(text: &[u8]) -> Result<UserList, UserListError> {
-        let mut list = UserList::default();
-        let mut broken = Vec::new();
-        for (line, content) in (1..).zip(text.split(|&b| b == b'\n')) {
-            match parse_line(content) {
-                Ok(None) => {}
-                Ok(Some((name, secret))) => list.add(line, name, secret),
-                Err(fault) => broken.push(BrokenLine { line, fault }),
-            }
-        }
+        let (list, broken) = UserList::parse_while(text, |_| true);
         if broken.is_empty() {
             Ok(list)
         } else {
@@ -113,6 +105,16 @@ impl UserList {
     /// Reads a file as PgBouncer does, up to the first broken line. A line with a name that nobody can log in with, which is
     /// no fault to PgBouncer, is passed over. Gives what was left out as well.
     pub fn parse_up_to_fault(text: &[u8]) -> (UserList, Vec<BrokenLine>) {
+        UserList::parse_while(text, |fault| {
+            matches!(fault, LineFault::NameEmpty | LineFault::NameNotUtf8)
+        })
+    }
+
+    /// The users of whole lines and the broken lines, up to the first whose fault does not let it go on.
+    fn parse_while(
+        text: &[u8],
+        goes_on: impl Fn(LineFault) -> bool,
+    ) -> (UserList, Vec<BrokenLine>) {
         let mut list = UserList::default();
         let mut broken = Vec::new();
         for (line, content) in (1..).zip(text.split(|&b| b == b'\n')) {
@@ -121,7 +123,7 @@ impl UserList {
                 Ok(Some((name, secret))) => list.add(line, name, secret),
                 Err(fault) => {
                     broken.push(BrokenLine { line, fault });
-                    if !matches!(fault, LineFault::NameEmpty | LineFault::NameNotUtf8) {
+                    if !goes_on(fault) {
                         break;
                     }
                 }

@@ -399,16 +399,7 @@ impl<S, W> LocalPool<S, W> {
         mut due: impl FnMut(&S, Moment) -> Option<&'static str>,
         out: &mut Vec<Action<S, W>>,
     ) {
-        for _ in 0..self.idle.len() {
-            let Some(idle) = self.idle.pop_front() else {
-                break;
-            };
-            match due(&idle.server, idle.since) {
-                Some(why) => out.push(Action::Close(idle.server, Closing::Expired(why))),
-                None => self.idle.push_back(idle),
-            }
-        }
-        self.publish_idle();
+        self.close_idle(|_, server, since| due(server, since), out);
     }
 
     /// Closes the idle servers of which `is_due` says so, given when each went idle, oldest first; `least` are kept,
@@ -420,17 +411,28 @@ impl<S, W> LocalPool<S, W> {
         is_due: impl Fn(&S, Moment) -> bool,
         out: &mut Vec<Action<S, W>>,
     ) {
+        let reason = |pool: &mut Self, server: &S, since| {
+            let shared = pool.seat.shared();
+            let may_go =
+                is_due(server, since) && shared.try_retire_above(least, &mut pool.retiring);
+            may_go.then_some(why)
+        };
+        self.close_idle(reason, out);
+    }
+
+    /// Closes the idle servers for which there is a reason, oldest first.
+    fn close_idle(
+        &mut self,
+        mut reason: impl FnMut(&mut Self, &S, Moment) -> Option<&'static str>,
+        out: &mut Vec<Action<S, W>>,
+    ) {
         for _ in 0..self.idle.len() {
             let Some(idle) = self.idle.pop_front() else {
                 break;
             };
-            let shared = self.seat.shared();
-            if is_due(&idle.server, idle.since)
-                && shared.try_retire_above(least, &mut self.retiring)
-            {
-                out.push(Action::Close(idle.server, Closing::Expired(why)));
-            } else {
-                self.idle.push_back(idle);
+            match reason(self, &idle.server, idle.since) {
+                Some(why) => out.push(Action::Close(idle.server, Closing::Expired(why))),
+                None => self.idle.push_back(idle),
             }
         }
         self.publish_idle();
