@@ -2,6 +2,7 @@
 //! as an argument instead.
 
 use rustix::time::{ClockId, clock_gettime};
+use std::num::NonZeroU64;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -9,26 +10,33 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 ///
 /// Fits an `AtomicU64`, so that shards can publish moments to each other. `u64` nanoseconds last
 /// for 584 years.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Moment(u64);
+/// Holds one more than that, so that an `Option` of it needs no more room: every client has a few.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(NonZeroU64);
+
+impl Default for Moment {
+    fn default() -> Moment {
+        Moment::from_nanos(0)
+    }
+}
 
 impl Moment {
     /// A moment that never comes.
-    pub const NEVER: Moment = Moment(u64::MAX);
+    pub const NEVER: Moment = Moment(NonZeroU64::MAX);
 
     /// The moment `nanos` nanoseconds after the process's origin.
     pub const fn from_nanos(nanos: u64) -> Moment {
-        Moment(nanos)
+        Moment(NonZeroU64::MIN.saturating_add(nanos))
     }
 
     /// Nanoseconds since the process's origin.
     pub const fn nanos(self) -> u64 {
-        self.0
+        self.0.get() - 1
     }
 
     /// Time passed since `earlier`; zero if `earlier` lies ahead.
     pub const fn since(self, earlier: Moment) -> Duration {
-        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+        Duration::from_nanos(self.nanos().saturating_sub(earlier.nanos()))
     }
 
     /// This moment moved by `span`; [`Moment::NEVER`] if that overflows.
@@ -55,7 +63,7 @@ impl Clock {
     pub fn now() -> Moment {
         static ORIGIN: OnceLock<Instant> = OnceLock::new();
         let nanos = ORIGIN.get_or_init(Instant::now).elapsed().as_nanos();
-        Moment(u64::try_from(nanos).unwrap_or(u64::MAX))
+        Moment::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     /// CPU time that the calling thread has used, in the kernel and out of it.
@@ -85,5 +93,9 @@ mod tests {
         assert_eq!(late.after(Duration::MAX), Moment::NEVER);
         assert_eq!(early.deadline(Duration::from_nanos(7)), late);
         assert_eq!(early.deadline(Duration::ZERO), Moment::NEVER);
+        assert_eq!(early.nanos(), 5);
+        assert_eq!(Moment::from_nanos(u64::MAX), Moment::NEVER);
+        assert_eq!(Moment::from_nanos(Moment::NEVER.nanos()), Moment::NEVER);
+        assert_eq!(Moment::default().nanos(), 0);
     }
 }

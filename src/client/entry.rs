@@ -8,6 +8,7 @@ use crate::session::CancelKey;
 use crate::stats::{Gauge, PoolStats};
 use crate::wire::Replication;
 use std::cell::{Cell, OnceCell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Waker};
 
@@ -88,8 +89,8 @@ pub struct ClientEntry {
     pub id: ClientId,
     /// Where it is.
     pub remote: Endpoint,
-    /// Our end.
-    pub local: Endpoint,
+    /// Our end, shared by those that have the same.
+    pub local: Rc<Endpoint>,
     /// When it connected, in microseconds since the Unix epoch.
     pub connected_unix_us: u64,
     /// When its last request began, in microseconds since the Unix epoch.
@@ -103,7 +104,7 @@ pub struct ClientEntry {
     /// The shard it is to go on at, as soon as it is between two requests.
     pub move_to: Cell<Option<ShardId>>,
     /// Pieces of data passed on for it since somebody last asked: its share of the shard's load.
-    pub work: Cell<u64>,
+    pub work: Cell<u32>,
     /// Whether it has been told, while it waits, where it stands.
     pub is_noticed: Cell<bool>,
     /// How it is encrypted, if it is.
@@ -117,12 +118,12 @@ pub struct ClientEntry {
     /// Its `application_name`.
     pub application_name: RefCell<Arc<str>>,
     /// Names of prepared statements it has.
-    pub prepared: Cell<usize>,
+    pub prepared: Cell<u32>,
     who: OnceCell<Who>,
     /// Where its pool counts, once it has one.
     stats: RefCell<Option<Arc<PoolStats>>>,
     state: Cell<ClientState>,
-    signal: RefCell<Option<Signal>>,
+    signal: RefCell<Option<Box<Signal>>>,
     waker: RefCell<Option<Waker>>,
 }
 
@@ -131,7 +132,7 @@ impl ClientEntry {
     pub fn new(
         id: ClientId,
         remote: Endpoint,
-        local: Endpoint,
+        local: Rc<Endpoint>,
         connected_unix_us: u64,
         now: Moment,
     ) -> ClientEntry {
@@ -151,7 +152,7 @@ impl ClientEntry {
             suspension: Cell::default(),
             replication: Cell::default(),
             link: Cell::new(None),
-            application_name: RefCell::new("".into()),
+            application_name: RefCell::default(),
             prepared: Cell::new(0),
             who: OnceCell::new(),
             stats: RefCell::new(None),
@@ -212,7 +213,7 @@ impl ClientEntry {
     /// by a lesser one.
     pub fn send(&self, signal: Signal) {
         let mut pending = self.signal.borrow_mut();
-        let is_heavier = match *pending {
+        let is_heavier = match pending.as_deref() {
             Some(Signal::Leave(_)) => false,
             Some(Signal::Cancel) => matches!(signal, Signal::Cancel | Signal::Leave(_)),
             Some(Signal::Suspend) => matches!(signal, Signal::Cancel | Signal::Leave(_)),
@@ -220,7 +221,7 @@ impl ClientEntry {
             Some(Signal::Notice) | None => true,
         };
         if is_heavier {
-            *pending = Some(signal);
+            *pending = Some(Box::new(signal));
         }
         drop(pending);
         if let Some(waker) = &*self.waker.borrow() {
@@ -263,7 +264,7 @@ impl ClientEntry {
 
     /// The signal that has come, if one has; else `cx` is woken when one comes.
     pub fn poll_signal(&self, cx: &Context<'_>) -> Option<Signal> {
-        let signal = self.signal.take();
+        let signal = self.signal.take().map(|signal| *signal);
         if signal.is_none() {
             let mut waker = self.waker.borrow_mut();
             if !waker

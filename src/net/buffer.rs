@@ -129,8 +129,23 @@ pub(super) enum Data {
     /// A buffer of the ring, relayed without a copy.
     Buffer { id: u16, start: u32, end: u32 },
     /// A copy, made when the ring ran low: otherwise clients that wait for a server could hold
-    /// every buffer, and the servers they wait for could receive nothing.
-    Heap { bytes: Vec<u8>, start: usize },
+    /// every buffer, and the servers they wait for could receive nothing. Boxed, as every connection has room for a
+    /// `Data`.
+    Heap(Box<Heap>),
+    /// No bytes.
+    Nothing,
+}
+
+/// Bytes on the heap, from `start` on.
+pub(super) struct Heap {
+    pub(super) bytes: Vec<u8>,
+    pub(super) start: usize,
+}
+
+impl From<Vec<u8>> for Data {
+    fn from(bytes: Vec<u8>) -> Data {
+        Data::Heap(Box::new(Heap { bytes, start: 0 }))
+    }
 }
 
 /// Received bytes. A buffer of the ring goes back to the kernel when the chunk is dropped, or when
@@ -145,7 +160,7 @@ impl Chunk {
     pub fn from_vec(net: Net, bytes: Vec<u8>) -> Chunk {
         Chunk {
             net,
-            data: Data::Heap { bytes, start: 0 },
+            data: bytes.into(),
         }
     }
 
@@ -154,7 +169,8 @@ impl Chunk {
         debug_assert!(len <= self.len());
         match &mut self.data {
             Data::Buffer { start, end, .. } => *end = *start + len as u32,
-            Data::Heap { bytes, start } => bytes.truncate(*start + len),
+            Data::Heap(heap) => heap.bytes.truncate(heap.start + len),
+            Data::Nothing => {}
         }
     }
 
@@ -163,19 +179,14 @@ impl Chunk {
         debug_assert!(len <= self.len());
         match &mut self.data {
             Data::Buffer { start, .. } => *start += len as u32,
-            Data::Heap { start, .. } => *start += len,
+            Data::Heap(heap) => heap.start += len,
+            Data::Nothing => {}
         }
     }
 
     /// Takes the bytes out; the chunk is empty afterwards.
     pub(super) fn take(&mut self) -> Data {
-        std::mem::replace(
-            &mut self.data,
-            Data::Heap {
-                bytes: Vec::new(),
-                start: 0,
-            },
-        )
+        std::mem::replace(&mut self.data, Data::Nothing)
     }
 }
 
@@ -185,7 +196,8 @@ impl Deref for Chunk {
     fn deref(&self) -> &[u8] {
         match &self.data {
             Data::Buffer { id, start, end } => self.net.buffers().bytes(*id, *start, *end),
-            Data::Heap { bytes, start } => &bytes[*start..],
+            Data::Heap(heap) => &heap.bytes[heap.start..],
+            Data::Nothing => &[],
         }
     }
 }

@@ -6,22 +6,22 @@ use std::collections::VecDeque;
 /// First in, first out. Memory for more than one element is given back when they are gone.
 pub(super) struct Queue<T> {
     first: Option<T>,
-    /// Empty if there is no first.
-    rest: VecDeque<T>,
+    /// None if there is no first.
+    rest: Option<Box<VecDeque<T>>>,
 }
 
 impl<T> Default for Queue<T> {
     fn default() -> Queue<T> {
         Queue {
             first: None,
-            rest: VecDeque::new(),
+            rest: None,
         }
     }
 }
 
 impl<T> Queue<T> {
     pub(super) fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.rest.len()
+        usize::from(self.first.is_some()) + self.rest.as_ref().map_or(0, |rest| rest.len())
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -31,22 +31,22 @@ impl<T> Queue<T> {
     pub(super) fn push_back(&mut self, element: T) {
         match self.first {
             None => self.first = Some(element),
-            Some(_) => self.rest.push_back(element),
+            Some(_) => self.rest.get_or_insert_default().push_back(element),
         }
     }
 
     pub(super) fn push_front(&mut self, element: T) {
         if let Some(second) = self.first.replace(element) {
-            self.rest.push_front(second);
+            self.rest.get_or_insert_default().push_front(second);
         }
     }
 
     pub(super) fn pop_front(&mut self) -> Option<T> {
         let element = self.first.take()?;
-        if self.rest.capacity() > 0 {
-            self.first = self.rest.pop_front();
-            if self.rest.is_empty() {
-                self.rest = VecDeque::new();
+        if let Some(rest) = &mut self.rest {
+            self.first = rest.pop_front();
+            if rest.is_empty() {
+                self.rest = None;
             }
         }
         Some(element)
@@ -63,7 +63,9 @@ impl<T> Queue<T> {
     /// Takes everything out.
     pub(super) fn drain(&mut self) -> impl Iterator<Item = T> + use<T> {
         let Queue { first, rest } = std::mem::take(self);
-        first.into_iter().chain(rest)
+        first
+            .into_iter()
+            .chain(rest.into_iter().flat_map(|rest| *rest))
     }
 }
 
@@ -105,6 +107,6 @@ mod tests {
         let mut queue = Queue::default();
         (0..5).for_each(|element| queue.push_back(element));
         (0..5).for_each(|_| assert!(queue.pop_front().is_some()));
-        assert_eq!(queue.rest.capacity(), 0);
+        assert!(queue.rest.is_none());
     }
 }

@@ -93,7 +93,7 @@ pub(super) struct Slot {
     /// Until when a closing socket may try to send what is queued.
     close_by: Moment,
     /// Its place among the closing.
-    closing_at: usize,
+    closing_at: u32,
 }
 
 #[derive(Default)]
@@ -354,7 +354,7 @@ impl Reactor {
             return;
         }
         let bytes = self.buffers.bytes(id, 0, len).to_vec();
-        slot.rx.push_back(Data::Heap { bytes, start: 0 });
+        slot.rx.push_back(bytes.into());
         self.stats.heap_copies.inc();
         self.stats.heap_copy_bytes.add(len.into());
         self.buffers.give(id);
@@ -476,7 +476,8 @@ impl Reactor {
     pub(super) fn bytes<'a>(&'a self, data: &'a TxData) -> &'a [u8] {
         match data {
             TxData::Chunk(Data::Buffer { id, start, end }) => self.buffers.bytes(*id, *start, *end),
-            TxData::Chunk(Data::Heap { bytes, start }) => &bytes[*start..],
+            TxData::Chunk(Data::Heap(heap)) => &heap.bytes[heap.start..],
+            TxData::Chunk(Data::Nothing) => &[],
             TxData::Owned(bytes) => bytes,
             TxData::Static(bytes) => bytes,
         }
@@ -493,7 +494,7 @@ impl Reactor {
     pub(super) fn discard(&self, data: TxData) {
         match data {
             TxData::Chunk(Data::Buffer { id, .. }) => self.buffers.give(id),
-            TxData::Chunk(Data::Heap { .. }) | TxData::Static(_) => {}
+            TxData::Chunk(Data::Heap(_) | Data::Nothing) | TxData::Static(_) => {}
             TxData::Owned(mut bytes) => {
                 let mut spares = self.spares.borrow_mut();
                 if spares.len() < SPARES_MAX && (1..=SPARE_BYTES_MAX).contains(&bytes.capacity()) {
@@ -569,7 +570,7 @@ impl Reactor {
         }
         self.cancel_receive(&mut state, index);
         state.feed(index);
-        state.slots[index as usize].closing_at = state.closing.len();
+        state.slots[index as usize].closing_at = state.closing.len() as u32;
         state.closing.push(index);
         self.try_free(&mut state, index);
         drop(state);
@@ -583,8 +584,8 @@ impl Reactor {
             return;
         }
         let slot = state.slots.remove(index as usize);
-        state.closing.swap_remove(slot.closing_at);
-        if let Some(moved) = state.closing.get(slot.closing_at) {
+        state.closing.swap_remove(slot.closing_at as usize);
+        if let Some(moved) = state.closing.get(slot.closing_at as usize) {
             state.slots[*moved as usize].closing_at = slot.closing_at;
         }
         // SAFETY: the slot owned this descriptor, and no operation refers to it any more.

@@ -75,10 +75,7 @@ impl Reactor {
         let slot = &mut state.slots[index as usize];
         debug_assert!(slot.tls.is_none());
         if !ahead.is_empty() {
-            slot.rx.push_front(Data::Heap {
-                bytes: ahead,
-                start: 0,
-            });
+            slot.rx.push_front(ahead.into());
         }
         slot.tls = Some(Box::new(Secure {
             session,
@@ -154,7 +151,7 @@ impl Reactor {
     pub(super) fn take_plain(&self, state: &mut State, index: u32) -> Option<Result<Data, i32>> {
         loop {
             if let Some(bytes) = self.open_received(state, index) {
-                return Some(Ok(Data::Heap { bytes, start: 0 }));
+                return Some(Ok(bytes.into()));
             }
             let end = state.slots[index as usize].tls.as_ref()?.end();
             if let Some(end) = end {
@@ -234,7 +231,8 @@ impl Reactor {
     fn bytes_mut<'a>(&'a self, data: &'a mut Data) -> &'a mut [u8] {
         match data {
             Data::Buffer { id, start, end } => self.buffers.bytes_mut(*id, *start, *end),
-            Data::Heap { bytes, start } => bytes.get_mut(*start..).unwrap_or_default(),
+            Data::Heap(heap) => heap.bytes.get_mut(heap.start..).unwrap_or_default(),
+            Data::Nothing => &mut [],
         }
     }
 

@@ -79,6 +79,11 @@ impl Waiter {
         self.grant.take()
     }
 
+    /// Whether it has been served.
+    pub fn is_served(&self) -> bool {
+        self.grant.borrow().is_some()
+    }
+
     /// As [`Waiter::take`]; wakes `cx` when there is something.
     pub fn poll(&self, cx: &Context<'_>) -> Poll<Grant> {
         match self.take() {

@@ -9,6 +9,7 @@ mod parcel;
 mod rehearsal;
 mod run;
 mod spoken;
+mod stores;
 mod suspend;
 mod upstream;
 
@@ -16,3 +17,4 @@ pub use lease::{Denial, Grant, Servers, Waiter};
 pub use parcel::RelayParcel;
 pub use rehearsal::Rehearsal;
 pub use run::{Ending, Relay, RelaySettings};
+pub use stores::Stores;

@@ -2,11 +2,11 @@
 
 use super::lease::Servers;
 use super::run::{Relay, RelaySettings};
+use super::stores::Stores;
 use crate::client::ClientEntry;
 use crate::net::{Chunk, Detached, Endpoint, Net, Socket};
-use crate::session::{PackedStatements, Settings, Statements};
+use crate::session::{PackedStatements, Settings};
 use crate::stats::PoolStats;
-use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -73,11 +73,11 @@ impl RelayParcel {
         net: Net,
         entry: Rc<ClientEntry>,
         servers: Rc<dyn Servers>,
-        statements: Rc<RefCell<Statements>>,
+        stores: Rc<Stores>,
         stats: Arc<PoolStats>,
     ) -> Relay {
-        let names = self.names.unpack(&mut statements.borrow_mut());
-        entry.prepared.set(names.len());
+        let names = self.names.unpack(&mut stores.statements.borrow_mut());
+        entry.prepared.set(names.len() as u32);
         let socket = Socket::attach(net, self.socket);
         entry.tls.set(socket.tls_peer().map(|peer| peer.label));
         let relay = Relay::new(
@@ -86,7 +86,7 @@ impl RelayParcel {
             self.ahead,
             entry,
             servers,
-            statements,
+            stores,
             stats,
             self.settings,
             self.options,

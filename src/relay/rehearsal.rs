@@ -1,9 +1,9 @@
 //! What a relay does to the bytes of a transaction, without sockets: so that its instructions can be counted
 //! (`benches/instructions.rs`). The steps are those of [`super::Relay`] between a request and the end of its answer.
 
-use super::downstream::{Audience, Downstream};
+use super::downstream::Audience;
 use super::outlet::{Outlet, Passed};
-use super::spoken::Spoken;
+use super::stores::Lease;
 use super::upstream::{Counts, Exchange, Idle, Rules, Upstream};
 use crate::server::Dialogue;
 use crate::session::{Budget, ClientStatements, Generation, Settings, Statements};
@@ -21,12 +21,11 @@ const QUERY_NS: u64 = 100_000;
 pub struct Rehearsal {
     rules: Rules,
     upstream: Upstream,
-    downstream: Downstream,
     dialogue: Dialogue,
     names: ClientStatements,
     statements: Statements,
     generation: Generation,
-    spoken: Spoken,
+    lease: Lease,
     settings: Settings,
     stats: PoolStats,
 }
@@ -43,12 +42,11 @@ impl Default for Rehearsal {
                 looks_at_query: true,
             },
             upstream: Upstream::default(),
-            downstream: Downstream::default(),
             dialogue: Dialogue::default(),
             names: ClientStatements::default(),
             statements: Statements::new(Arc::new(Budget::new(STATEMENTS_BYTES_MAX))),
             generation: Generation::default(),
-            spoken: Spoken::default(),
+            lease: Lease::default(),
             settings: Settings::default(),
             stats: PoolStats::default(),
         }
@@ -63,7 +61,7 @@ impl Rehearsal {
     pub fn transaction(&mut self, request: &[u8], answer: &[u8]) -> (usize, usize) {
         self.begin(request);
         let passed = (self.forward(request), self.backward(answer));
-        let is_between = self.upstream.is_between() && self.downstream.is_between();
+        let is_between = self.upstream.is_between() && self.lease.downstream.is_between();
         assert!(
             self.dialogue.replies.is_clean() && is_between,
             "the answer is complete"
@@ -81,9 +79,8 @@ impl Rehearsal {
         self.stats.server_assigned(0);
         let differences = self.dialogue.params.differences(&mut self.settings);
         assert!(differences.is_empty(), "nobody has made settings");
-        self.downstream = Downstream::default();
-        self.upstream.kept.arm();
-        self.spoken = Spoken::default();
+        self.lease = Lease::default();
+        self.lease.kept.arm();
     }
 
     fn forward(&mut self, request: &[u8]) -> usize {
@@ -99,7 +96,8 @@ impl Rehearsal {
                 statements: &mut self.statements,
                 counts: &mut counts,
                 generation: &self.generation,
-                spoken: &mut self.spoken,
+                spoken: &mut self.lease.spoken,
+                kept: &mut self.lease.kept,
                 escapes: self.settings.tracked("standard_conforming_strings") == Some(b"off"),
             },
         );
@@ -115,7 +113,7 @@ impl Rehearsal {
     fn backward(&mut self, answer: &[u8]) -> usize {
         self.stats.bytes_sent.add(answer.len() as u64);
         let mut outlet = Outlet::new(answer, None);
-        let fed = self.downstream.feed(
+        let fed = self.lease.downstream.feed(
             answer,
             &mut outlet,
             &mut Audience {
@@ -123,9 +121,9 @@ impl Rehearsal {
                 names: &mut self.names,
                 settings: &mut self.settings,
                 refuses_transactions: false,
-                kept: &mut self.upstream.kept,
+                kept: &mut self.lease.kept,
                 generation: &self.generation,
-                spoken: &mut self.spoken,
+                spoken: &mut self.lease.spoken,
                 instead: Vec::new(),
             },
         );

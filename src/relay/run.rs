@@ -7,27 +7,25 @@
 //!    ▼                   ▼ cancelled          ▼ leaves in the middle, or the server dies: server closed
 //! ```
 
-use super::downstream::{self, Audience, Downstream};
+use super::downstream::{self, Audience};
 use super::lease::{Denial, Grant, Servers, Waiter};
 use super::outlet::{Outlet, Passed};
-use super::spoken::Spoken;
+use super::stores::{Lease, Stores};
 use super::upstream::{self, Counts, Exchange, Idle, Rules, Skipped, Upstream};
-use crate::base::{Clock, ShardId};
+use crate::base::{Clock, Moment, ShardId};
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Suspension};
 use crate::config::PoolMode;
 use crate::net::{Chunk, Net, Socket};
 use crate::server::{Server, ServerState, request_settings};
-use crate::session::{ClientStatements, Generation, Setting, Settings, Statements};
+use crate::session::{ClientStatements, Generation, Setting, Settings};
 use crate::stats::PoolStats;
 use crate::wire::SqlState;
 use crate::wire::backend::{self, Report, Severity, TransactionStatus};
-use std::borrow::Cow;
-use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 /// Replies that one client may be owed: a bound on memory, far above any driver's pipeline.
 const OWED_MAX: usize = 1 << 18;
@@ -79,7 +77,7 @@ pub struct Relay {
     pub(super) socket: Socket,
     pub(super) entry: Rc<ClientEntry>,
     pub(super) servers: Rc<dyn Servers>,
-    pub(super) statements: Rc<RefCell<Statements>>,
+    pub(super) stores: Rc<Stores>,
     pub(super) stats: Arc<PoolStats>,
     pub(super) mode: PoolMode,
     pub(super) rules: Rules,
@@ -88,7 +86,6 @@ pub struct Relay {
     pub(super) are_settings_proven: bool,
     pub(super) names: ClientStatements,
     pub(super) generation: Arc<Generation>,
-    pub(super) spoken: Spoken,
     pub(super) upstream: Upstream,
     /// The server is to be closed, and the client with it, at the end of a transaction.
     pub(super) is_retiring: bool,
@@ -111,7 +108,7 @@ impl Relay {
         ahead: Vec<u8>,
         entry: Rc<ClientEntry>,
         servers: Rc<dyn Servers>,
-        statements: Rc<RefCell<Statements>>,
+        stores: Rc<Stores>,
         stats: Arc<PoolStats>,
         settings: Settings,
         options: RelaySettings,
@@ -128,7 +125,7 @@ impl Relay {
             socket,
             entry,
             servers,
-            statements,
+            stores,
             stats,
             mode: options.mode,
             rules: Rules {
@@ -142,7 +139,6 @@ impl Relay {
             are_settings_proven: false,
             names: ClientStatements::default(),
             generation: options.generation,
-            spoken: Spoken::default(),
             upstream: Upstream::default(),
             is_retiring: false,
             ahead: (!ahead.is_empty()).then(|| Chunk::from_vec(net, ahead)),
@@ -196,49 +192,65 @@ impl Relay {
     }
 
     /// One request: idle until it comes, in line for a server, in conversation until it is over.
+    ///
+    /// What waits here waits in every idle client: nothing is kept beside it that is not needed afterwards, and the
+    /// request lies in `ahead`.
     async fn serve_once(&mut self) -> Step<()> {
-        let request = self.next_request().await?;
-        match self.obtain().await {
-            Ok(Ok(server)) => self.converse(server, request).await,
-            Ok(Err(refusal)) => self.refuse(request, &refusal).await,
-            Err(ending) => {
-                // It asks again elsewhere.
-                self.ahead = matches!(ending, Ending::Displaced).then_some(request);
-                Err(ending)
-            }
-        }
+        poll_fn(|cx| self.poll_request(cx)).await?;
+        let Some(mut link) = self.obtain().await? else {
+            return poll_fn(|cx| self.poll_refused(cx)).await;
+        };
+        let result = self.talk(&mut link).await;
+        self.hand_back(link, result)
     }
 
-    async fn next_request(&mut self) -> Step<Chunk> {
+    /// Ready when there is something that needs a server; between two requests a client may move.
+    fn poll_request(&mut self, cx: &Context<'_>) -> Poll<Step<()>> {
         loop {
-            let mut chunk = match self.ahead.take() {
-                Some(chunk) => {
-                    if self.entry.suspension.get() != Suspension::None {
-                        self.suspended(None).await?;
-                    }
-                    chunk
-                }
-                None => self.recv_request().await?,
+            let mut chunk = match self.poll_idle(cx) {
+                Poll::Ready(Ok(chunk)) => chunk,
+                Poll::Ready(Err(ending)) => return Poll::Ready(Err(ending)),
+                // Who has said something is served here, and moves another time.
+                Poll::Pending => return self.poll_move(cx),
             };
-            match self
-                .upstream
-                .idle(&chunk, self.rules)
-                .map_err(|fault| sent_away(say(&fault)))?
-            {
-                Idle::Nothing => {}
-                Idle::Terminate => return Err(Ending::Terminated),
-                Idle::Needs(start) => {
+            match self.upstream.idle(&chunk, self.rules) {
+                Err(fault) => return Poll::Ready(Err(sent_away(say(&fault)))),
+                Ok(Idle::Nothing) => {}
+                Ok(Idle::Terminate) => return Poll::Ready(Err(Ending::Terminated)),
+                Ok(Idle::Needs(start)) => {
                     chunk.advance(start);
-                    return Ok(chunk);
+                    self.ahead = Some(chunk);
+                    return Poll::Ready(Ok(()));
                 }
             }
         }
     }
 
-    /// The next bytes of a client that asks for nothing yet; between two requests it may move.
-    async fn recv_request(&mut self) -> Step<Chunk> {
-        let moved = poll_fn(|cx| match self.entry.move_to.get() {
-            // What it has been answered must be sent first.
+    /// The next bytes of a client that asks for nothing yet.
+    fn poll_idle(&mut self, cx: &Context<'_>) -> Poll<Step<Chunk>> {
+        while let Some(signal) = self.entry.poll_signal(cx) {
+            // A cancel request for a client that does nothing has nothing to do.
+            if let Signal::Leave(farewell) = signal {
+                return Poll::Ready(Err(sent_away(farewell)));
+            }
+        }
+        ready!(self.poll_suspension(None, cx));
+        if let Some(chunk) = self.ahead.take() {
+            return Poll::Ready(Ok(chunk));
+        }
+        match self.socket.poll_recv(cx) {
+            Poll::Ready(Ok(Some(chunk))) => {
+                self.stats.bytes_received.add(chunk.len() as u64);
+                Poll::Ready(Ok(chunk))
+            }
+            Poll::Ready(_) => Poll::Ready(Err(Ending::Vanished)),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Ready when a client between two requests is to go on at another shard, and has been sent what it was answered.
+    fn poll_move(&self, cx: &Context<'_>) -> Poll<Step<()>> {
+        match self.entry.move_to.get() {
             Some(to)
                 if self.upstream.is_at_boundary()
                     && self.entry.suspension.get() == Suspension::None =>
@@ -247,42 +259,13 @@ impl Relay {
                 flushed.map(|_| Err(Ending::Moving(to)))
             }
             _ => Poll::Pending,
-        });
-        // Who has said something is served here, and moves another time.
-        futures_lite::future::or(self.recv_idle(), moved).await
-    }
-
-    async fn recv_idle(&self) -> Step<Chunk> {
-        loop {
-            match poll_fn(|cx| self.poll_idle(cx)).await? {
-                Some(chunk) => return Ok(chunk),
-                None => self.suspended(None).await?,
-            }
-        }
-    }
-
-    /// What an idle client says; nothing if it is to be suspended.
-    fn poll_idle(&self, cx: &Context<'_>) -> Poll<Step<Option<Chunk>>> {
-        match self.entry.poll_signal(cx) {
-            Some(Signal::Leave(farewell)) => return Poll::Ready(Err(sent_away(farewell))),
-            Some(Signal::Suspend) => return Poll::Ready(Ok(None)),
-            // A cancel request for a client that does nothing has nothing to do.
-            _ => {}
-        }
-        match self.socket.poll_recv(cx) {
-            Poll::Pending => Poll::Pending,
-            Poll::Ready(Ok(Some(chunk))) => {
-                self.stats.bytes_received.add(chunk.len() as u64);
-                Poll::Ready(Ok(Some(chunk)))
-            }
-            Poll::Ready(_) => Poll::Ready(Err(Ending::Vanished)),
         }
     }
 
     // ---- in line -------------------------------------------------------------------------
 
-    /// A server, or what the request is answered with instead.
-    async fn obtain(&mut self) -> Step<Result<Server, Refusal>> {
+    /// A server; none if the request has been refused.
+    async fn obtain(&mut self) -> Step<Option<Link>> {
         let asked = self.net.now();
         self.entry.requested_unix_us.set(Clock::unix_micros());
         self.entry.query_since.set(Some(asked));
@@ -291,21 +274,55 @@ impl Relay {
             waiter: self.servers.waiter(),
         };
         self.servers.request(&place.waiter);
-        let granted = match place.waiter.take() {
-            Some(granted) => granted,
-            None => {
-                self.entry.set_state(ClientState::Waiting, asked);
-                match self.wait_in_line(&place.waiter).await? {
-                    Some(granted) => granted,
-                    None => return Ok(Err(Refusal::CANCELED)),
-                }
+        if !place.waiter.is_served() {
+            self.entry.set_state(ClientState::Waiting, asked);
+        }
+        let granted = poll_fn(|cx| self.poll_grant(&place.waiter, cx)).await?;
+        drop(place);
+        self.begin(granted, asked)
+    }
+
+    /// What a client in line gets; nothing if it gives up.
+    fn poll_grant(&self, waiter: &Waiter, cx: &Context<'_>) -> Poll<Step<Option<Grant>>> {
+        if self.entry.suspension.get() == Suspension::None
+            && let Poll::Ready(grant) = waiter.poll(cx)
+        {
+            return Poll::Ready(Ok(Some(grant)));
+        }
+        while let Some(signal) = self.entry.poll_signal(cx) {
+            match signal {
+                Signal::Leave(farewell) => return Poll::Ready(Err(sent_away(farewell))),
+                Signal::Cancel => return Poll::Ready(Ok(None)),
+                Signal::Notice => self.tell_place(waiter),
+                // It has no server yet.
+                Signal::Retire | Signal::Suspend => {}
             }
-        };
+        }
+        ready!(self.poll_suspension(None, cx));
+        // Whatever it said before: it does not wait for the answer any more.
+        if self.socket.is_ending() {
+            return Poll::Ready(Err(Ending::Vanished));
+        }
+        self.socket.watch(cx);
+        Poll::Pending
+    }
+
+    /// Links the client to the server that it has been granted; refuses the request if it is none.
+    fn begin(&mut self, granted: Option<Grant>, asked: Moment) -> Step<Option<Link>> {
         let server = match granted {
-            Ok(server) => server,
-            Err(Denial::Leave(farewell)) => return Err(sent_away(farewell)),
-            Err(Denial::Busy(text)) => return Ok(Err(Refusal::busy(text))),
-            Err(Denial::Displaced) => return Err(Ending::Displaced),
+            Some(Ok(server)) => server,
+            Some(Err(Denial::Leave(farewell))) => return Err(sent_away(farewell)),
+            Some(Err(Denial::Busy(text))) => {
+                self.refuse(SqlState::TOO_MANY_CONNECTIONS, &text);
+                return Ok(None);
+            }
+            // It asks again elsewhere.
+            Some(Err(Denial::Displaced)) => return Err(Ending::Displaced),
+            None => {
+                let text = "canceling statement due to user request";
+                self.refuse(SqlState::QUERY_CANCELED, text);
+                return Ok(None);
+            }
         };
         let now = self.net.now();
         self.stats
@@ -318,36 +335,8 @@ impl Relay {
             .set(self.entry.requested_unix_us.get());
         self.entry.link.set(Some(server.entry.id));
         self.entry.set_state(ClientState::Active, now);
-        Ok(Ok(server))
-    }
-
-    async fn wait_in_line(&self, waiter: &Waiter) -> Step<Option<Grant>> {
-        let waited = poll_fn(|cx| {
-            if self.entry.suspension.get() == Suspension::None
-                && let Poll::Ready(grant) = waiter.poll(cx)
-            {
-                return Poll::Ready(Ok(Some(grant)));
-            }
-            while let Some(signal) = self.entry.poll_signal(cx) {
-                match signal {
-                    Signal::Leave(farewell) => return Poll::Ready(Err(sent_away(farewell))),
-                    Signal::Cancel => return Poll::Ready(Ok(None)),
-                    Signal::Notice => self.tell_place(waiter),
-                    // It has no server yet.
-                    Signal::Retire | Signal::Suspend => {}
-                }
-            }
-            if self.poll_suspension(None, cx).is_pending() {
-                return Poll::Pending;
-            }
-            // Whatever it said before: it does not wait for the answer any more.
-            if self.socket.is_ending() {
-                return Poll::Ready(Err(Ending::Vanished));
-            }
-            self.socket.watch(cx);
-            Poll::Pending
-        });
-        waited.await
+        let lease = self.stores.lease();
+        Ok(Some(Link { server, lease }))
     }
 
     /// Tells a client in line where it stands.
@@ -377,12 +366,12 @@ impl Relay {
 
     /// Answers a request that gets no server the way PostgreSQL answers a cancelled query: the
     /// error at once, as the client may wait for it before it sends its Sync.
-    async fn refuse(&mut self, mut request: Chunk, refusal: &Refusal) -> Step<()> {
+    fn refuse(&self, sqlstate: SqlState, text: &str) {
         let mut out = self.net.spare();
         let report = Report {
             severity: Severity::Error,
-            sqlstate: refusal.sqlstate,
-            message: &refusal.text,
+            sqlstate,
+            message: text,
             detail: None,
             hint: None,
         };
@@ -390,43 +379,45 @@ impl Relay {
         self.socket.send(out);
         self.entry.query_since.set(None);
         self.entry.set_state(ClientState::Idle, self.net.now());
+    }
+
+    /// Skips a refused request; ready when all of it has come.
+    fn poll_refused(&mut self, cx: &Context<'_>) -> Poll<Step<()>> {
         loop {
-            let skipped = self.upstream.skip_request(&request, self.rules);
-            match skipped.map_err(|fault| sent_away(say(&fault)))? {
-                Skipped::Part => request = self.recv_idle().await?,
-                Skipped::All(length) => {
-                    request.advance(length);
-                    break;
+            let mut chunk = match ready!(self.poll_idle(cx)) {
+                Ok(chunk) => chunk,
+                Err(ending) => return Poll::Ready(Err(ending)),
+            };
+            match self.upstream.skip_request(&chunk, self.rules) {
+                Err(fault) => return Poll::Ready(Err(sent_away(say(&fault)))),
+                Ok(Skipped::Part) => {}
+                Ok(Skipped::Terminate) => return Poll::Ready(Err(Ending::Terminated)),
+                Ok(Skipped::All(length)) => {
+                    let mut out = self.net.spare();
+                    backend::ready_for_query(&mut out, TransactionStatus::Idle);
+                    self.socket.send(out);
+                    chunk.advance(length);
+                    self.ahead = (!chunk.is_empty()).then_some(chunk);
+                    return Poll::Ready(Ok(()));
                 }
-                Skipped::Terminate => return Err(Ending::Terminated),
             }
         }
-        let mut out = self.net.spare();
-        backend::ready_for_query(&mut out, TransactionStatus::Idle);
-        self.socket.send(out);
-        if !request.is_empty() {
-            self.ahead = Some(request);
-        }
-        Ok(())
     }
 
     // ---- in conversation -----------------------------------------------------------------
 
-    async fn converse(&mut self, server: Server, request: Chunk) -> Step<()> {
-        let mut link = Link {
-            server,
-            downstream: Downstream::default(),
-        };
-        let mut result = self.talk(&mut link, request).await;
-        if link.downstream.is_inside_message()
+    /// Gives the server back, or closes it.
+    fn hand_back(&self, link: Link, mut result: Step<()>) -> Step<()> {
+        if link.lease.downstream.is_inside_message()
             && let Err(Ending::SentAway(farewell)) = result
         {
             result = Err(Ending::CutOff(farewell));
         }
         self.entry.link.set(None);
-        self.entry.prepared.set(self.names.len());
-        let between = self.upstream.is_between() && link.downstream.is_between();
-        let Link { server, .. } = link;
+        self.entry.prepared.set(self.names.len() as u32);
+        let between = self.upstream.is_between() && link.lease.downstream.is_between();
+        let Link { server, lease } = link;
+        self.stores.take_back(lease);
         server.entry.link.set(None);
         server.entry.prepared.set(server.dialogue.statements.len());
         match &result {
@@ -444,34 +435,46 @@ impl Relay {
         result
     }
 
-    async fn talk(&mut self, link: &mut Link, request: Chunk) -> Step<()> {
+    async fn talk(&mut self, link: &mut Link) -> Step<()> {
         if self.bring_in_line(&mut link.server) {
-            self.settle(link).await?;
+            while link.server.dialogue.is_settling {
+                let event = poll_fn(|cx| self.poll_settling(link, cx)).await;
+                self.handle_settling(link, event)?;
+            }
+            self.are_settings_proven = true;
         }
         if self.rules.prepared_max > 0 {
-            self.upstream.kept.arm();
-            self.spoken = Spoken::default();
+            link.lease.kept.arm();
         }
-        self.forward(link, request)?;
-        loop {
-            if self.is_over(link) {
-                return self.part(link);
+        if let Some(request) = self.ahead.take() {
+            self.forward(link, request)?;
+        }
+        while !self.is_over(link) {
+            let event = poll_fn(|cx| self.poll_event(link, cx)).await;
+            self.handle(link, event)?;
+        }
+        self.part(link)
+    }
+
+    fn handle(&mut self, link: &mut Link, event: Event) -> Step<()> {
+        match event {
+            Event::FromServer(chunk) => self.backward(link, chunk),
+            Event::FromClient(chunk) => {
+                self.stats.bytes_received.add(chunk.len() as u64);
+                self.forward(link, chunk)
             }
-            match poll_fn(|cx| self.poll_event(link, cx)).await {
-                Event::FromServer(chunk) => self.backward(link, chunk)?,
-                Event::FromClient(chunk) => {
-                    self.stats.bytes_received.add(chunk.len() as u64);
-                    self.forward(link, chunk)?;
+            Event::ServerGone => Err(sent_away(Farewell::SERVER_CRASHED)),
+            Event::ClientGone => Err(Ending::Vanished),
+            Event::Signal(Signal::Leave(farewell)) => Err(sent_away(farewell)),
+            Event::Signal(signal) => {
+                match signal {
+                    // It was meant for a client in line, but the server came first.
+                    Signal::Cancel => self.servers.cancel(&link.server),
+                    Signal::Retire => self.is_retiring = true,
+                    // The entry says whether it is suspended; it does not wait in line any more.
+                    Signal::Suspend | Signal::Notice | Signal::Leave(_) => {}
                 }
-                Event::ServerGone => return Err(sent_away(Farewell::SERVER_CRASHED)),
-                Event::ClientGone => return Err(Ending::Vanished),
-                // It was meant for a client in line, but the server came first.
-                Event::Signal(Signal::Cancel) => self.servers.cancel(&link.server),
-                Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
-                Event::Signal(Signal::Retire) => self.is_retiring = true,
-                Event::Signal(Signal::Suspend) => self.suspended(Some(&link.server.socket)).await?,
-                // It does not wait any more.
-                Event::Signal(Signal::Notice) => {}
+                Ok(())
             }
         }
     }
@@ -482,6 +485,7 @@ impl Relay {
             return Poll::Ready(Event::Signal(signal));
         }
         let (client, server) = (&self.socket, &link.server.socket);
+        ready!(self.poll_suspension(Some(server), cx));
         let takes_more = client.poll_writable(cx);
         match takes_more {
             Poll::Ready(Err(_)) => return Poll::Ready(Event::ClientGone),
@@ -523,22 +527,13 @@ impl Relay {
         !self.are_settings_proven || differences.iter().any(Setting::may_fail)
     }
 
-    /// Waits until the server has made the settings.
-    async fn settle(&mut self, link: &mut Link) -> Step<()> {
-        while link.server.dialogue.is_settling {
-            match poll_fn(|cx| self.poll_settling(link, cx)).await {
-                Event::FromServer(chunk) => self.backward(link, chunk)?,
-                Event::Signal(Signal::Leave(farewell)) => return Err(sent_away(farewell)),
-                // A cancel would hit the settings; the line is behind the client.
-                Event::Signal(
-                    Signal::Cancel | Signal::Notice | Signal::Retire | Signal::Suspend,
-                ) => {}
-                Event::ClientGone | Event::FromClient(_) => return Err(Ending::Vanished),
-                Event::ServerGone => return Err(sent_away(Farewell::SERVER_CRASHED)),
-            }
+    fn handle_settling(&mut self, link: &mut Link, event: Event) -> Step<()> {
+        match event {
+            // A cancel would hit the settings; the line is behind the client.
+            Event::Signal(Signal::Cancel | Signal::Notice) => Ok(()),
+            Event::FromClient(_) => Err(Ending::Vanished),
+            event => self.handle(link, event),
         }
-        self.are_settings_proven = true;
-        Ok(())
     }
 
     fn poll_settling(&self, link: &Link, cx: &Context<'_>) -> Poll<Event> {
@@ -554,7 +549,7 @@ impl Relay {
     }
 
     fn forward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
-        self.entry.work.set(self.entry.work.get() + 1);
+        self.entry.work.set(self.entry.work.get().wrapping_add(1));
         let mut counts = Counts::default();
         let mut outlet = Outlet::new(&chunk, Some(self.net));
         let fed = self.upstream.feed(
@@ -564,10 +559,11 @@ impl Relay {
                 rules: self.rules,
                 dialogue: &mut link.server.dialogue,
                 names: &mut self.names,
-                statements: &mut self.statements.borrow_mut(),
+                statements: &mut self.stores.statements.borrow_mut(),
                 counts: &mut counts,
                 generation: &self.generation,
-                spoken: &mut self.spoken,
+                spoken: &mut link.lease.spoken,
+                kept: &mut link.lease.kept,
                 escapes: self.settings.tracked("standard_conforming_strings") == Some(b"off"),
             },
         );
@@ -594,18 +590,18 @@ impl Relay {
             }
             Ok(false) => {}
         }
-        if let Some(batch) = self.upstream.kept.take_again() {
-            link.downstream.take_refusal();
+        if let Some(batch) = link.lease.kept.take_again() {
+            link.lease.downstream.take_refusal();
             return self.forward(link, Chunk::from_vec(self.net, batch));
         }
-        if !self.upstream.kept.is_waiting() {
-            let refusal = link.downstream.take_refusal();
+        if !link.lease.kept.is_waiting() {
+            let refusal = link.lease.downstream.take_refusal();
             if !refusal.is_empty() {
                 self.socket.send(refusal);
             }
         }
         // Replies that no message of the server will trigger.
-        if !link.downstream.is_inside_message() {
+        if !link.lease.downstream.is_inside_message() {
             let mut outlet = Outlet::new(&[], Some(self.net));
             downstream::make_up(&mut link.server.dialogue, &mut self.names, &mut outlet);
             if let Passed::Copy(bytes) = outlet.finish() {
@@ -617,9 +613,9 @@ impl Relay {
 
     fn backward(&mut self, link: &mut Link, mut chunk: Chunk) -> Step<()> {
         self.stats.bytes_sent.add(chunk.len() as u64);
-        self.entry.work.set(self.entry.work.get() + 1);
+        self.entry.work.set(self.entry.work.get().wrapping_add(1));
         let mut outlet = Outlet::new(&chunk, Some(self.net));
-        let fed = link.downstream.feed(
+        let fed = link.lease.downstream.feed(
             &chunk,
             &mut outlet,
             &mut Audience {
@@ -627,9 +623,9 @@ impl Relay {
                 names: &mut self.names,
                 settings: &mut self.settings,
                 refuses_transactions: self.mode == PoolMode::Statement,
-                kept: &mut self.upstream.kept,
+                kept: &mut link.lease.kept,
                 generation: &self.generation,
-                spoken: &mut self.spoken,
+                spoken: &mut link.lease.spoken,
                 instead: Vec::new(),
             },
         );
@@ -637,7 +633,7 @@ impl Relay {
         if !link.server.dialogue.is_settling {
             link.server.entry.is_settling.set(false);
         }
-        let again = self.upstream.kept.take_again();
+        let again = link.lease.kept.take_again();
         // Counted before the client can see the reply.
         if again.is_none() {
             self.query_may_end(link);
@@ -715,33 +711,14 @@ impl Relay {
         (self.mode != PoolMode::Session || self.is_retiring)
             && link.server.dialogue.replies.is_over()
             && self.upstream.is_between()
-            && link.downstream.is_between()
+            && link.lease.downstream.is_between()
     }
 }
 
-/// What a request is answered with that gets no server.
-struct Refusal {
-    sqlstate: SqlState,
-    text: Cow<'static, str>,
-}
-
-impl Refusal {
-    const CANCELED: Refusal = Refusal {
-        sqlstate: SqlState::QUERY_CANCELED,
-        text: Cow::Borrowed("canceling statement due to user request"),
-    };
-
-    fn busy(text: String) -> Refusal {
-        Refusal {
-            sqlstate: SqlState::TOO_MANY_CONNECTIONS,
-            text: Cow::Owned(text),
-        }
-    }
-}
-
+/// A client's lease of a server.
 struct Link {
     server: Server,
-    downstream: Downstream,
+    lease: Box<Lease>,
 }
 
 /// A place in line that is given up when dropped.

@@ -1,9 +1,8 @@
 //! SUSPEND: a client is not read, and its server neither, until the order is taken back; what has been read goes out.
 
-use super::run::{Ending, Relay};
-use crate::client::{Signal, Suspension};
+use super::run::Relay;
+use crate::client::Suspension;
 use crate::net::Socket;
-use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 impl Relay {
@@ -17,18 +16,5 @@ impl Relay {
             self.entry.suspension.set(Suspension::Quiet);
         }
         Poll::Pending
-    }
-
-    /// Waits for the end of a suspension; only a request to leave is heard meanwhile.
-    pub(super) async fn suspended(&self, server: Option<&Socket>) -> Result<(), Ending> {
-        poll_fn(|cx| {
-            while let Some(signal) = self.entry.poll_signal(cx) {
-                if let Signal::Leave(farewell) = signal {
-                    return Poll::Ready(Err(Ending::SentAway(farewell)));
-                }
-            }
-            self.poll_suspension(server, cx).map(Ok)
-        })
-        .await
     }
 }

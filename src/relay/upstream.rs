@@ -103,8 +103,6 @@ pub(super) struct Upstream {
     flow: Flow,
     gathered: Vec<u8>,
     header: Option<Header>,
-    /// The batch under way, as long as it may have to be sent again.
-    pub(super) kept: Kept,
 }
 
 /// Both sides of a lease, as far as the client's messages touch them.
@@ -116,6 +114,8 @@ pub(super) struct Exchange<'a> {
     pub(super) counts: &'a mut Counts,
     pub(super) generation: &'a Generation,
     pub(super) spoken: &'a mut Spoken,
+    /// The batch under way, as long as it may have to be sent again.
+    pub(super) kept: &'a mut Kept,
     /// Backslashes count in all strings of the client.
     pub(super) escapes: bool,
 }
@@ -207,7 +207,7 @@ impl Upstream {
             {
                 Step::End => return Ok(false),
                 Step::More { range } => {
-                    self.kept.goes_on(&data[range.clone()]);
+                    exchange.kept.goes_on(&data[range.clone()]);
                     match self.flow {
                         Flow::Pass => outlet.keep(range),
                         Flow::Discard => {}
@@ -225,15 +225,15 @@ impl Upstream {
                     held,
                 } => {
                     check(header)?;
-                    if self.kept.is_open() {
+                    if exchange.kept.is_open() {
                         let header = self.scanner.header_bytes();
-                        self.kept.begin(header, &data[body..range.end]);
-                        if self.kept.is_refused() && at < data.len() {
+                        exchange.kept.begin(header, &data[body..range.end]);
+                        if exchange.kept.is_refused() && at < data.len() {
                             // It is not alone.
-                            self.kept.answered();
+                            exchange.kept.answered();
                         }
                     }
-                    self.flow = decide(header, self.kept.is_refused(), exchange);
+                    self.flow = decide(header, exchange.kept.is_refused(), exchange);
                     let passes = match self.flow {
                         Flow::Pass => true,
                         Flow::Discard => false,
@@ -269,7 +269,7 @@ impl Upstream {
             have,
             rest: self.scanner.rest(),
             behind,
-            is_repeated: self.kept.is_repeated(),
+            is_repeated: exchange.kept.is_repeated(),
         };
         match look(header, body, outlet, exchange)? {
             Looked::NeedsMore => {
@@ -288,7 +288,7 @@ impl Upstream {
             }
             Looked::RewrittenQuery => {
                 self.flow = Flow::Pass;
-                self.kept.keep_query(self.scanner.header_bytes(), have);
+                exchange.kept.keep_query(self.scanner.header_bytes(), have);
                 Ok(false)
             }
         }
@@ -313,7 +313,7 @@ impl Upstream {
             have: &self.gathered,
             rest: self.scanner.rest(),
             behind,
-            is_repeated: self.kept.is_repeated(),
+            is_repeated: exchange.kept.is_repeated(),
         };
         let looked = look(header, body, outlet, exchange)?;
         if matches!(looked, Looked::NeedsMore) {
@@ -326,7 +326,7 @@ impl Upstream {
         }
         if matches!(looked, Looked::RewrittenQuery) {
             let header = self.scanner.header_bytes();
-            self.kept.keep_query(header, &self.gathered);
+            exchange.kept.keep_query(header, &self.gathered);
         }
         self.flow = Flow::Pass;
         self.header = None;

@@ -41,7 +41,7 @@ pub type Handle = [u8; SHORT];
 #[derive(Clone)]
 pub struct CancelKey {
     bytes: [u8; LONG],
-    len: usize,
+    len: u8,
     has_peer: bool,
 }
 
@@ -56,7 +56,7 @@ impl CancelKey {
         bytes[PROCESS_ID_BYTES..].copy_from_slice(&secret);
         CancelKey {
             bytes,
-            len: if long { LONG } else { SHORT },
+            len: if long { LONG } else { SHORT } as u8,
             has_peer: false,
         }
     }
@@ -73,7 +73,7 @@ impl CancelKey {
         bytes[7] |= HOPS_MASK;
         CancelKey {
             bytes,
-            len: if long { LONG } else { SHORT },
+            len: if long { LONG } else { SHORT } as u8,
             has_peer: true,
         }
     }
@@ -86,7 +86,7 @@ impl CancelKey {
 
     /// Process id and secret, as BackendKeyData and CancelRequest carry them.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len]
+        &self.bytes[..self.len as usize]
     }
 
     /// The shard that its client logged in on.

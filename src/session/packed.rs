@@ -2,7 +2,7 @@
 //! shared by the clients of one shard only.
 
 use super::prepared::{
-    Charge, ClientStatements, Form, Registered, Statement, StatementId, Statements,
+    Charge, ClientStatements, Form, Names, Registered, Statement, StatementId, Statements,
 };
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -72,7 +72,8 @@ impl ClientStatements {
     /// Takes the names off this shard.
     pub fn pack(self) -> PackedStatements {
         let mut packing = Packing::default();
-        let names = self.names.into_iter().map(|(name, registered)| PackedName {
+        let Names { names, serial } = self.0.map(|it| *it).unwrap_or_default();
+        let names = names.into_iter().map(|(name, registered)| PackedName {
             name,
             serial: registered.serial,
             is_confirmed: registered.is_confirmed,
@@ -82,7 +83,7 @@ impl ClientStatements {
         PackedStatements {
             names: names.collect(),
             texts: packing.texts,
-            serial: self.serial,
+            serial,
         }
     }
 }
@@ -108,10 +109,9 @@ impl PackedStatements {
             };
             (packed.name, registered)
         });
-        ClientStatements {
-            names: names.collect(),
-            serial: self.serial,
-        }
+        let names: HashMap<_, _> = names.collect();
+        let serial = self.serial;
+        ClientStatements((serial > 0).then(|| Box::new(Names { names, serial })))
     }
 }
 

@@ -300,9 +300,12 @@ pub(super) struct Registered {
     pub(super) charge: Charge,
 }
 
-/// One client's names.
+/// One client's names. Most clients have none, and then need no memory for them.
 #[derive(Debug, Default)]
-pub struct ClientStatements {
+pub struct ClientStatements(pub(super) Option<Box<Names>>);
+
+#[derive(Debug, Default)]
+pub(super) struct Names {
     pub(super) names: HashMap<Box<[u8]>, Registered>,
     pub(super) serial: u64,
 }
@@ -310,17 +313,22 @@ pub struct ClientStatements {
 impl ClientStatements {
     /// How many names there are.
     pub fn len(&self) -> usize {
-        self.names.len()
+        self.0.as_ref().map_or(0, |it| it.names.len())
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.len() == 0
     }
 
     /// The statement behind a name.
     pub fn get(&self, name: &[u8]) -> Option<&Rc<Statement>> {
-        self.names.get(name).map(|registered| &registered.statement)
+        let registered = self.0.as_ref()?.names.get(name)?;
+        Some(&registered.statement)
+    }
+
+    fn get_mut(&mut self, name: &[u8]) -> Option<&mut Registered> {
+        self.0.as_mut()?.names.get_mut(name)
     }
 
     /// Registers a name that is not in use; the change is confirmed or undone with the reply to its
@@ -334,11 +342,13 @@ impl ClientStatements {
         statement: Rc<Statement>,
     ) -> Result<ClientChange, TooMany> {
         let charge = statement.charge.budget.charge(name.len())?;
-        self.serial += 1;
-        self.names.insert(
+        let it = self.0.get_or_insert_default();
+        it.serial += 1;
+        let serial = it.serial;
+        it.names.insert(
             name.into(),
             Registered {
-                serial: self.serial,
+                serial,
                 statement,
                 is_confirmed: false,
                 charge,
@@ -346,20 +356,20 @@ impl ClientStatements {
         );
         Ok(ClientChange::Registered {
             name: name.into(),
-            serial: self.serial,
+            serial,
         })
     }
 
     /// Lets a name stand for the same statement in another generation.
     pub fn move_to(&mut self, name: &[u8], statement: Rc<Statement>) {
-        if let Some(registered) = self.names.get_mut(name) {
+        if let Some(registered) = self.get_mut(name) {
             registered.statement = statement;
         }
     }
 
     /// Forgets a name; undone if the Close turns out to have been skipped.
     pub fn close(&mut self, name: &[u8]) -> Option<ClientChange> {
-        let registered = self.names.remove(name)?;
+        let registered = self.0.as_mut()?.names.remove(name)?;
         Some(ClientChange::Closed {
             name: name.into(),
             registered,
@@ -369,11 +379,13 @@ impl ClientStatements {
     /// Forgets all names (DEALLOCATE ALL, DISCARD ALL), but for those whose Parse comes behind that
     /// command.
     pub fn clear(&mut self) {
-        self.names.retain(|_, registered| !registered.is_confirmed);
+        if let Some(it) = &mut self.0 {
+            it.names.retain(|_, registered| !registered.is_confirmed);
+        }
     }
 
     fn confirm(&mut self, name: &[u8], serial: u64) {
-        if let Some(registered) = self.names.get_mut(name)
+        if let Some(registered) = self.get_mut(name)
             && registered.serial == serial
         {
             registered.is_confirmed = true;
@@ -381,18 +393,16 @@ impl ClientStatements {
     }
 
     fn undo(&mut self, change: ClientChange) {
+        let Some(it) = &mut self.0 else { return };
         match change {
             ClientChange::Registered { name, serial } => {
-                if self
-                    .names
-                    .get(&name)
-                    .is_some_and(|registered| registered.serial == serial)
-                {
-                    self.names.remove(&name);
+                let known = it.names.get(&name);
+                if known.is_some_and(|registered| registered.serial == serial) {
+                    it.names.remove(&name);
                 }
             }
             ClientChange::Closed { name, registered } => {
-                self.names.entry(name).or_insert(registered);
+                it.names.entry(name).or_insert(registered);
             }
         }
     }

@@ -95,7 +95,7 @@ impl LoadReading {
 /// Clients are moved this often at most, so that the loads can follow.
 const SHED_PERIOD: Duration = Duration::from_secs(2);
 /// Who has more prepared statements stays: to move their texts would hold up two shards.
-const STATEMENTS_MAX: usize = 1000;
+const STATEMENTS_MAX: u32 = 1000;
 /// A difference in load, in thousandths of a core, below which nobody is moved.
 const GAP_MIN: u64 = 100;
 /// Clients that one shard sends away at a time.
@@ -182,7 +182,10 @@ impl Shard {
             .collect();
         // An invitation that was not followed since is out of date.
         entries.iter().for_each(|entry| entry.move_to.set(None));
-        let work: Vec<u64> = entries.iter().map(|entry| entry.work.take()).collect();
+        let work: Vec<u64> = entries
+            .iter()
+            .map(|entry| u64::from(entry.work.take()))
+            .collect();
         let to = self.less_loaded();
         let Some(to) = to.filter(|_| sheds && !is_first_look) else {
             return;

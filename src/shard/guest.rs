@@ -25,7 +25,7 @@ use crate::relay::{Denial, Ending, Relay, RelaySettings, Servers, Waiter};
 use crate::server::{Server, Wishes};
 use crate::session::{CancelKey, ServerParams, Settings};
 use crate::wire::{Replication, SqlState, StartupPacket};
-use std::cell::{Cell, RefCell};
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,15 +43,19 @@ pub(super) fn serve(
     let entry = ClientEntry::new(
         id,
         socket.peer(),
-        socket.local(),
+        shard.local_end(socket.local()),
         Clock::unix_micros(),
         shard.net.now(),
     );
     let guest = Guest::new(shard, counted, entry);
-    let intake = Intake::new(Socket::attach(guest.shard.net, socket));
+    let intake = Box::new(Intake::new(Socket::attach(guest.shard.net, socket)));
     async move {
         // What the login needs is given back before the client settles down: it is many times what an idle client needs.
-        let login = Box::pin(guest.receive(intake));
+        let login = {
+            // Freed here: what is captured stays as long as the client.
+            let intake = intake;
+            Box::pin(guest.receive(*intake))
+        };
         let stay = guest.shard.net.paced(login).await;
         guest.conclude(stay).await;
     }
@@ -66,7 +70,7 @@ pub(super) fn go_on(
     let entry = ClientEntry::new(
         greeted.id,
         greeted.socket.peer(),
-        greeted.socket.local(),
+        shard.local_end(greeted.socket.local()),
         greeted.connected_unix_us,
         greeted.since,
     );
@@ -74,9 +78,12 @@ pub(super) fn go_on(
     let socket = Socket::attach(guest.shard.net, greeted.socket);
     let intake = Intake::resume(socket, greeted.ahead);
     guest.note_encryption(&intake);
-    let packet = Box::new(greeted.packet);
+    let said = Box::new((intake, greeted.packet));
     async move {
-        let login = Box::pin(guest.session(intake, *packet));
+        let login = {
+            let said = said;
+            Box::pin(guest.session(said.0, said.1))
+        };
         let stay = guest.shard.net.paced(login).await;
         guest.conclude(stay).await;
     }
@@ -86,22 +93,28 @@ pub(super) fn go_on(
 pub(super) struct Guest {
     pub(super) shard: Rc<Shard>,
     pub(super) entry: Rc<ClientEntry>,
-    pub(super) slot: usize,
+    pub(super) slot: u32,
     /// How often it has moved.
     pub(super) moves: Cell<u32>,
     /// Until it is in: the database and the user that it asked for.
-    claim: RefCell<Option<Box<Claim>>>,
+    claim: Cell<Option<Box<Claim>>>,
     _counted: Present,
 }
 
-/// What has become of a client that wanted in.
+/// What has become of a client that wanted in. Small, as it is part of every client's task.
 pub(super) enum Stay {
     /// Its connection has ended.
-    Ended(Ending),
+    Ended(Box<Ending>),
     /// It goes on at another shard.
     Moved,
     /// It is in.
     Settled(Box<Settled>),
+}
+
+impl Stay {
+    pub(super) fn ended(ending: Ending) -> Stay {
+        Stay::Ended(Box::new(ending))
+    }
 }
 
 /// A client that has logged in, and its places under the limits.
@@ -127,32 +140,40 @@ struct Admitted {
 impl Guest {
     pub(super) fn new(shard: Rc<Shard>, counted: Present, entry: ClientEntry) -> Guest {
         let entry = Rc::new(entry);
-        let slot = shard.clients.borrow_mut().insert(entry.clone());
+        let slot = shard.clients.borrow_mut().insert(entry.clone()) as u32;
         Guest {
             shard,
             entry,
             slot,
             moves: Cell::new(0),
-            claim: RefCell::default(),
+            claim: Cell::default(),
             _counted: counted,
         }
     }
 
-    /// Serves a client that is in; takes leave of every one.
-    pub(super) async fn conclude(&self, stay: Stay) {
+    /// Serves a client that is in; takes leave of every one. Whether it has left for good.
+    pub(super) async fn conclude(&self, stay: Stay) -> bool {
         let ending = match stay {
             Stay::Moved => None,
-            Stay::Ended(ending) => Some(ending),
-            Stay::Settled(settled) => self.stay(settled).await,
+            Stay::Ended(ending) => Some(*ending),
+            Stay::Settled(mut settled) => loop {
+                let ending = settled.relay.run().await;
+                // On the heap, as what a move takes would be part of every client's task.
+                match Box::pin(self.go_on_after(settled, ending)).await {
+                    Ok(again) => settled = again,
+                    Err(ending) => break ending,
+                }
+            },
         };
-        if let Some(ending) = ending {
-            self.log_ending(&ending);
+        if let Some(ending) = &ending {
+            self.log_ending(ending);
         }
         let key = self.entry.who().map(|who| &who.cancel_key);
         if let Some(handle) = key.and_then(CancelKey::handle) {
             self.shard.peered.borrow_mut().remove(&handle);
         }
-        self.shard.clients.borrow_mut().remove(self.slot);
+        self.shard.clients.borrow_mut().remove(self.slot as usize);
+        ending.is_some()
     }
 
     async fn receive(&self, mut intake: Intake) -> Stay {
@@ -162,11 +183,11 @@ impl Guest {
             Err(ending) => self.part(intake, ending),
             Ok(Err(error)) => match self.rejection(&error) {
                 Some(farewell) => self.part(intake, Ending::SentAway(farewell)),
-                None => Stay::Ended(Ending::Vanished),
+                None => Stay::ended(Ending::Vanished),
             },
             Ok(Ok(Greeting::Cancel(key))) => {
                 self.shard.cancel_anywhere(&key).await;
-                Stay::Ended(Ending::Terminated)
+                Stay::ended(Ending::Terminated)
             }
             Ok(Ok(Greeting::Session(packet))) => match self.send_home(intake, packet).await {
                 None => Stay::Moved,
@@ -340,10 +361,10 @@ impl Guest {
             Signal::Notice | Signal::Retire | Signal::Suspend => None,
         });
         match serve.await {
-            Ok(()) => Stay::Ended(Ending::Terminated),
+            Ok(()) => Stay::ended(Ending::Terminated),
             Err(ending) => {
                 say_farewell(&socket, &ending);
-                Stay::Ended(ending)
+                Stay::ended(ending)
             }
         }
     }
@@ -376,6 +397,11 @@ impl Guest {
         };
         let replication = packet.replication().unwrap_or_default();
         self.entry.replication.set(replication);
+        // Most pools are of one user: its clients share the name.
+        let user = match &pool.common.key.user {
+            same if **same == *user => same.clone(),
+            _ => user,
+        };
         let who = self.identify(&packet, &user, &pool.common.key.database);
         let key = who.cancel_key.clone();
         self.entry.waits_for_login(who, pool.stats.clone());
@@ -421,14 +447,14 @@ impl Guest {
             self.entry.suspend();
         }
         let (net, entry) = (self.shard.net, self.entry.clone());
-        let statements = self.shard.statements.clone();
+        let stores = self.shard.stores.clone();
         let relay = Relay::new(
             net,
             socket,
             ahead,
             entry,
             servers,
-            statements,
+            stores,
             pool.stats.clone(),
             settings,
             options,
@@ -490,7 +516,10 @@ impl Guest {
     fn identify(&self, packet: &StartupPacket, user: &Arc<str>, database: &Arc<str>) -> Who {
         let cancel_key = self.fresh_key(packet.minor() >= 2);
         if let Some(handle) = cancel_key.handle() {
-            self.shard.peered.borrow_mut().insert(handle, self.slot);
+            self.shard
+                .peered
+                .borrow_mut()
+                .insert(handle, self.slot as usize);
         }
         Who {
             database: database.clone(),
@@ -506,7 +535,7 @@ impl Guest {
             fill_random(&mut secret);
             let peer_id = self.shard.snapshot().config.general.peer_id;
             let key = match peer_id {
-                0 => CancelKey::new(self.shard.id, self.slot, is_long, secret),
+                0 => CancelKey::new(self.shard.id, self.slot as usize, is_long, secret),
                 own => CancelKey::with_peer(own, self.shard.id, is_long, secret),
             };
             let peered = self.shard.peered.borrow();
@@ -548,14 +577,14 @@ impl Guest {
     /// Sends a client away that has not reached the relay.
     fn part(&self, intake: Intake, ending: Ending) -> Stay {
         say_farewell(intake.socket(), &ending);
-        Stay::Ended(ending)
+        Stay::ended(ending)
     }
 
     fn log_ending(&self, ending: &Ending) {
         let snapshot = self.shard.snapshot();
         let general = &snapshot.config.general;
         let (id, remote) = (self.entry.id, &self.entry.remote);
-        let (who, claim) = (self.entry.who(), self.claim.borrow());
+        let (who, claim) = (self.entry.who(), self.claim.take());
         let known = who.map(|who| (&*who.database, &*who.user));
         let claimed = claim.as_ref().map(|claim| (&*claim.database, &*claim.user));
         let (database, user) = known.or(claimed).unwrap_or_default();

@@ -292,7 +292,7 @@ impl Shard {
 
     /// The same for statements.
     async fn statement_rows(&self) -> Vec<StatementRow> {
-        let all = self.statements.borrow().all();
+        let all = self.stores.statements.borrow().all();
         let mut rows = Vec::with_capacity(all.len());
         for slice in all.chunks(SLICE) {
             rows.extend(slice.iter().map(statement_row));
@@ -351,7 +351,7 @@ fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
         replication: entry.replication.get(),
         state: entry.state(),
         remote: entry.remote.clone(),
-        local: entry.local.clone(),
+        local: (*entry.local).clone(),
         connected_unix_us: entry.connected_unix_us,
         requested_unix_us: entry.requested_unix_us.get(),
         wait_us: if is_waiting {
@@ -361,7 +361,7 @@ fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
         },
         link: entry.link.get().map(|server| server.0),
         application_name: entry.application_name.borrow().clone(),
-        prepared_statements: entry.prepared.get(),
+        prepared_statements: entry.prepared.get() as usize,
         tls: entry.tls.get(),
     }
 }

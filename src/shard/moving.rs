@@ -125,17 +125,22 @@ impl Strays {
 }
 
 impl Guest {
-    /// Serves a logged-in client; how its connection ended, unless it has moved to another shard.
-    pub(super) async fn stay(&self, mut settled: Box<Settled>) -> Option<Ending> {
-        loop {
-            settled = match settled.relay.run().await {
-                Ending::Moving(to) => Box::pin(self.send_on(*settled, to)).await?,
-                Ending::Displaced => match self.change_pool(&mut settled) {
-                    Ok(()) => settled,
-                    Err(farewell) => return Some(settled.relay.send_away(farewell)),
-                },
-                ending => return Some(ending),
-            };
+    /// What to go on with after a relay has ended.
+    ///
+    /// # Errors
+    /// How the client's connection has ended, unless it has moved to another shard.
+    pub(super) async fn go_on_after(
+        &self,
+        mut settled: Box<Settled>,
+        ending: Ending,
+    ) -> Result<Box<Settled>, Option<Ending>> {
+        match ending {
+            Ending::Moving(to) => self.send_on(*settled, to).await.ok_or(None),
+            Ending::Displaced => match self.change_pool(&mut settled) {
+                Ok(()) => Ok(settled),
+                Err(farewell) => Err(Some(settled.relay.send_away(farewell))),
+            },
+            ending => Err(Some(ending)),
         }
     }
 
@@ -197,7 +202,7 @@ impl Guest {
             shard.net,
             self.entry.clone(),
             Rc::new(Counter::new(pool.clone())),
-            shard.statements.clone(),
+            shard.stores.clone(),
             pool.stats.clone(),
         );
         let mut settled = Box::new(Settled { relay, pool, seats });
@@ -247,7 +252,7 @@ impl Guest {
                 let socket = traveller.parcel.into_socket();
                 let ending = Ending::SentAway(farewell);
                 say_farewell(&Socket::attach(self.shard.net, socket), &ending);
-                return Stay::Ended(ending);
+                return Stay::ended(ending);
             }
         };
         self.entry
@@ -284,27 +289,21 @@ pub(super) fn arrive(
     let entry = ClientEntry::new(
         traveller.id,
         traveller.parcel.peer(),
-        traveller.parcel.local(),
+        shard.local_end(traveller.parcel.local()),
         traveller.connected_unix_us,
         traveller.idle_since,
     );
-    let guest = Guest::new(shard.clone(), counted, entry);
+    let guest = Guest::new(shard, counted, entry);
     guest.moves.set(traveller.moves);
-    let key = traveller.cancel_key.clone();
-    shard.client_came(&key, guest.slot, traveller.moves);
+    let key = Box::new(traveller.cancel_key.clone());
+    guest
+        .shard
+        .client_came(&key, guest.slot as usize, traveller.moves);
     let stay = guest.host(*traveller);
     async move {
-        let ending = match stay {
-            Stay::Settled(settled) => guest.stay(settled).await,
-            Stay::Ended(ending) => Some(ending),
-            Stay::Moved => None,
-        };
-        if ending.is_some() {
-            shard.client_left(&key);
+        if guest.conclude(stay).await {
+            guest.shard.client_left(&key);
         }
-        guest
-            .conclude(ending.map_or(Stay::Moved, Stay::Ended))
-            .await;
     }
 }
 

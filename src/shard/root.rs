@@ -12,7 +12,8 @@ use crate::base::limit::{CONSOLE_RESERVE, LOBBY_CLIENTS_MAX};
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, Greeted};
 use crate::config::General;
-use crate::net::{Detached, Driver, Listener, Net, NetOptions, TcpOptions, spawn};
+use crate::net::{Detached, Driver, Endpoint, Listener, Net, NetOptions, TcpOptions, spawn};
+use crate::relay::Stores;
 use crate::session::{Handle, RecentSettings, SLOTS_MAX, Statements};
 use crate::stats::ShardStats;
 use slab::Slab;
@@ -55,8 +56,8 @@ pub struct Shard {
     pub clients: RefCell<Slab<Rc<ClientEntry>>>,
     /// Its part of every pool.
     pub(super) pools: RefCell<HashMap<super::PoolKey, Rc<Pool>>>,
-    /// Texts of its clients' prepared statements.
-    pub(super) statements: Rc<RefCell<Statements>>,
+    /// What its clients share.
+    pub(super) stores: Rc<Stores>,
     /// Settings of its clients.
     pub(super) recent_settings: RefCell<RecentSettings>,
     pub(super) kdf: RefCell<KdfCache>,
@@ -86,6 +87,8 @@ pub struct Shard {
     /// Slots of the clients whose cancel key names this process instead, by that key.
     pub(super) peered: RefCell<HashMap<Handle, usize>>,
     accepting: RefCell<Vec<Waker>>,
+    /// Our end of the connection that came last: those that come by the same listener share it.
+    local_end: RefCell<Rc<Endpoint>>,
 }
 
 /// Answers that a task of this shard waits for.
@@ -137,7 +140,7 @@ pub async fn run(
         stats,
         clients: RefCell::default(),
         pools: RefCell::default(),
-        statements: Rc::new(RefCell::new(Statements::new(
+        stores: Rc::new(Stores::new(Statements::new(
             common.statements_budget.clone(),
         ))),
         recent_settings: RefCell::default(),
@@ -157,6 +160,7 @@ pub async fn run(
         drawn: Cell::new(u64::from_le_bytes(opening::random_bytes())),
         peered: RefCell::default(),
         accepting: RefCell::default(),
+        local_end: RefCell::new(Rc::new(Endpoint::Unix("".into()))),
         common,
     });
     let tcp = listeners.tcp.into_iter().map(|fd| (fd, false));
@@ -211,6 +215,15 @@ impl Shard {
     /// Socket options for server connections.
     pub(super) fn tcp_options(&self) -> TcpOptions {
         tcp_options(&self.snapshot.borrow().config.general)
+    }
+
+    /// Our end of a client's connection.
+    pub(super) fn local_end(&self, end: Endpoint) -> Rc<Endpoint> {
+        let mut last = self.local_end.borrow_mut();
+        if **last != end {
+            *last = Rc::new(end);
+        }
+        last.clone()
     }
 
     /// Takes a client in that has said nothing yet.

@@ -7,38 +7,39 @@ use std::fmt;
 /// `TLSv1.3/TLS_AES_256_GCM_SHA384/ECDH=X25519`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TlsLabel {
-    version: &'static str,
     suite: &'static str,
-    group: &'static str,
+    version: Option<ProtocolVersion>,
+    group: Option<NamedGroup>,
 }
 
 impl TlsLabel {
     /// Of a connection after its handshake.
     pub(super) fn of(state: &CommonState) -> TlsLabel {
         TlsLabel {
-            version: match state.protocol_version() {
-                Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
-                Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
-                _ => "TLS",
-            },
             suite: super::setup::suite_name(state.negotiated_cipher_suite()),
-            // A resumed TLS 1.2 session exchanges no keys.
-            group: match state
+            version: state.protocol_version(),
+            group: state
                 .negotiated_key_exchange_group()
-                .map(|group| group.name())
-            {
-                Some(NamedGroup::X25519) => "X25519",
-                Some(NamedGroup::secp256r1) => "prime256v1",
-                Some(NamedGroup::secp384r1) => "secp384r1",
-                Some(NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
-                _ => "none",
-            },
+                .map(|group| group.name()),
         }
     }
 }
 
 impl fmt::Display for TlsLabel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/ECDH={}", self.version, self.suite, self.group)
+        let version = match self.version {
+            Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
+            Some(ProtocolVersion::TLSv1_3) => "TLSv1.3",
+            _ => "TLS",
+        };
+        let group = match self.group {
+            Some(NamedGroup::X25519) => "X25519",
+            Some(NamedGroup::secp256r1) => "prime256v1",
+            Some(NamedGroup::secp384r1) => "secp384r1",
+            Some(NamedGroup::X25519MLKEM768) => "X25519MLKEM768",
+            // A resumed TLS 1.2 session exchanges no keys.
+            _ => "none",
+        };
+        write!(f, "{version}/{}/ECDH={group}", self.suite)
     }
 }

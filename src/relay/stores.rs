@@ -1,0 +1,44 @@
+//! What the relays of a shard share.
+
+use super::downstream::Downstream;
+use super::kept::Kept;
+use super::spoken::Spoken;
+use crate::session::Statements;
+use std::cell::RefCell;
+
+/// State of one lease of a server.
+#[derive(Default)]
+pub(super) struct Lease {
+    pub(super) downstream: Downstream,
+    pub(super) spoken: Spoken,
+    /// The client's batch under way, as long as it may have to be sent again.
+    pub(super) kept: Kept,
+}
+
+/// Texts of prepared statements, and memory of leases: an idle client has none, and a lease takes what an earlier one left.
+pub struct Stores {
+    /// Texts of the clients' prepared statements.
+    pub statements: RefCell<Statements>,
+    leases: RefCell<Vec<Box<Lease>>>,
+}
+
+impl Stores {
+    /// With these texts.
+    pub fn new(statements: Statements) -> Stores {
+        Stores {
+            statements: RefCell::new(statements),
+            leases: RefCell::default(),
+        }
+    }
+
+    /// A new lease.
+    pub(super) fn lease(&self) -> Box<Lease> {
+        self.leases.borrow_mut().pop().unwrap_or_default()
+    }
+
+    /// Keeps the memory of a lease that is over; there are never more than servers were leased at once.
+    pub(super) fn take_back(&self, mut lease: Box<Lease>) {
+        *lease = Lease::default();
+        self.leases.borrow_mut().push(lease);
+    }
+}
