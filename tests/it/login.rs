@@ -2,6 +2,12 @@
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hmac::{Hmac, KeyInit, Mac};
+use pbkdf2::pbkdf2_hmac_array;
+use sha2::{Digest, Sha256};
+
 use crate::support::postgres::{MUST_MD5, MUST_PASSWORD, MUST_SCRAM};
 use crate::support::wire::*;
 use crate::support::*;
@@ -115,6 +121,111 @@ fn sasl_initial(first: &str) -> Vec<u8> {
         b'p',
         &[b"SCRAM-SHA-256\0", &length[..], first.as_bytes()].concat(),
     )
+}
+
+/// Largest body of a message with a password or with SASL data.
+const AUTH_BODY_MAX: usize = 65_535;
+/// Longest secret that a file may have.
+const SECRET_MAX: usize = 65_530;
+
+/// A client of `user` that has been asked for a proof: the kind of request is as expected.
+fn asked(stage: &Stage, user: &str, kind: u32) -> Client {
+    let mut client = Client::connect(stage.address());
+    let params = [("user", user), ("database", stage.entry.as_str())];
+    client.send(&startup(PROTOCOL_3_0, &params));
+    assert_eq!(client.expect(b'R').u32_at(0), kind);
+    client
+}
+
+/// A message `p` of one byte more than may be is refused when its header has come, whatever follows.
+#[track_caller]
+fn assert_too_long(mut client: Client) {
+    let head = with_length(b'p', b"", AUTH_BODY_MAX as i32 + 1 + 4);
+    client.send(&head);
+    client
+        .reply()
+        .assert_fatal("bad packet header: '7000010004'");
+}
+
+both_shards!(
+    longest_password_is_accepted_and_no_longer_message,
+    |shards| {
+        let longest = "p".repeat(SECRET_MAX);
+        let topology = Topology::new(shards)
+            .set("auth_type", "plain")
+            .user_secret("talker", &longest);
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        let outcome = driver::try_login(stage.address(), "talker", &longest, &stage.entry);
+        assert_eq!(outcome, Ok("postgres".into()));
+        // As long as a message may be: that is read, and compared.
+        let mut client = asked(&stage, "talker", 3);
+        let reply = client.exchange(&message_p(&("p".repeat(AUTH_BODY_MAX - 1) + "\0")));
+        reply.assert_fatal("password authentication failed");
+        assert_too_long(asked(&stage, "talker", 3));
+    }
+);
+
+/// A message of SCRAM made as long as messages may be by `part`, which is given some padding.
+fn longest(part: impl Fn(&str) -> Vec<u8>) -> Vec<u8> {
+    const HEADER: usize = 5;
+    let bytes = AUTH_BODY_MAX + HEADER;
+    let message = part(&"x".repeat(bytes - part("").len()));
+    assert_eq!(message.len(), bytes);
+    message
+}
+
+both_shards!(
+    longest_messages_of_scram_are_accepted_and_no_longer_ones,
+    |shards| {
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .user_secret("talker", PASSWORD);
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        assert_too_long(asked(&stage, "talker", 10));
+        let bare = |padding: &str| format!("n={padding},r=abcdefghijklmnop");
+        let initial = longest(|padding| sasl_initial(&format!("n,,{}", bare(padding))));
+        let name = "x".repeat(initial.len() - sasl_initial(&format!("n,,{}", bare(""))).len());
+        for is_longer in [false, true] {
+            let mut client = asked(&stage, "talker", 10);
+            client.send(&initial);
+            let challenge = client.expect(b'R');
+            assert_eq!(challenge.u32_at(0), 11);
+            if is_longer {
+                assert_too_long(client);
+                continue;
+            }
+            let server_first = String::from_utf8(challenge.body[4..].to_vec()).unwrap();
+            let answer = longest(|padding| {
+                let nonce = server_first.split(',').next().unwrap();
+                let without_proof = format!("c=biws,{nonce},e={padding}");
+                let signed = format!("{},{server_first},{without_proof}", bare(&name));
+                let proof = scram_proof(PASSWORD, &server_first, &signed);
+                message_p(&format!("{without_proof},p={proof}"))
+            });
+            let reply = client.exchange(&answer);
+            assert_eq!(reply.status, b'I', "{reply:?}");
+        }
+    }
+);
+
+/// ClientProof of RFC 5802, section 3, in base64; `signed` is the AuthMessage.
+fn scram_proof(password: &str, server_first: &str, signed: &str) -> String {
+    let attribute = |name: &str| {
+        let mut attributes = server_first.split(',');
+        attributes.find_map(|it| it.strip_prefix(name)).unwrap()
+    };
+    let salt = STANDARD.decode(attribute("s=")).unwrap();
+    let iterations = attribute("i=").parse().unwrap();
+    let salted = pbkdf2_hmac_array::<Sha256, 32>(password.as_bytes(), &salt, iterations);
+    let hmac = |key: &[u8], text: &str| {
+        let mut hmac = Hmac::<Sha256>::new_from_slice(key).unwrap();
+        hmac.update(text.as_bytes());
+        hmac.finalize().into_bytes()
+    };
+    let client_key = hmac(&salted, "Client Key");
+    let signature = hmac(&Sha256::digest(client_key), signed);
+    let proof = client_key.iter().zip(signature).map(|(a, b)| a ^ b);
+    STANDARD.encode(proof.collect::<Vec<u8>>())
 }
 
 both_shards!(unknown_user_looks_like_a_wrong_password, |shards| {
