@@ -255,19 +255,16 @@ fn listed_stage(shards: usize) -> Stage {
     Stage::on(database, topology, &[("user", "postgres")])
 }
 
-both_shards!(
-    unknown_user_is_asked_for_once_in_a_negative_ttl,
-    |shards| {
-        let stage = listed_stage(shards);
-        let begun = Instant::now();
-        wait_until("a fourth question", || {
-            assert!(login(&stage, "late", PASSWORD).is_err());
-            calls(&stage.database) == "4"
-        });
-        let taken = begun.elapsed();
-        assert!(taken >= 3 * NEGATIVE_TTL, "{taken:?}");
-    }
-);
+both_shards!(unknown_user_is_asked_for_once_in_a_negative_ttl, |shards| {
+    let stage = listed_stage(shards);
+    let begun = Instant::now();
+    wait_until("a fourth question", || {
+        assert!(login(&stage, "late", PASSWORD).is_err());
+        calls(&stage.database) == "4"
+    });
+    let taken = begun.elapsed();
+    assert!(taken >= 3 * NEGATIVE_TTL, "{taken:?}");
+});
 
 both_shards!(
     user_that_is_created_gets_in_after_the_negative_ttl,
@@ -294,9 +291,7 @@ both_shards!(
         let stage = Stage::on(database, topology, &[("user", "postgres")]);
         let mut holder = stage.database.direct();
         holder.query("begin; lock table users");
-        let mut crowd: Vec<Client> = (0..100)
-            .map(|_| Client::connect(stage.address()))
-            .collect();
+        let mut crowd: Vec<Client> = (0..100).map(|_| Client::connect(stage.address())).collect();
         let knock = startup(
             PROTOCOL_3_0,
             &[("user", "late"), ("database", &stage.entry)],

@@ -2,12 +2,6 @@
 
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, KeyInit, Mac};
-use pbkdf2::pbkdf2_hmac_array;
-use sha2::{Digest, Sha256};
-
 use crate::support::postgres::{MUST_MD5, MUST_PASSWORD, MUST_SCRAM};
 use crate::support::wire::*;
 use crate::support::*;
@@ -98,29 +92,15 @@ fn visible(stage: &Stage, user: &str, database: &str) -> (Vec<u32>, Option<Failu
         assert_eq!(message.tag, b'R', "{message:?}");
         requests.push(message.u32_at(0));
         match message.u32_at(0) {
-            10 => client.send(&sasl_initial("n,,n=,r=abcdefghijklmnop")),
+            10 => client.send(&scram::initial("n,,n=,r=abcdefghijklmnop")),
             11 => {
-                let server_first = String::from_utf8(message.body[4..].to_vec()).unwrap();
-                let nonce = server_first.split(',').next().unwrap();
-                let proof = "A".repeat(43) + "=";
-                client.send(&message_p(&format!("c=biws,{nonce},p={proof}")));
+                let server_first = scram::server_first(&message.body);
+                client.send(&scram::wrong_final(&server_first));
             }
-            3 | 5 => client.send(&message_p("md500000000000000000000000000000000\0")),
+            3 | 5 => client.send(&scram::message_p("md500000000000000000000000000000000\0")),
             other => panic!("authentication request {other}"),
         }
     }
-}
-
-fn message_p(body: &str) -> Vec<u8> {
-    message(b'p', body.as_bytes())
-}
-
-fn sasl_initial(first: &str) -> Vec<u8> {
-    let length = (first.len() as u32).to_be_bytes();
-    message(
-        b'p',
-        &[b"SCRAM-SHA-256\0", &length[..], first.as_bytes()].concat(),
-    )
 }
 
 /// Largest body of a message with a password or with SASL data.
@@ -159,7 +139,7 @@ both_shards!(
         assert_eq!(outcome, Ok("postgres".into()));
         // As long as a message may be: that is read, and compared.
         let mut client = asked(&stage, "talker", 3);
-        let reply = client.exchange(&message_p(&("p".repeat(AUTH_BODY_MAX - 1) + "\0")));
+        let reply = client.exchange(&scram::message_p(&("p".repeat(AUTH_BODY_MAX - 1) + "\0")));
         reply.assert_fatal("password authentication failed");
         assert_too_long(asked(&stage, "talker", 3));
     }
@@ -183,8 +163,8 @@ both_shards!(
         let stage = Stage::with_keys(topology, &[("user", "postgres")]);
         assert_too_long(asked(&stage, "talker", 10));
         let bare = |padding: &str| format!("n={padding},r=abcdefghijklmnop");
-        let initial = longest(|padding| sasl_initial(&format!("n,,{}", bare(padding))));
-        let name = "x".repeat(initial.len() - sasl_initial(&format!("n,,{}", bare(""))).len());
+        let initial = longest(|padding| scram::initial(&format!("n,,{}", bare(padding))));
+        let name = "x".repeat(initial.len() - scram::initial(&format!("n,,{}", bare(""))).len());
         for is_longer in [false, true] {
             let mut client = asked(&stage, "talker", 10);
             client.send(&initial);
@@ -194,39 +174,18 @@ both_shards!(
                 assert_too_long(client);
                 continue;
             }
-            let server_first = String::from_utf8(challenge.body[4..].to_vec()).unwrap();
+            let server_first = scram::server_first(&challenge.body);
             let answer = longest(|padding| {
-                let nonce = server_first.split(',').next().unwrap();
-                let without_proof = format!("c=biws,{nonce},e={padding}");
+                let without_proof = scram::without_proof(&server_first, &format!(",e={padding}"));
                 let signed = format!("{},{server_first},{without_proof}", bare(&name));
-                let proof = scram_proof(PASSWORD, &server_first, &signed);
-                message_p(&format!("{without_proof},p={proof}"))
+                let proof = scram::proof(PASSWORD, &server_first, &signed);
+                scram::message_p(&format!("{without_proof},p={proof}"))
             });
             let reply = client.exchange(&answer);
             assert_eq!(reply.status, b'I', "{reply:?}");
         }
     }
 );
-
-/// ClientProof of RFC 5802, section 3, in base64; `signed` is the AuthMessage.
-fn scram_proof(password: &str, server_first: &str, signed: &str) -> String {
-    let attribute = |name: &str| {
-        let mut attributes = server_first.split(',');
-        attributes.find_map(|it| it.strip_prefix(name)).unwrap()
-    };
-    let salt = STANDARD.decode(attribute("s=")).unwrap();
-    let iterations = attribute("i=").parse().unwrap();
-    let salted = pbkdf2_hmac_array::<Sha256, 32>(password.as_bytes(), &salt, iterations);
-    let hmac = |key: &[u8], text: &str| {
-        let mut hmac = Hmac::<Sha256>::new_from_slice(key).unwrap();
-        hmac.update(text.as_bytes());
-        hmac.finalize().into_bytes()
-    };
-    let client_key = hmac(&salted, "Client Key");
-    let signature = hmac(&Sha256::digest(client_key), signed);
-    let proof = client_key.iter().zip(signature).map(|(a, b)| a ^ b);
-    STANDARD.encode(proof.collect::<Vec<u8>>())
-}
 
 both_shards!(unknown_user_looks_like_a_wrong_password, |shards| {
     let secrets = secrets();
@@ -259,7 +218,7 @@ fn salt(stage: &Stage, user: &str) -> String {
         &[("user", user), ("database", &stage.entry)],
     ));
     client.expect(b'R');
-    client.send(&sasl_initial("n,,n=,r=abcdefghijklmnop"));
+    client.send(&scram::initial("n,,n=,r=abcdefghijklmnop"));
     let server_first = String::from_utf8(client.expect(b'R').body[4..].to_vec()).unwrap();
     server_first.split_once(',').unwrap().1.to_owned()
 }
@@ -352,10 +311,10 @@ both_shards!(lying_password_messages_end_the_connection, |shards| {
             b'p',
             &[b"SCRAM-SHA-256\0", &huge[..], b"n,,n=,r=a"].concat(),
         ),
-        sasl_initial(""),
-        sasl_initial("p=tls-unique,,n=,r=abc"),
-        sasl_initial("n,,n=,r="),
-        sasl_initial("n,a=admin,n=,r=abcdefgh"),
+        scram::initial(""),
+        scram::initial("p=tls-unique,,n=,r=abc"),
+        scram::initial("n,,n=,r="),
+        scram::initial("n,a=admin,n=,r=abcdefgh"),
     ];
     for lie in lies {
         let mut client = Client::connect(stage.address());
