@@ -228,7 +228,12 @@ impl SharedPool {
             return false;
         }
         if self.take_permits(most) {
-            if retry_at == LOGIN_WORKS || self.start_trial(retry_at) {
+            // Once more: our place may be that of an attempt that has just failed.
+            let may_try = match retry_at {
+                LOGIN_WORKS => self.retry_at.load(SeqCst) == LOGIN_WORKS,
+                over => self.start_trial(over),
+            };
+            if may_try {
                 return true;
             }
             self.return_permit();
