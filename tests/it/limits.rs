@@ -471,6 +471,15 @@ impl Storm {
 /// More than a login and an answer may take, the machine's own delays aside.
 const OPERATOR_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Ends the storm, also when the test fails.
+struct Calm<'a>(&'a Storm);
+
+impl Drop for Calm<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Release);
+    }
+}
+
 both_shards!(
     operators_get_in_and_are_answered_during_a_storm_of_logins,
     |shards| {
@@ -499,6 +508,7 @@ both_shards!(
                 let (storm, stage) = (&storm, &stage);
                 scope.spawn(move || storm.rage(stage, thread));
             }
+            let _calm = Calm(&storm);
             for _ in 0..10 {
                 let before = turned_away();
                 wait_until("no place is left", || turned_away() > before);
@@ -508,7 +518,6 @@ both_shards!(
                     "{taken:?}"
                 );
             }
-            storm.is_over.store(true, Ordering::Release);
         });
         stage.wait_log("login failed");
     }
