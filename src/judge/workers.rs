@@ -48,6 +48,12 @@ impl Workers {
         Workers::new("stretch", COMPUTING_THREADS, COMPUTING_NICENESS)
     }
 
+    /// For what clients of the console need computed: apart from the others, so that an operator need not wait until a storm of
+    /// logins is over.
+    pub fn computing_for_console() -> Workers {
+        Workers::new("console", 1, COMPUTING_NICENESS)
+    }
+
     fn new(name: &'static str, threads_max: usize, niceness: i32) -> Workers {
         let (jobs, queue) = bounded(JOBS_MAX);
         Workers {

@@ -488,8 +488,35 @@ impl Reactor {
 mod tests {
     use super::*;
     use crate::net::testing::on_ring;
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::UnixStream;
     use std::thread;
+
+    /// Without an address it would pass for a Unix peer, to whom HBA's rules for `local` apply.
+    #[test]
+    fn tcp_peer_that_has_reset_its_connection_is_no_local_one() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let peer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        SockRef::from(&peer)
+            .set_linger(Some(Duration::ZERO))
+            .unwrap();
+        drop(peer);
+        let (mut socket, _) = listener.accept().unwrap();
+        let error = socket.read(&mut [0]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(SockRef::from(&socket).peer_addr().is_err());
+        let peer = Endpoint::peer_of(socket.as_fd());
+        assert!(matches!(peer, Endpoint::Tcp(_)), "{peer:?}");
+    }
+
+    #[test]
+    fn unix_peer_that_has_gone_is_a_local_one() {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        drop(peer);
+        let peer = Endpoint::peer_of(socket.as_fd());
+        assert!(matches!(peer, Endpoint::Process { .. }), "{peer:?}");
+    }
 
     #[test]
     fn crowd_is_accepted_a_part_at_a_time() {

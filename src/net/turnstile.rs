@@ -2,14 +2,15 @@
 //! [`TURN_SHARE`] of any turn, so that a storm of logins does not slow running queries down.
 //!
 //! A login is a future that is polled only while there is time for logins: whoever comes when there is none stands in
-//! line. The time is a bucket that fills at a rate of one part in [`SHARE`], up to [`TURN_SHARE`], and at once when the
+//! line. Logins to servers have a line of their own that goes first: they are few, and whoever is let in by the others waits for
+//! them. The time is a bucket that fills at a rate of one part in [`SHARE`], up to [`TURN_SHARE`], and at once when the
 //! shard has nothing else to do, which the driver knows. A step that cannot be cut up and takes longer (an RSA signature:
 //! a millisecond) leaves the bucket overdrawn, and those behind it wait the longer. A task queue of glommio's would not
 //! do: the driver, which is always runnable, would never let it have its turn.
 
 use super::reactor::{Net, set_waker};
 use crate::base::{Clock, Moment};
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::VecDeque;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -38,9 +39,53 @@ impl Ticket {
     }
 }
 
-/// Who waits for time to log in, in order, and how much there is.
+/// Who stands in which line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rank {
+    /// A login to a server.
+    Server,
+    /// Everybody else, behind all of those.
+    Client,
+}
+
+/// Who waits, in order.
+#[derive(Default)]
+struct Line(VecDeque<Weak<Ticket>>);
+
+impl Line {
+    /// Who has gone meanwhile does not count.
+    fn is_empty(&mut self) -> bool {
+        while self.0.front().is_some_and(|next| next.strong_count() == 0) {
+            self.0.pop_front();
+        }
+        self.0.is_empty()
+    }
+
+    fn join(&mut self) -> Rc<Ticket> {
+        let ticket = Rc::new(Ticket::default());
+        self.0.push_back(Rc::downgrade(&ticket));
+        ticket
+    }
+
+    /// The first `most` of the line, who stay in it.
+    fn first(&mut self, most: usize) -> Vec<Rc<Ticket>> {
+        let mut first = Vec::new();
+        while first.len() < most
+            && let Some(next) = self.0.pop_front()
+        {
+            first.extend(next.upgrade());
+        }
+        for ticket in first.iter().rev() {
+            self.0.push_front(Rc::downgrade(ticket));
+        }
+        first
+    }
+}
+
+/// Who waits for time to log in, and how much there is.
 pub(super) struct Turnstile {
-    line: RefCell<VecDeque<Weak<Ticket>>>,
+    servers: RefCell<Line>,
+    clients: RefCell<Line>,
     /// Nanoseconds; negative after a long step.
     left: Cell<i64>,
     /// When time was last given.
@@ -52,7 +97,8 @@ pub(super) struct Turnstile {
 impl Turnstile {
     pub(super) fn new(now: Moment) -> Turnstile {
         Turnstile {
-            line: RefCell::default(),
+            servers: RefCell::default(),
+            clients: RefCell::default(),
             left: Cell::new(TURN_SHARE),
             given: Cell::new(now),
             is_inside: Cell::new(false),
@@ -60,12 +106,15 @@ impl Turnstile {
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        let mut line = self.line.borrow_mut();
-        // Who has gone meanwhile does not count.
-        while line.front().is_some_and(|next| next.strong_count() == 0) {
-            line.pop_front();
+        // Without short cut: both are rid of those who have gone.
+        self.servers.borrow_mut().is_empty() & self.clients.borrow_mut().is_empty()
+    }
+
+    fn line(&self, rank: Rank) -> RefMut<'_, Line> {
+        match rank {
+            Rank::Server => self.servers.borrow_mut(),
+            Rank::Client => self.clients.borrow_mut(),
         }
-        line.is_empty()
     }
 
     /// Gives the logins their share of the time since the last turn, all of a turn's if the shard `is_idle`, and calls
@@ -88,40 +137,27 @@ impl Turnstile {
     }
 
     fn call(&self) {
-        let mut line = self.line.borrow_mut();
-        let mut called = Vec::new();
-        while called.len() < CALLED_MAX
-            && let Some(next) = line.pop_front()
-        {
-            called.extend(next.upgrade());
-        }
-        for ticket in called.iter().rev() {
-            line.push_front(Rc::downgrade(ticket));
-        }
-        drop(line);
+        let mut called = self.servers.borrow_mut().first(CALLED_MAX);
+        let places = CALLED_MAX - called.len();
+        called.extend(self.clients.borrow_mut().first(places));
         called.iter().for_each(|ticket| ticket.call());
     }
 
     /// Whether a login may be polled now; if not, it stands in line with `ticket`.
-    fn lets_in(&self, ticket: &mut Option<Rc<Ticket>>, cx: &Context<'_>) -> bool {
+    fn lets_in(&self, rank: Rank, ticket: &mut Option<Rc<Ticket>>, cx: &Context<'_>) -> bool {
         let is_next = match ticket {
             Some(ticket) => ticket.is_called.get(),
+            None if rank == Rank::Server => self.servers.borrow_mut().is_empty(),
             None => self.is_empty(),
         };
         if is_next && self.left.get() > 0 {
             *ticket = None;
             return true;
         }
-        let ticket = ticket.get_or_insert_with(|| self.stand_in_line());
+        let ticket = ticket.get_or_insert_with(|| self.line(rank).join());
         ticket.is_called.set(false);
         set_waker(&mut ticket.waker.borrow_mut(), cx);
         false
-    }
-
-    fn stand_in_line(&self) -> Rc<Ticket> {
-        let ticket = Rc::new(Ticket::default());
-        self.line.borrow_mut().push_back(Rc::downgrade(&ticket));
-        ticket
     }
 
     /// Runs a step of a login and takes its time off what is left.
@@ -144,12 +180,21 @@ impl Turnstile {
 }
 
 impl Net {
-    /// Runs a login, or a part of one, in the time that there is for logins.
+    /// Runs a client's login, or a part of one, in the time that there is for logins.
     pub async fn paced<T>(self, login: impl Future<Output = T>) -> T {
+        self.paced_as(Rank::Client, login).await
+    }
+
+    /// Runs a part of a login to a server in that time, before the logins of clients.
+    pub async fn paced_ahead<T>(self, login: impl Future<Output = T>) -> T {
+        self.paced_as(Rank::Server, login).await
+    }
+
+    async fn paced_as<T>(self, rank: Rank, login: impl Future<Output = T>) -> T {
         let turnstile = &self.0.turnstile;
         let (mut login, mut ticket) = (pin!(login), None);
         poll_fn(|cx| {
-            if !turnstile.is_inside.get() && !turnstile.lets_in(&mut ticket, cx) {
+            if !turnstile.is_inside.get() && !turnstile.lets_in(rank, &mut ticket, cx) {
                 return Poll::Pending;
             }
             turnstile.time(|| login.as_mut().poll(cx))
@@ -185,8 +230,12 @@ mod tests {
 
     impl Visitor {
         fn try_in(&mut self, turnstile: &Turnstile) -> bool {
+            self.try_as(Rank::Client, turnstile)
+        }
+
+        fn try_as(&mut self, rank: Rank, turnstile: &Turnstile) -> bool {
             let waker = Waker::from(std::sync::Arc::new(NoWake));
-            turnstile.lets_in(&mut self.0, &Context::from_waker(&waker))
+            turnstile.lets_in(rank, &mut self.0, &Context::from_waker(&waker))
         }
     }
 
@@ -230,5 +279,30 @@ mod tests {
         turnstile.admit(false, at(60_000));
         turnstile.spend(at(0), at(0).after(Duration::from_micros(51)));
         assert!(!Visitor::default().try_in(&turnstile));
+    }
+
+    #[test]
+    fn login_to_a_server_goes_before_a_crowd_of_clients_that_came_earlier() {
+        let turnstile = Turnstile::new(at(0));
+        let exhaust = || turnstile.spend(at(0), at(1));
+        exhaust();
+        let mut crowd: Vec<_> = (0..4 * CALLED_MAX).map(|_| Visitor::default()).collect();
+        for client in &mut crowd {
+            assert!(!client.try_in(&turnstile));
+        }
+        let [mut server, mut second] = [(); 2].map(|()| Visitor::default());
+        assert!(!server.try_as(Rank::Server, &turnstile));
+        assert!(!second.try_as(Rank::Server, &turnstile));
+        turnstile.admit(true, at(2));
+        assert!(server.try_as(Rank::Server, &turnstile));
+        exhaust();
+        assert!(!second.try_as(Rank::Server, &turnstile));
+        assert!(!crowd[0].try_in(&turnstile), "there is no time left");
+        turnstile.admit(true, at(3));
+        assert!(!Visitor::default().try_in(&turnstile), "past the lines");
+        assert!(second.try_as(Rank::Server, &turnstile));
+        let mut late = Visitor::default();
+        assert!(late.try_as(Rank::Server, &turnstile), "no server waits");
+        assert!(crowd[0].try_in(&turnstile));
     }
 }

@@ -337,11 +337,12 @@ impl<S, W> LocalPool<S, W> {
         now: Moment,
         out: &mut Vec<Action<S, W>>,
     ) {
-        self.end_opening();
+        // First of all: whoever finds the place free that this opening leaves must know.
         match retry_at {
             Some(retry_at) => self.seat.shared().login_failed(retry_at),
             None => self.seat.shared().login_abandoned(now),
         }
+        self.end_opening();
         self.seat.shared().return_permit();
         self.pass_permit_on(now, out);
     }

@@ -228,7 +228,12 @@ impl SharedPool {
             return false;
         }
         if self.take_permits(most) {
-            if retry_at == LOGIN_WORKS || self.start_trial(retry_at) {
+            // Once more: our place may be that of an attempt that has just failed.
+            let may_try = match retry_at {
+                LOGIN_WORKS => self.retry_at.load(SeqCst) == LOGIN_WORKS,
+                over => self.start_trial(over),
+            };
+            if may_try {
                 return true;
             }
             self.return_permit();
@@ -316,12 +321,15 @@ impl SharedPool {
         self.levels.iter().any(|level| level.has_surplus())
     }
 
-    /// A server was opened: that ends a time of failures.
+    /// A server was opened: the attempt on trial has worked, which ends a time of failures. After a failure others that were
+    /// under way with it may still work: they end no pause, or a server that lets in one of two would be tried without any.
     pub(super) fn login_worked(&self) {
         // Look first: nearly always there is nothing to write.
-        if self.retry_at.load(SeqCst) != LOGIN_WORKS {
+        if self.retry_at.load(SeqCst) == LOGIN_ON_TRIAL {
             self.failures.store(0, Relaxed);
-            self.retry_at.store(LOGIN_WORKS, SeqCst);
+            let _failed_meanwhile =
+                self.retry_at
+                    .compare_exchange(LOGIN_ON_TRIAL, LOGIN_WORKS, SeqCst, SeqCst);
         }
     }
 

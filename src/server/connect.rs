@@ -61,7 +61,8 @@ pub(super) async fn connect(
         .map_err(DialError::Connect)?;
     if encrypts && let Some(connector) = target.connector() {
         if asks_for_tls(&socket).await? {
-            let shaken = socket.start_tls(connector, &target.tls.host).await;
+            let handshake = socket.start_tls(connector, &target.tls.host);
+            let shaken = net.paced_ahead(handshake).await;
             shaken.map_err(DialError::Encrypt)?;
         } else if target.tls.mode >= SslMode::Require {
             return Err(DialError::TlsRefused);

@@ -192,8 +192,9 @@ impl<'a> Greeting<'a> {
                 ServerLoginStep::Stretch => {
                     // A slice at a time, in the time that there is for logins.
                     let (login, kdf) = (&mut self.login, self.kdf);
-                    let slice = || login.stretch(&mut kdf.borrow_mut(), STRETCH_SLICE_ITERATIONS);
-                    step = self.net.in_turn(slice).await?;
+                    let slice =
+                        async { login.stretch(&mut kdf.borrow_mut(), STRETCH_SLICE_ITERATIONS) };
+                    step = self.net.paced_ahead(slice).await?;
                 }
             }
         }

@@ -37,14 +37,15 @@ pub(super) fn begin(pool: Rc<Pool>) {
     }
     spawn(net, async move {
         pool.stats.sv_login.add(1);
-        let opening = async { Some(open(&pool, None).await) };
+        let attempt = Attempt::new(&pool);
+        let opening = async { Some(attempt.open(&pool, None).await) };
         let given_up = async {
             pool.out_of_patience().await;
             None
         };
         let opened = futures_lite::future::or(opening, given_up).await;
         let prepared = match opened {
-            Some(Ok(server)) => Some(prepared(&pool, server).await),
+            Some(Ok(server)) => Some(attempt.prepare(&pool, server).await),
             other => other,
         };
         pool.stats.sv_login.sub(1);
@@ -56,112 +57,114 @@ pub(super) fn begin(pool: Rc<Pool>) {
     });
 }
 
-/// Opens a server connection: one of the pool, or with the `wishes` of a client that it is for alone. A failure
-/// is counted and logged.
-pub(super) async fn open(pool: &Pool, wishes: Option<Wishes>) -> Result<Server, DialError> {
-    let attempt = Attempt {
-        id: pool.shard.common.server_id(),
-        begun: pool.shard.net.now(),
-        remote: RefCell::default(),
-        turn: Cell::new(None),
-    };
-    let opened = run(pool, wishes, &attempt).await;
-    if let Err(error) = &opened {
-        log_failure(pool, &attempt, error);
-    }
-    opened
-}
-
-async fn run(pool: &Pool, wishes: Option<Wishes>, attempt: &Attempt) -> Result<Server, DialError> {
-    let shard = &pool.shard;
-    let snapshot = shard.snapshot();
-    let database = pool.database.borrow().clone();
-    let timeout = snapshot.config.general.server_connect_timeout;
-    let deadline = shard.net.now().deadline(timeout);
-    shard.name_looked_up(&database, deadline).await;
-    let turn = match database.load_balance_hosts {
-        LoadBalanceHosts::RoundRobin => pool.common.attempts.fetch_add(1, Ordering::Relaxed),
-        LoadBalanceHosts::Disable => pool.common.hosts_left.load(Ordering::Relaxed),
-    };
-    attempt.turn.set(Some(turn));
-    let (host, endpoint) = shard
-        .endpoint(&database, turn)
-        .ok_or(DialError::NoAddress)?;
-    attempt.remote.replace(Some(endpoint.clone()));
-    let target = Target {
-        endpoint,
-        tcp: tcp_options(&snapshot.config.general),
-        tls: shard.server_tls(host),
-    };
-    let login = Login {
-        id: attempt.id,
-        database: pool.common.key.database.clone(),
-        user: pool.common.key.user.clone(),
-        dialled: database.clone(),
-        credentials: credentials(pool, &snapshot, &database),
-        wishes,
-        nonce: random(),
-        kdf: &shard.kdf,
-        stats: pool.stats.clone(),
-    };
-    let opened = shard
-        .net
-        .until(deadline, dial(shard.net, &target, login))
-        .await;
-    opened.unwrap_or(Err(DialError::Timeout))
-}
-
-/// An attempt to open a server connection, for the log and for the choice of the next host.
-struct Attempt {
+/// An attempt to open a server connection.
+pub(super) struct Attempt {
     id: ServerId,
     begun: Moment,
     /// Where it goes; none before its host's name has an address.
     remote: RefCell<Option<Endpoint>>,
-    /// Which host of several it goes to; none if that was not kept.
+    /// Which host of several it goes to; none before that is known.
     turn: Cell<Option<usize>>,
 }
 
-/// Makes a server of the pool ready for clients, or sees it off: until PostgreSQL has hung up its permit
-/// is held.
-async fn prepared(pool: &Rc<Pool>, mut server: Server) -> Result<Server, DialError> {
+impl Attempt {
+    pub(super) fn new(pool: &Pool) -> Attempt {
+        Attempt {
+            id: pool.shard.common.server_id(),
+            begun: pool.shard.net.now(),
+            remote: RefCell::default(),
+            turn: Cell::default(),
+        }
+    }
+
+    /// Opens a server connection: one of the pool, or with the `wishes` of a client that it is for alone. A failure
+    /// is counted and logged.
+    pub(super) async fn open(
+        &self,
+        pool: &Pool,
+        wishes: Option<Wishes>,
+    ) -> Result<Server, DialError> {
+        let opened = self.dial(pool, wishes).await;
+        opened.inspect_err(|error| log_failure(pool, self, error))
+    }
+
+    async fn dial(&self, pool: &Pool, wishes: Option<Wishes>) -> Result<Server, DialError> {
+        let shard = &pool.shard;
+        let snapshot = shard.snapshot();
+        let database = pool.database.borrow().clone();
+        let timeout = snapshot.config.general.server_connect_timeout;
+        let deadline = shard.net.now().deadline(timeout);
+        shard.name_looked_up(&database, deadline).await;
+        let turn = match database.load_balance_hosts {
+            LoadBalanceHosts::RoundRobin => pool.common.attempts.fetch_add(1, Ordering::Relaxed),
+            LoadBalanceHosts::Disable => pool.common.hosts_left.load(Ordering::Relaxed),
+        };
+        self.turn.set(Some(turn));
+        let (host, endpoint) = shard
+            .endpoint(&database, turn)
+            .ok_or(DialError::NoAddress)?;
+        self.remote.replace(Some(endpoint.clone()));
+        let target = Target {
+            endpoint,
+            tcp: tcp_options(&snapshot.config.general),
+            tls: shard.server_tls(host),
+        };
+        let login = Login {
+            id: self.id,
+            database: pool.common.key.database.clone(),
+            user: pool.common.key.user.clone(),
+            dialled: database.clone(),
+            credentials: credentials(pool, &snapshot, &database),
+            wishes,
+            nonce: random(),
+            kdf: &shard.kdf,
+            stats: pool.stats.clone(),
+        };
+        let opened = shard
+            .net
+            .until(deadline, dial(shard.net, &target, login))
+            .await;
+        opened.unwrap_or(Err(DialError::Timeout))
+    }
+
+    /// Makes a server of the pool ready for clients, or sees it off: until PostgreSQL has hung up its permit
+    /// is held.
+    async fn prepare(&self, pool: &Rc<Pool>, mut server: Server) -> Result<Server, DialError> {
+        let prepared = match connect_query(pool, &mut server).await {
+            // It would be opened again and again as long as anybody waits.
+            Ok(()) if !pool.is_fit(&server) => Err(server
+                .stray()
+                .map_or(DialError::Closed, DialError::Unexpected)),
+            prepared => prepared,
+        };
+        if let Err(error) = prepared {
+            log_failure(pool, self, &error);
+            pool.see_off(server).await;
+            return Err(error);
+        }
+        Ok(server)
+    }
+}
+
+/// Runs the database's statements for new servers, if it has any; that they fail is only logged.
+async fn connect_query(pool: &Pool, server: &mut Server) -> Result<(), DialError> {
     let query = pool.database.borrow().connect_query.clone();
     if query.is_empty() {
-        return Ok(server);
+        return Ok(());
     }
     let net = pool.shard.net;
     let timeout = {
         let snapshot = pool.shard.snapshot.borrow();
         snapshot.config.general.server_connect_timeout
     };
-    let running = connect_query(&mut server, &query);
-    match net.until(net.now().deadline(timeout), running).await {
-        Ok(Ok(())) => Ok(server),
-        failed => {
-            let error = failed.map_or(DialError::Timeout, |outcome| {
-                outcome.err().unwrap_or(DialError::Timeout)
-            });
-            let attempt = Attempt {
-                id: server.entry.id,
-                begun: server.entry.opened,
-                remote: Some(server.entry.remote.clone()).into(),
-                turn: Cell::new(None),
-            };
-            log_failure(pool, &attempt, &error);
-            pool.see_off(server).await;
-            Err(error)
-        }
-    }
-}
-
-/// Runs the database's statements for new servers; that they fail is only logged.
-async fn connect_query(server: &mut Server, query: &str) -> Result<(), DialError> {
-    match run_query(server, query).await {
-        Err(error @ DialError::OwnQuery(_)) if server.is_reusable() => {
+    let running = net.until(net.now().deadline(timeout), run_query(server, &query));
+    match running.await {
+        Ok(Err(error @ DialError::OwnQuery(_))) if server.is_reusable() => {
             let (database, user) = (&server.entry.database, &server.entry.user);
             tracing::warn!(database = &**database, user = &**user, server = %server.entry.id, remote = %server.entry.remote, %error, "connect_query failed");
             Ok(())
         }
-        outcome => outcome,
+        outcome => outcome.unwrap_or(Err(DialError::Timeout)),
     }
 }
 

@@ -23,8 +23,6 @@ use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::time::Duration;
 
-/// Why a server is closed that another pool needs the place of.
-const EVICTED: &str = "evicted";
 const PAUSE_MODE: &str = "pause mode";
 const SHUTDOWN: &str = "shutdown";
 
@@ -461,17 +459,18 @@ impl Pool {
     /// every instant, as `pg_stat_activity` shows. One that is busy is cancelled first, as it would not
     /// notice before its query's end, and again until it has hung up. `close_timeout` bounds the wait.
     pub(super) fn close(self: &Rc<Self>, server: Server, why: &str) {
+        spawn(self.shard.net, self.closed(server, why));
+    }
+
+    /// As [`Pool::close`]; resolves when the permit has been passed on.
+    fn closed(self: &Rc<Self>, server: Server, why: &str) -> impl Future<Output = ()> + use<> {
         self.log_closing(&server, why);
         self.shard.stats.servers.sub(1);
-        let (pool, is_evicted) = (self.clone(), why == EVICTED);
-        spawn(self.shard.net, async move {
+        let pool = self.clone();
+        async move {
             pool.see_off(server).await;
             pool.step(|local, now, actions| local.closed(now, actions));
-            // Only now: until the permit is back, nobody else has to make room.
-            if is_evicted {
-                pool.common.evictions.fetch_sub(1, Ordering::Relaxed);
-            }
-        });
+        }
     }
 
     /// Hangs up on a server, and returns when PostgreSQL has hung up, too.
@@ -619,7 +618,12 @@ impl Pool {
         let evicted = self.local.borrow_mut().evict();
         if let Some(server) = evicted {
             self.common.evictions.fetch_add(1, Ordering::Relaxed);
-            self.close(server, EVICTED);
+            let (pool, closed) = (self.clone(), self.closed(server, "evicted"));
+            spawn(self.shard.net, async move {
+                closed.await;
+                // Only now: until the permit is back, nobody else has to make room.
+                pool.common.evictions.fetch_sub(1, Ordering::Relaxed);
+            });
         }
     }
 

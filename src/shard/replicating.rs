@@ -2,7 +2,7 @@
 //! the client's own start-up parameters. It counts in its pool, and goes to nobody else.
 
 use super::message::Mail;
-use super::opening::{farewell, log_success, open};
+use super::opening::{Attempt, farewell, log_success};
 use super::pools::{Counter, Pool};
 use crate::base::ClientId;
 use crate::client::Farewell;
@@ -85,7 +85,7 @@ impl Drop for Apart<'_> {
 
 async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
     pool.stats.sv_login.add(1);
-    let opened = open(&pool, Some(wishes)).await;
+    let opened = Attempt::new(&pool).open(&pool, Some(wishes)).await;
     pool.stats.sv_login.sub(1);
     match opened {
         Ok(server) => {

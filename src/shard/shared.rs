@@ -224,6 +224,8 @@ pub struct Common {
     pub namers: Workers,
     /// Threads for key stretching.
     pub stretchers: Workers,
+    /// The same for clients of the console.
+    pub console_stretchers: Workers,
     /// Random bytes, drawn once.
     pub process_secret: [u8; 32],
     /// When the process began to serve.
@@ -265,6 +267,7 @@ impl Common {
             judges: Workers::judging(),
             namers: Workers::naming(),
             stretchers: Workers::computing(),
+            console_stretchers: Workers::computing_for_console(),
             process_secret,
             started: now,
             ids: AtomicU64::new(1),

@@ -1,6 +1,7 @@
 //! Users that no file knows, looked up on the server.
 
 use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
@@ -233,6 +234,84 @@ both_shards!(without_a_time_to_live_every_login_asks, |shards| {
     }
     assert_eq!(calls(&stage.database), "4");
 });
+
+/// Looks users up in a table of its own, by a function that counts.
+fn listed(database: &Database) -> String {
+    database.sql("create table users (name text, secret text)");
+    counted(
+        database,
+        "select u.name, u.secret from public.users u where u.name = wanted",
+    )
+}
+
+const NEGATIVE_TTL: Duration = Duration::from_secs(1);
+
+/// A pool of 4, in which unknown users stay unknown for [`NEGATIVE_TTL`].
+fn listed_stage(shards: usize) -> Stage {
+    let database = Postgres::shared().database();
+    let topology = topology(shards)
+        .set("auth_query", listed(&database))
+        .set("auth_query_negative_ttl", "1 s");
+    Stage::on(database, topology, &[("user", "postgres")])
+}
+
+both_shards!(unknown_user_is_asked_for_once_in_a_negative_ttl, |shards| {
+    let stage = listed_stage(shards);
+    let begun = Instant::now();
+    wait_until("a fourth question", || {
+        assert!(login(&stage, "late", PASSWORD).is_err());
+        calls(&stage.database) == "4"
+    });
+    let taken = begun.elapsed();
+    assert!(taken >= 3 * NEGATIVE_TTL, "{taken:?}");
+});
+
+both_shards!(
+    user_that_is_created_gets_in_after_the_negative_ttl,
+    |shards| {
+        let stage = listed_stage(shards);
+        let begun = Instant::now();
+        assert!(login(&stage, "late", PASSWORD).is_err());
+        let create = format!("insert into users values ('late', '{PASSWORD}')");
+        stage.database.sql(&create);
+        wait_until("it is let in", || login(&stage, "late", PASSWORD).is_ok());
+        assert!(begun.elapsed() >= NEGATIVE_TTL, "{:?}", begun.elapsed());
+        assert_eq!(calls(&stage.database), "2");
+    }
+);
+
+both_shards!(
+    hundred_logins_of_an_unknown_user_at_once_ask_once,
+    |shards| {
+        // the answer comes when all wait for it; nobody is served by what is remembered
+        let database = Postgres::shared().database();
+        let topology = topology(shards)
+            .set("auth_query", listed(&database))
+            .set("auth_query_negative_ttl", 0);
+        let stage = Stage::on(database, topology, &[("user", "postgres")]);
+        let mut holder = stage.database.direct();
+        holder.query("begin; lock table users");
+        let mut crowd: Vec<Client> = (0..100).map(|_| Client::connect(stage.address())).collect();
+        let knock = startup(
+            PROTOCOL_3_0,
+            &[("user", "late"), ("database", &stage.entry)],
+        );
+        crowd.iter_mut().for_each(|client| client.send(&knock));
+        stage.database.wait_backends(1, "wait_event_type = 'Lock'");
+        wait_until("all are logging in", || {
+            let table = stage.as_owner("SHOW LISTS").table();
+            let row = table.iter().find(|row| row["list"] == "login_clients");
+            row.unwrap()["items"] == "100"
+        });
+        assert!(crowd.iter_mut().all(|client| client.has_nothing_to_read()));
+        assert_eq!(holder.query("commit").status, b'I');
+        for client in &mut crowd {
+            // AuthenticationSASL, as anybody gets.
+            assert_eq!(client.expect(b'R').u32_at(0), 10);
+        }
+        assert_eq!(calls(&stage.database), "1");
+    }
+);
 
 both_shards!(
     changed_password_is_noticed_by_the_login_that_fails,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::wire::{PROTOCOL_3_0, complete, query, ready};
+use crate::support::wire::{PROTOCOL_3_0, complete, query, ready, startup};
 use crate::support::*;
 
 /// A login of its own; its pools are its own, too.
@@ -405,5 +405,120 @@ both_shards!(
             });
         assert!(most <= 1, "{most} connections");
         stage.assert_no_leak();
+    }
+);
+
+/// A storm of logins: who takes part, and how many found no place.
+struct Storm {
+    is_over: AtomicBool,
+    turned_away: AtomicUsize,
+}
+
+impl Storm {
+    const USERS: usize = 4000;
+    const THREADS: usize = 12;
+    const AT_ONCE: usize = 25;
+
+    /// Every user has a secret of the most expensive kind: a key has to be made of it.
+    fn with_users(topology: Topology) -> Topology {
+        (0..Storm::USERS).fold(topology, |topology, number| {
+            topology.user_secret(&format!("storm{number}"), &format!("secret {number}"))
+        })
+    }
+
+    /// One thread's part, until it is over: so many log in together, and prove nothing.
+    fn rage(&self, stage: &Stage, thread: usize) {
+        let mut users = (thread..Storm::USERS).step_by(Storm::THREADS).cycle();
+        while !self.is_over.load(Ordering::Acquire) {
+            let mut clients: Vec<_> = users
+                .by_ref()
+                .take(Storm::AT_ONCE)
+                .map(|user| self.knocking(stage, user))
+                .collect();
+            clients.retain_mut(|client| self.is_asked(client, &scram::initial("n,,n=,r=abcdef")));
+            for client in &mut clients {
+                let challenge = client.expect(b'R');
+                let server_first = scram::server_first(&challenge.body);
+                client.send(&scram::wrong_final(&server_first));
+            }
+            for client in &mut clients {
+                client.reply().fatal();
+            }
+        }
+    }
+
+    fn knocking(&self, stage: &Stage, user: usize) -> Client {
+        let mut client = Client::connect(stage.address());
+        let user = format!("storm{user}");
+        let params = [("user", &*user), ("database", &*stage.entry)];
+        client.send(&startup(PROTOCOL_3_0, &params));
+        client
+    }
+
+    /// Answers a client's challenge; false if there was no place for it.
+    fn is_asked(&self, client: &mut Client, answer: &[u8]) -> bool {
+        let message = client.read();
+        if message.tag == b'E' {
+            assert!(message.failure().text.contains("max_client_conn"));
+            self.turned_away.fetch_add(1, Ordering::AcqRel);
+            return false;
+        }
+        client.send(answer);
+        true
+    }
+}
+
+/// More than a login and an answer may take, the machine's own delays aside.
+const OPERATOR_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Ends the storm, also when the test fails.
+struct Calm<'a>(&'a Storm);
+
+impl Drop for Calm<'_> {
+    fn drop(&mut self) {
+        self.0.is_over.store(true, Ordering::Release);
+    }
+}
+
+both_shards!(
+    operators_get_in_and_are_answered_during_a_storm_of_logins,
+    |shards| {
+        // 300 logins at a time for 200 places
+        let _alone = wait::alone();
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .set("admin_users", vec!["operator"])
+            .set("max_client_conn", 200)
+            .user_secret("operator", "of the operator");
+        let stage = Stage::pooled(Storm::with_users(topology));
+        let storm = Storm {
+            is_over: AtomicBool::new(false),
+            turned_away: AtomicUsize::new(0),
+        };
+        let turned_away = || storm.turned_away.load(Ordering::Acquire);
+        let by_password = || {
+            let mut client = Client::connect(stage.address());
+            let reply = scram::login(&mut client, "operator", "pgbouncer", "of the operator");
+            assert_eq!(reply.status, b'I', "{reply:?}");
+            assert_eq!(client.query("SHOW POOLS").complete, ["SHOW"]);
+        };
+        let by_owning = || assert_eq!(stage.as_owner("SHOW POOLS").complete, ["SHOW"]);
+        thread::scope(|scope| {
+            for thread in 0..Storm::THREADS {
+                let (storm, stage) = (&storm, &stage);
+                scope.spawn(move || storm.rage(stage, thread));
+            }
+            let _calm = Calm(&storm);
+            for _ in 0..10 {
+                let before = turned_away();
+                wait_until("no place is left", || turned_away() > before);
+                let taken = [wait::time_of(by_password), wait::time_of(by_owning)];
+                assert!(
+                    taken.iter().all(|taken| *taken < OPERATOR_PATIENCE),
+                    "{taken:?}"
+                );
+            }
+        });
+        stage.wait_log("login failed");
     }
 );

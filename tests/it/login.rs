@@ -92,30 +92,100 @@ fn visible(stage: &Stage, user: &str, database: &str) -> (Vec<u32>, Option<Failu
         assert_eq!(message.tag, b'R', "{message:?}");
         requests.push(message.u32_at(0));
         match message.u32_at(0) {
-            10 => client.send(&sasl_initial("n,,n=,r=abcdefghijklmnop")),
+            10 => client.send(&scram::initial("n,,n=,r=abcdefghijklmnop")),
             11 => {
-                let server_first = String::from_utf8(message.body[4..].to_vec()).unwrap();
-                let nonce = server_first.split(',').next().unwrap();
-                let proof = "A".repeat(43) + "=";
-                client.send(&message_p(&format!("c=biws,{nonce},p={proof}")));
+                let server_first = scram::server_first(&message.body);
+                client.send(&scram::wrong_final(&server_first));
             }
-            3 | 5 => client.send(&message_p("md500000000000000000000000000000000\0")),
+            3 | 5 => client.send(&scram::message_p("md500000000000000000000000000000000\0")),
             other => panic!("authentication request {other}"),
         }
     }
 }
 
-fn message_p(body: &str) -> Vec<u8> {
-    message(b'p', body.as_bytes())
+/// Largest body of a message with a password or with SASL data.
+const AUTH_BODY_MAX: usize = 65_535;
+/// Longest secret that a file may have.
+const SECRET_MAX: usize = 65_530;
+
+/// A client of `user` that has been asked for a proof: the kind of request is as expected.
+fn asked(stage: &Stage, user: &str, kind: u32) -> Client {
+    let mut client = Client::connect(stage.address());
+    let params = [("user", user), ("database", stage.entry.as_str())];
+    client.send(&startup(PROTOCOL_3_0, &params));
+    assert_eq!(client.expect(b'R').u32_at(0), kind);
+    client
 }
 
-fn sasl_initial(first: &str) -> Vec<u8> {
-    let length = (first.len() as u32).to_be_bytes();
-    message(
-        b'p',
-        &[b"SCRAM-SHA-256\0", &length[..], first.as_bytes()].concat(),
-    )
+/// A message `p` of one byte more than may be is refused when its header has come, whatever follows.
+#[track_caller]
+fn assert_too_long(mut client: Client) {
+    let head = with_length(b'p', b"", AUTH_BODY_MAX as i32 + 1 + 4);
+    client.send(&head);
+    client
+        .reply()
+        .assert_fatal("bad packet header: '7000010004'");
 }
+
+both_shards!(
+    longest_password_is_accepted_and_no_longer_message,
+    |shards| {
+        let longest = "p".repeat(SECRET_MAX);
+        let topology = Topology::new(shards)
+            .set("auth_type", "plain")
+            .user_secret("talker", &longest);
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        let outcome = driver::try_login(stage.address(), "talker", &longest, &stage.entry);
+        assert_eq!(outcome, Ok("postgres".into()));
+        // As long as a message may be: that is read, and compared.
+        let mut client = asked(&stage, "talker", 3);
+        let reply = client.exchange(&scram::message_p(&("p".repeat(AUTH_BODY_MAX - 1) + "\0")));
+        reply.assert_fatal("password authentication failed");
+        assert_too_long(asked(&stage, "talker", 3));
+    }
+);
+
+/// A message of SCRAM made as long as messages may be by `part`, which is given some padding.
+fn longest(part: impl Fn(&str) -> Vec<u8>) -> Vec<u8> {
+    const HEADER: usize = 5;
+    let bytes = AUTH_BODY_MAX + HEADER;
+    let message = part(&"x".repeat(bytes - part("").len()));
+    assert_eq!(message.len(), bytes);
+    message
+}
+
+both_shards!(
+    longest_messages_of_scram_are_accepted_and_no_longer_ones,
+    |shards| {
+        let topology = Topology::new(shards)
+            .set("auth_type", "scram-sha-256")
+            .user_secret("talker", PASSWORD);
+        let stage = Stage::with_keys(topology, &[("user", "postgres")]);
+        assert_too_long(asked(&stage, "talker", 10));
+        let bare = |padding: &str| format!("n={padding},r=abcdefghijklmnop");
+        let initial = longest(|padding| scram::initial(&format!("n,,{}", bare(padding))));
+        let name = "x".repeat(initial.len() - scram::initial(&format!("n,,{}", bare(""))).len());
+        for is_longer in [false, true] {
+            let mut client = asked(&stage, "talker", 10);
+            client.send(&initial);
+            let challenge = client.expect(b'R');
+            assert_eq!(challenge.u32_at(0), 11);
+            if is_longer {
+                assert_too_long(client);
+                continue;
+            }
+            let server_first = scram::server_first(&challenge.body);
+            let answer = longest(|padding| {
+                let without_proof = scram::without_proof(&server_first, &format!(",e={padding}"));
+                let signed = format!("{},{server_first},{without_proof}", bare(&name));
+                let proof = scram::proof(PASSWORD, &server_first, &signed);
+                scram::message_p(&format!("{without_proof},p={proof}"))
+            });
+            let reply = client.exchange(&answer);
+            assert_eq!(reply.status, b'I', "{reply:?}");
+        }
+    }
+);
 
 both_shards!(unknown_user_looks_like_a_wrong_password, |shards| {
     let secrets = secrets();
@@ -148,7 +218,7 @@ fn salt(stage: &Stage, user: &str) -> String {
         &[("user", user), ("database", &stage.entry)],
     ));
     client.expect(b'R');
-    client.send(&sasl_initial("n,,n=,r=abcdefghijklmnop"));
+    client.send(&scram::initial("n,,n=,r=abcdefghijklmnop"));
     let server_first = String::from_utf8(client.expect(b'R').body[4..].to_vec()).unwrap();
     server_first.split_once(',').unwrap().1.to_owned()
 }
@@ -241,10 +311,10 @@ both_shards!(lying_password_messages_end_the_connection, |shards| {
             b'p',
             &[b"SCRAM-SHA-256\0", &huge[..], b"n,,n=,r=a"].concat(),
         ),
-        sasl_initial(""),
-        sasl_initial("p=tls-unique,,n=,r=abc"),
-        sasl_initial("n,,n=,r="),
-        sasl_initial("n,a=admin,n=,r=abcdefgh"),
+        scram::initial(""),
+        scram::initial("p=tls-unique,,n=,r=abc"),
+        scram::initial("n,,n=,r="),
+        scram::initial("n,a=admin,n=,r=abcdefgh"),
     ];
     for lie in lies {
         let mut client = Client::connect(stage.address());

@@ -2,8 +2,9 @@
 //! it is only starting up or others of the pool still serve.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::peer::Conversation;
@@ -218,5 +219,151 @@ both_shards!(
             assert_eq!(client.reply().status, b'I');
             assert_eq!(client.value("select 1"), "served");
         }
+    }
+);
+
+/// Clients of a pool of 50 that all want in at once.
+const CROWD: usize = 200;
+/// After a failure nobody tries for a sixteenth of this, then an eighth, and so on.
+const RETRY: Duration = Duration::from_millis(320);
+
+/// Before a server that plays `script` on every connection.
+fn crowded_stage(
+    shards: usize,
+    retry: Duration,
+    script: impl Fn(Conversation) + Send + Sync + 'static,
+) -> (Stage, FakeServer, Arrivals) {
+    let arrivals = Arrivals::default();
+    let noted = arrivals.clone();
+    let server = FakeServer::start(move |server| {
+        noted.lock().unwrap().push(Instant::now());
+        script(server);
+    });
+    let topology = Topology::new(shards)
+        .pool_size(50)
+        .set("server_login_retry", format!("{} ms", retry.as_millis()));
+    let stage = Stage::pooled(topology.database_at("fake", server.address, &[]));
+    (stage, server, arrivals)
+}
+
+/// When each connection came to a server, in order.
+type Arrivals = Arc<Mutex<Vec<Instant>>>;
+
+/// Clients that have sent their start-up packets.
+fn knocking(stage: &Stage, count: usize) -> Vec<Client> {
+    let knock = startup(PROTOCOL_3_0, &[("user", "postgres"), ("database", "fake")]);
+    let connect = |_| {
+        let mut client = Client::connect(stage.address());
+        client.send(&knock);
+        client
+    };
+    (0..count).map(connect).collect()
+}
+
+/// 8 at most came together; then one at a time, of all shards, at growing intervals.
+fn assert_no_herd(arrivals: &Arrivals) {
+    let arrivals = arrivals.lock().unwrap().clone();
+    let gaps = arrivals.windows(2).map(|pair| pair[1] - pair[0]);
+    let gaps: Vec<_> = gaps.collect();
+    for (number, gap) in gaps.iter().skip(7).enumerate() {
+        let pause = RETRY / 16 * (1 << number.min(4));
+        assert!(*gap >= pause, "{gap:?} instead of {pause:?} in {gaps:?}");
+    }
+}
+
+both_shards!(crowd_before_a_server_that_hangs_up_is_no_herd, |shards| {
+    let (stage, server, arrivals) = crowded_stage(shards, RETRY, drop);
+    let mut crowd = knocking(&stage, CROWD);
+    wait_until("16 attempts", || server.connections() >= 16);
+    assert_no_herd(&arrivals);
+    assert!(crowd.iter_mut().all(|client| client.has_nothing_to_read()));
+});
+
+both_shards!(
+    crowd_that_comes_again_when_it_is_refused_is_no_herd,
+    |shards| {
+        let (stage, server, arrivals) = crowded_stage(shards, RETRY, |mut server| {
+            if server.read_startup() {
+                server.send(&error(&[(b'S', "FATAL"), (b'C', "28000"), (b'M', "no")]));
+            }
+        });
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    while server.connections() < 16 {
+                        for mut client in knocking(&stage, CROWD / 8) {
+                            client.reply().fatal();
+                        }
+                    }
+                });
+            }
+        });
+        assert_no_herd(&arrivals);
+    }
+);
+
+both_shards!(crowd_is_served_promptly_when_the_server_is_back, |shards| {
+    let is_back = Arc::new(AtomicBool::new(false));
+    let works = is_back.clone();
+    let (stage, server, arrivals) = crowded_stage(shards, RETRY, move |mut server| {
+        if works.load(Ordering::Acquire) && server.login() {
+            server.serve("at last");
+        }
+    });
+    let crowd = knocking(&stage, CROWD);
+    wait_until("the longest pauses", || server.connections() >= 14);
+    let since = Instant::now();
+    is_back.store(true, Ordering::Release);
+    thread::scope(|scope| {
+        for mut client in crowd {
+            scope.spawn(move || {
+                assert_eq!(client.reply().status, b'I');
+                assert_eq!(client.value("select 1"), "at last");
+            });
+        }
+    });
+    let arrivals = arrivals.lock().unwrap().clone();
+    let after: Vec<_> = arrivals.iter().filter(|at| **at > since).collect();
+    assert!(
+        (1..=50).contains(&after.len()),
+        "{} connections",
+        after.len()
+    );
+    // A pause, up to a tenth more, and what the machine takes.
+    let waited = *after[0] - since;
+    assert!(waited < RETRY + Duration::from_secs(2), "{waited:?}");
+});
+
+both_shards!(
+    server_that_hangs_up_behind_its_greeting_is_not_opened_again_and_again,
+    |shards| {
+        // at first it serves; then it lets everybody in and hangs up
+        let breaks = Arc::new(AtomicBool::new(false));
+        let broken = breaks.clone();
+        let (stage, server, _) = crowded_stage(shards, 10 * RETRY, move |mut server| {
+            if server.login() {
+                server.stall_until(&broken);
+            }
+        });
+        let mut crowd = knocking(&stage, CROWD);
+        for client in &mut crowd {
+            assert_eq!(client.reply().status, b'I');
+        }
+        breaks.store(true, Ordering::Release);
+        wait_until("the servers have gone", || {
+            stage.pools("fake", "sv_idle") == 0
+        });
+        let before = server.connections();
+        for client in &mut crowd {
+            client.send_anyway(&query("select 1"));
+        }
+        // Every pause, 0.2 s and more, is followed by one attempt and, should it seem to work, by 8 at a time until one has
+        // failed. A server that hangs up late may be given to a client, who is lost with it.
+        let most = 2 * CROWD;
+        assert!(
+            !wait::holds_within(Duration::from_secs(2), || server.connections()
+                > before + most),
+            "more than {most} connections"
+        );
     }
 );

@@ -205,6 +205,37 @@ both_shards!(lying_start_up_lengths_end_the_connection, |shards| {
     stage.assert_no_leak();
 });
 
+/// A start-up packet of exactly so many bytes, its length word included.
+fn start_of(stage: &Stage, bytes: usize) -> Vec<u8> {
+    let padded = |padding: usize| {
+        let padding = "x".repeat(padding);
+        let odd = [("padding", padding.as_str())];
+        startup(PROTOCOL_3_0, &[&params(stage)[..], &odd].concat())
+    };
+    let packet = padded(bytes - padded(0).len());
+    assert_eq!(packet.len(), bytes);
+    packet
+}
+
+both_shards!(
+    longest_start_up_packet_is_accepted_and_no_longer_one,
+    |shards| {
+        let topology = Topology::new(shards);
+        let stage = Stage::pooled(topology.set("ignore_startup_parameters", vec!["padding"]));
+        for bytes in [65_534, 65_535] {
+            let mut client = Client::connect(stage.address());
+            let reply = client.exchange(&start_of(&stage, bytes));
+            assert_eq!(reply.status, b'I', "{bytes}: {reply:?}");
+            assert_eq!(client.value("select 'in'"), "in");
+        }
+        let packet = start_of(&stage, 65_536);
+        // The length alone decides; the rest of the packet is not waited for.
+        let (head, rest) = packet.split_at(8);
+        assert_refused(&stage, head, &bad_header(head));
+        assert!(!rest.is_empty());
+    }
+);
+
 both_shards!(garbage_ends_the_connection, |shards| {
     let stage = Stage::pooled(Topology::new(shards).set("client_login_timeout", "60s"));
     let lies: [&[u8]; 4] = [

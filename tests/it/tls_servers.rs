@@ -1,10 +1,13 @@
 //! TLS towards servers: what each mode asks of them, and what becomes of connections that change hands.
 
 use std::fs;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rustls::ClientConnection;
 
 use crate::support::certs::{Authority, Signed, Wish};
+use crate::support::held::HeldShard;
 use crate::support::peer::Conversation;
 use crate::support::postgres::{MUST_CERTIFY, MUST_ENCRYPT, MUST_NOT_ENCRYPT, MUST_SCRAM};
 use crate::support::wire::*;
@@ -666,3 +669,77 @@ fn channel_binding_is_picked_where_it_is_offered() {
         "{answer:?}"
     );
 }
+
+/// The first message of a client's handshake.
+fn client_hello(authority: &Authority) -> Vec<u8> {
+    let config = Arc::new(authority.client_config(None));
+    let name = "localhost".try_into().unwrap();
+    let mut hello = Vec::new();
+    let mut connection = ClientConnection::new(config, name).unwrap();
+    connection.write_tls(&mut hello).unwrap();
+    hello
+}
+
+both_shards!(
+    handshake_with_a_server_goes_before_those_of_a_crowd_of_clients,
+    |shards| {
+        // the only server has gone; 200 clients of a shard have said hello before one that is in needs a new one
+        let crowd_size = 200 * shards;
+        let _alone = wait::alone();
+        let authority = Authority::new("ours");
+        let shown = authority.sign();
+        let config = shown.server_config();
+        let (crowd, breaks) = (
+            Arc::new(Mutex::new(Vec::new())),
+            Arc::new(AtomicBool::new(false)),
+        );
+        let answered = Arc::new(AtomicUsize::new(crowd_size));
+        let (crowded, broken, count) = (crowd.clone(), breaks.clone(), answered.clone());
+        let server = FakeServer::start(move |mut conversation| {
+            if !conversation.encrypt(config.clone()) {
+                return;
+            }
+            if broken.load(Ordering::Acquire) {
+                let mut crowd = crowded.lock().unwrap();
+                let answered = |client: &mut Client| usize::from(!client.has_nothing_to_read());
+                count.store(crowd.iter_mut().map(answered).sum(), Ordering::Release);
+            }
+            if conversation.login() && !broken.load(Ordering::Acquire) {
+                return conversation.stall_until(&broken);
+            }
+            conversation.serve("served");
+        });
+        let topology = topology(shards, "require")
+            .pool_size(1)
+            .set("client_tls_sslmode", "allow")
+            .set("client_tls_cert_file", shown.certificate_path())
+            .set("client_tls_key_file", shown.key_path())
+            .database_at("db", server.address, &[]);
+        let pooler = Pooler::start(&topology);
+        let mut client = Client::login(pooler.address, "db");
+        breaks.store(true, Ordering::Release);
+        wait_until("the server has gone", || pooler.pools("db", "sv_idle") == 0);
+        let hello = client_hello(&authority);
+        let knocking = |_| {
+            let mut client = Client::connect(pooler.address);
+            client.send(&ssl_request());
+            assert_eq!(client.read_byte(), b'S');
+            client
+        };
+        crowd.lock().unwrap().extend((0..crowd_size).map(knocking));
+        let shard = client.shard();
+        let held = HeldShard::stop(&pooler, shard);
+        // Their clients stay unanswered: they are none of this shard's affair.
+        let others = (0..shards).filter(|other| *other != shard);
+        let _others: Vec<_> = others
+            .map(|other| HeldShard::stop(&pooler, other))
+            .collect();
+        let greets = |client: &mut Client| client.send(&hello);
+        crowd.lock().unwrap().iter_mut().for_each(greets);
+        client.send(&query("select 1"));
+        drop(held);
+        assert_eq!(client.reply().value(), "served");
+        let answered = answered.load(Ordering::Acquire);
+        assert!(answered < 100, "{answered} clients came first");
+    }
+);

@@ -89,8 +89,23 @@ fn failures_of_attempts_made_together_count_as_one_until_one_works() {
     assert!(shared.try_permit(Duration::ZERO, at(10)), "the trial");
     shared.login_failed(at(20));
     assert_eq!(shared.failures(), 2);
+    assert!(shared.try_permit(Duration::ZERO, at(20)), "the trial");
     shared.login_worked();
     assert_eq!(shared.failures(), 0);
+}
+
+#[test]
+fn attempt_that_works_ends_no_pause_that_another_made_with_it_has_begun() {
+    let (shared, _) = seats(1, 9);
+    let at = |n| Moment::from_nanos(n);
+    (0..2).for_each(|_| assert!(shared.try_permit(Duration::ZERO, at(1))));
+    shared.login_failed(at(10));
+    shared.login_worked();
+    assert_eq!((shared.retry_at(), shared.failures()), (Some(at(10)), 1));
+    assert!(!shared.try_permit(Duration::ZERO, at(9)));
+    assert!(shared.try_permit(Duration::ZERO, at(10)), "the trial");
+    shared.login_worked();
+    assert_eq!((shared.retry_at(), shared.failures()), (None, 0));
 }
 
 #[test]

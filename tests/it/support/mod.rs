@@ -11,6 +11,7 @@ pub mod pooler;
 pub mod postgres;
 pub mod psql;
 pub mod random;
+pub mod scram;
 pub mod scrape;
 pub mod stage;
 pub mod wait;

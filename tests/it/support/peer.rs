@@ -240,6 +240,11 @@ impl Client {
         reply.value()
     }
 
+    /// The shard of the pooler that it logged in at, of which its key tells.
+    pub fn shard(&self) -> usize {
+        (self.key.0 >> 21) as usize
+    }
+
     /// Says that nothing more will be sent.
     pub fn finish_sending(&mut self) {
         let _ = self.link.socket.shutdown(std::net::Shutdown::Write);

@@ -1,7 +1,8 @@
 //! The only place where a test lets time pass.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::sleep;
+use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
 /// How long anything may take before a test gives up.
@@ -33,6 +34,28 @@ pub fn holds_within(patience: Duration, mut condition: impl FnMut() -> bool) -> 
 /// Blocks until `moment`: for loads of a fixed rate, not for waiting on events.
 pub fn pace_until(moment: Instant) {
     sleep(moment.saturating_duration_since(Instant::now()));
+}
+
+/// How long `work` takes, less the time for which the machine kept a thread waiting that did nothing meanwhile but wake up.
+pub fn time_of(work: impl FnOnce()) -> Duration {
+    const NAP: Duration = Duration::from_millis(1);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let stall = scope.spawn(|| {
+            let mut stall = Duration::ZERO;
+            while !is_over.load(Ordering::Acquire) {
+                let begun = Instant::now();
+                sleep(NAP);
+                stall += begun.elapsed() - NAP;
+            }
+            stall
+        });
+        let begun = Instant::now();
+        work();
+        let taken = begun.elapsed();
+        is_over.store(true, Ordering::Release);
+        taken.saturating_sub(stall.join().unwrap())
+    })
 }
 
 /// A duration in seconds from the environment: `TORTURE_SECONDS=60`.
