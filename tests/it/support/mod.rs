@@ -1,6 +1,7 @@
 //! What the tests stand on: a throw-away PostgreSQL, the real pooler, a client and a server that speak the
 //! protocol byte by byte, and waiting with a deadline.
 
+pub mod canary;
 pub mod certs;
 pub mod driver;
 pub mod drop_in;
