@@ -4,10 +4,10 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
@@ -40,6 +40,17 @@ impl Names {
         write("hosts", "");
         let names = Names { directory };
         names.answer(addresses);
+        names
+    }
+
+    /// A machine that knows no name itself and asks that server.
+    fn of(server: &NameServer) -> Names {
+        let names = Names::new(&[]);
+        let text = format!(
+            "nameserver {}\noptions timeout:1 attempts:1\n",
+            server.address
+        );
+        fs::write(names.path("resolv.conf"), text).unwrap();
         names
     }
 
@@ -297,3 +308,124 @@ drop_in!(console_lists_names_with_their_addresses, |brand| {
         .expect("the name");
     assert!(row["addrs"].contains(ONE), "{row:?}");
 });
+
+// ---- DNS -----------------------------------------------------------------------------------------------------------
+
+/// What a name server does with a question for an IPv4 address.
+#[derive(Clone, Copy)]
+enum Answer {
+    /// [`ONE`], to be forgotten at once.
+    One,
+    /// There is no such name (RFC 1035, RCODE 3).
+    NoName,
+    Silence,
+}
+
+/// A name server at an address of its own and the port of DNS.
+struct NameServer {
+    address: Ipv4Addr,
+    /// Questions for an IPv4 address so far.
+    questions: Arc<AtomicUsize>,
+}
+
+impl NameServer {
+    fn start(answer: Answer) -> NameServer {
+        static COUNT: AtomicU8 = AtomicU8::new(1);
+        let address = Ipv4Addr::new(127, 0, 3, COUNT.fetch_add(1, Ordering::Relaxed));
+        let socket = UdpSocket::bind((address, 53)).unwrap();
+        let questions = Arc::<AtomicUsize>::default();
+        let asked = questions.clone();
+        // To the end of all tests.
+        thread::spawn(move || {
+            let mut packet = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut packet) {
+                let (reply, is_v4) = reply(&packet[..length], answer);
+                asked.fetch_add(is_v4.into(), Ordering::Relaxed);
+                if !matches!(answer, Answer::Silence) {
+                    let _ = socket.send_to(&reply, from);
+                }
+            }
+        });
+        NameServer { address, questions }
+    }
+
+    fn questions(&self) -> usize {
+        self.questions.load(Ordering::Relaxed)
+    }
+}
+
+/// The answer to one question (RFC 1035, section 4), and whether that is for an IPv4 address.
+fn reply(question: &[u8], answer: Answer) -> (Vec<u8>, bool) {
+    let name_length = question[12..].iter().position(|byte| *byte == 0).unwrap();
+    let end = 12 + name_length + 5;
+    let is_v4 = question[end - 4..end] == [0, 1, 0, 1];
+    let has_one = is_v4 && matches!(answer, Answer::One);
+    let code = match answer {
+        Answer::NoName => 3,
+        Answer::One | Answer::Silence => 0,
+    };
+    // Flags: a response, recursion available; one question, perhaps one answer.
+    let mut reply = question[..2].to_vec();
+    reply.extend([0x81, 0x80 | code, 0, 1, 0, has_one.into(), 0, 0, 0, 0]);
+    reply.extend(&question[12..end]);
+    if has_one {
+        // The name of the question, an address, for no time, of four bytes.
+        reply.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4, 127, 0, 0, 1]);
+    }
+    (reply, is_v4)
+}
+
+drop_in!(name_server_is_asked_when_the_answer_is_too_old, |brand| {
+    if !may_mount() {
+        return;
+    }
+    // Every transaction has a server of its own.
+    let more = "pool_mode = transaction\nserver_lifetime = 0\ndns_max_ttl = ";
+    let [calm, busy] = [(); 2].map(|()| NameServer::start(Answer::One));
+    let lasting = Names::of(&calm).start(brand, database(), &format!("{more}3600"));
+    let fleeting = Names::of(&busy).start(brand, database(), &format!("{more}1"));
+    let mut clients = [&lasting, &fleeting].map(named);
+    // The time that the server gives its answer, none at all, does not count.
+    wait_until("it is asked for the third time", || {
+        assert_eq!(
+            clients.each_mut().map(|client| client.value("select 1")),
+            ["1", "1"]
+        );
+        busy.questions() >= 3
+    });
+    assert_eq!(calm.questions(), 1);
+});
+
+drop_in!(name_that_does_not_exist_is_said, |brand| {
+    if !may_mount() {
+        return;
+    }
+    let server = NameServer::start(Answer::NoName);
+    let more = "client_login_timeout = 2\nserver_login_retry = 1";
+    let drop_in = Names::of(&server).start(brand, database(), more);
+    let params = [("user", "postgres"), ("database", "named")];
+    let reply = Client::connect(drop_in.address).start(PROTOCOL_3_0, &params);
+    reply.assert_fatal("client_login_timeout (server down)");
+    assert!(drop_in.log().contains("server DNS lookup failed"));
+    assert!(server.questions() > 0);
+    assert_eq!(drop_in.client().value("select 'others'"), "others");
+});
+
+drop_in!(
+    name_server_that_says_nothing_holds_nobody_else_up,
+    |brand| {
+        if !may_mount() {
+            return;
+        }
+        let server = NameServer::start(Answer::Silence);
+        let drop_in = Names::of(&server).start(brand, database(), "client_login_timeout = 2");
+        let mut waiting = Client::connect(drop_in.address);
+        waiting.send(&startup(
+            PROTOCOL_3_0,
+            &[("user", "postgres"), ("database", "named")],
+        ));
+        wait_until("it is asked", || server.questions() > 0);
+        assert_eq!(drop_in.client().value("select 'others'"), "others");
+        assert!(waiting.reply().closed);
+    }
+);
