@@ -43,11 +43,11 @@ impl Names {
         names
     }
 
-    /// A machine that knows no name itself and asks that server.
+    /// A machine that knows no name itself, asks that server, and waits for its answer for longer than any test.
     fn of(server: &NameServer) -> Names {
         let names = Names::new(&[]);
         let text = format!(
-            "nameserver {}\noptions timeout:1 attempts:1\n",
+            "nameserver {}\noptions timeout:30 attempts:1\n",
             server.address
         );
         fs::write(names.path("resolv.conf"), text).unwrap();
