@@ -326,6 +326,7 @@ fn publish(common: &Common, snapshot: Snapshot, version: u64) {
     let snapshot = Arc::new(snapshot);
     common.snapshot.store(snapshot.clone());
     common.set_limits();
+    common.tune_doors(&snapshot.config.general);
     common.forget_answers();
     common
         .board

@@ -23,6 +23,24 @@ pub(super) fn written(time: SystemTime) -> String {
     )
 }
 
+/// `Nov  3 08:05:33`, as syslog(3) writes it (RFC 3164, TIMESTAMP).
+pub(super) fn of_syslog(time: SystemTime) -> String {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    let seconds = libc::time_t::try_from(since.as_secs()).unwrap_or_default();
+    let Some((parts, _)) = broken_down(seconds) else {
+        return "Jan  1 00:00:00".to_owned();
+    };
+    let month = usize::try_from(parts.tm_mon).ok();
+    let month = month.and_then(|month| MONTHS.get(month)).unwrap_or(&"Jan");
+    format!(
+        "{month} {:>2} {:02}:{:02}:{:02}",
+        parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec,
+    )
+}
+
 /// Local date, time and name of the zone; none for a year beyond all bounds.
 fn broken_down(seconds: libc::time_t) -> Option<(libc::tm, String)> {
     let mut parts = std::mem::MaybeUninit::<libc::tm>::zeroed();
@@ -44,6 +62,21 @@ fn broken_down(seconds: libc::time_t) -> Option<(libc::tm, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_of_syslog_is_the_same_moment() {
+        for (seconds, months) in [
+            (951_868_800, ["Feb", "Mar"]),
+            (1_798_761_599, ["Dec", "Jan"]),
+        ] {
+            let time = UNIX_EPOCH + Duration::from_secs(seconds);
+            let (short, long) = (of_syslog(time), written(time));
+            assert_eq!(short.len(), "Nov  3 08:05:33".len(), "{short}");
+            assert!(months.contains(&&short[..3]), "{short}");
+            assert_eq!(short[7..], long[11..19]);
+            assert_eq!(short[4..6].trim().parse(), long[8..10].parse::<u8>());
+        }
+    }
 
     #[test]
     fn time_has_milliseconds_and_a_zone() {

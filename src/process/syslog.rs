@@ -1,11 +1,12 @@
 //! Lines to the system's log (RFC 3164, as syslog(3) writes them to /dev/log).
 
+use super::local_time;
 use super::wording::Severity;
-use crate::base::Clock;
 use crate::config::SyslogFacility;
 use std::io;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 /// Where the system listens.
 const SOCKET: &str = "/dev/log";
@@ -31,7 +32,7 @@ impl Syslog {
 
     /// Sends a line if it can be sent at once; whoever reads syslog has the other outlets for the rest.
     pub(super) fn put(&mut self, severity: Severity, text: &str) {
-        let packet = self.packet(severity, text, Clock::unix_micros());
+        let packet = self.packet(severity, text, SystemTime::now());
         if self.send(&packet).is_err() {
             // The daemon may have been started anew.
             self.socket = None;
@@ -52,34 +53,12 @@ impl Syslog {
         self.socket.insert(socket).send(packet)
     }
 
-    fn packet(&self, severity: Severity, text: &str, unix_us: u64) -> Vec<u8> {
+    fn packet(&self, severity: Severity, text: &str, now: SystemTime) -> Vec<u8> {
         let priority = u32::from(self.facility.code()) * 8 + u32::from(severity.priority());
         let (ident, pid) = (&self.ident, std::process::id());
-        let time = time(unix_us / 1_000_000);
+        let time = local_time::of_syslog(now);
         format!("<{priority}>{time} {ident}[{pid}]: {text}").into_bytes()
     }
-}
-
-/// `Nov  3 07:05:33`, in UTC.
-fn time(unix_s: u64) -> String {
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
-    let (month, day) = month_and_day(unix_s / 86_400);
-    let month = MONTHS.get(month).unwrap_or(&MONTHS[0]);
-    let (hour, minute, second) = (unix_s / 3600 % 24, unix_s / 60 % 60, unix_s % 60);
-    format!("{month} {day:>2} {hour:02}:{minute:02}:{second:02}")
-}
-
-/// Month from 0 and day from 1, `days` after 1970-01-01 (H. Hinnant, "chrono-compatible low-level date algorithms":
-/// years that begin in March).
-fn month_and_day(days: u64) -> (usize, u64) {
-    let of_era = (days + 719_468) % 146_097;
-    let year = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let of_year = of_era - (365 * year + year / 4 - year / 100);
-    let from_march = (5 * of_year + 2) / 153;
-    let day = of_year - (153 * from_march + 2) / 5 + 1;
-    (((from_march + 2) % 12) as usize, day)
 }
 
 #[cfg(test)]
@@ -108,21 +87,6 @@ mod tests {
                 packet.ends_with(&format!(" pooler[{pid}]: {text}")),
                 "{packet}"
             );
-        }
-    }
-
-    #[test]
-    fn times_are_those_of_the_calendar() {
-        let cases = [
-            (0, "Jan  1 00:00:00"),
-            (951_782_399, "Feb 28 23:59:59"),
-            (951_782_400, "Feb 29 00:00:00"),
-            (951_868_800, "Mar  1 00:00:00"),
-            (1_795_464_000, "Nov 23 20:00:00"),
-            (1_798_761_599, "Dec 31 23:59:59"),
-        ];
-        for (unix_s, expected) in cases {
-            assert_eq!(time(unix_s), expected);
         }
     }
 }

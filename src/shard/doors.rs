@@ -1,10 +1,11 @@
 //! Listening sockets as the other shards see them: who waits at one whose shard does not turn is let in by
 //! the next shard that does.
 
-use super::root::Shard;
+use super::root::{Shard, tcp_options};
 use super::shared::{Common, Phase};
 use crate::base::{Clock, ShardId};
-use crate::net::{share_listener, spawn, take_waiting};
+use crate::config::General;
+use crate::net::{adopt_listener, share_listener, spawn, take_waiting};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -37,6 +38,19 @@ impl Common {
         let mut doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         doors.push(door);
         Ok(())
+    }
+
+    /// Gives the TCP sockets that are listened at the options of a new configuration: whoever connects from now on
+    /// inherits them. What is zero now stays as it was (tcp(7) knows no way back to its defaults).
+    pub fn tune_doors(&self, general: &General) {
+        let options = tcp_options(general);
+        let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_tcp = doors.iter().filter(|door| !door.is_unix);
+        for socket in of_tcp.filter_map(|door| door.socket.upgrade()) {
+            if let Err(error) = adopt_listener(&socket, &options) {
+                tracing::warn!(%error, "cannot change the options of a listening socket");
+            }
+        }
     }
 
     fn doors_of(&self, shard: ShardId) -> Vec<(Weak<OwnedFd>, bool)> {

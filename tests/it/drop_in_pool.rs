@@ -737,3 +737,37 @@ drop_in!(
         assert!(text.ends_with(" (server_login_retry)"), "{text}");
     }
 );
+
+/// Whether another client is served beside this one, whose only server the pool has.
+fn is_shared(drop_in: &DropIn, client: &mut Client) -> bool {
+    assert_eq!(client.value("select 1"), "1");
+    let mut other = Client::connect(drop_in.address);
+    let params = [("user", "postgres"), ("database", &*drop_in.database.name)];
+    assert!(other.start(PROTOCOL_3_0, &params).error.is_none());
+    let reply = other.query("select 1");
+    match &reply.error {
+        None => true,
+        Some(error) if error.text == "query_wait_timeout" => false,
+        Some(_) => panic!("{reply:?}"),
+    }
+}
+
+drop_in!(mode_of_a_reload_holds_for_whoever_comes_after_it, |brand| {
+    // In PgBouncer for whoever is there already, too.
+    let changes = matches!(brand, Brand::PgBouncer);
+    let more = "default_pool_size = 1\nquery_wait_timeout = 1\npool_mode = ";
+    for (before, after) in [("session", "transaction"), ("transaction", "session")] {
+        let drop_in = start(brand, &format!("{more}{before}"));
+        let was_shared = before == "transaction";
+        let mut old = drop_in.client();
+        assert_eq!(is_shared(&drop_in, &mut old), was_shared, "{before}");
+        let [old_line, new_line] = [before, after].map(|mode| format!("pool_mode = {mode}"));
+        let reply = drop_in.reload_with(&old_line, &new_line);
+        assert_eq!(reply.complete, ["RELOAD"]);
+        let is_old_shared = is_shared(&drop_in, &mut old);
+        assert_eq!(is_old_shared, was_shared != changes, "{after}, old");
+        drop(old);
+        let is_new_shared = is_shared(&drop_in, &mut drop_in.client());
+        assert_eq!(is_new_shared, !was_shared, "{after}, new");
+    }
+});

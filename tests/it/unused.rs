@@ -1,5 +1,9 @@
 //! Pools that nobody uses go after a while, and come again.
 
+use std::time::{Duration, Instant};
+
+use crate::support::drop_in::*;
+use crate::support::postgres::Postgres;
 use crate::support::*;
 
 /// Whether SHOW POOLS has a pool of this database.
@@ -40,6 +44,43 @@ both_shards!(
         // That of an entry of its own stays.
         stage.database.wait_backends(0, "true");
         assert!(has_pool(&stage, &stage.entry));
+    }
+);
+
+drop_in!(
+    database_of_any_name_is_listed_until_it_is_unused_for_long,
+    |brand| {
+        let [any, other] = [(); 2].map(|()| Postgres::shared().database());
+        let address = any.postgres.address();
+        let more = format!(
+            "pool_mode = transaction\nserver_lifetime = 0\nautodb_idle_timeout = 2\n[databases]\n* = host={} port={}",
+            address.ip(),
+            address.port()
+        );
+        let drop_in = DropIn::start(brand, Postgres::shared().database(), &more);
+        let is_listed = |database: &Database| {
+            let databases = drop_in.console("SHOW DATABASES").table();
+            databases.iter().any(|row| row["name"] == database.name)
+        };
+        let enter = |database: &Database| {
+            let mut client = Client::login(drop_in.address, &database.name);
+            assert_eq!(client.value("select current_database()"), database.name);
+            client
+        };
+        assert!(!is_listed(&any));
+        let idle = enter(&any);
+        drop(enter(&other));
+        assert!(is_listed(&any) && is_listed(&other));
+        wait_until("the one that nobody uses is gone", || !is_listed(&other));
+        assert!(is_listed(&any));
+        // Its time begins when it is left; PgBouncer 1.18 was seen to take less.
+        let since = Instant::now();
+        drop(idle);
+        wait_until("the other is gone", || !is_listed(&any));
+        let is_early = since.elapsed() < Duration::from_secs(2);
+        assert!(!is_early || matches!(brand, Brand::PgBouncer));
+        enter(&any);
+        assert!(is_listed(&any) && is_listed(&drop_in.database));
     }
 );
 

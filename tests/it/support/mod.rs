@@ -1,10 +1,12 @@
 //! What the tests stand on: a throw-away PostgreSQL, the real pooler, a client and a server that speak the
 //! protocol byte by byte, and waiting with a deadline.
 
+pub mod canary;
 pub mod certs;
 pub mod driver;
 pub mod drop_in;
 pub mod held;
+pub mod mounts;
 pub mod peer;
 pub mod pgbouncer;
 pub mod pooler;
@@ -13,6 +15,7 @@ pub mod psql;
 pub mod random;
 pub mod scram;
 pub mod scrape;
+pub mod sockets;
 pub mod stage;
 pub mod wait;
 pub mod wire;

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -34,9 +36,20 @@ impl Client {
         Client::over(stream.into())
     }
 
-    /// Connects to a Unix socket and sends nothing.
+    /// Connects to a Unix socket and sends nothing; `@` begins an abstract name.
     pub fn connect_unix(path: &Path) -> Client {
-        Client::over(UnixStream::connect(path).expect("connect").into())
+        let address = match path.as_os_str().as_bytes().strip_prefix(b"@") {
+            Some(name) => UnixAddress::from_abstract_name(name),
+            None => UnixAddress::from_pathname(path),
+        };
+        let stream = UnixStream::connect_addr(&address.unwrap()).expect("connect");
+        Client::over(stream.into())
+    }
+
+    /// Its own end of a TCP connection.
+    pub fn local_addr(&self) -> SocketAddr {
+        let address = self.link.socket.local_addr().unwrap();
+        address.as_socket().expect("TCP")
     }
 
     fn over(socket: Socket) -> Client {
