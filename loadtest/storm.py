@@ -168,6 +168,8 @@ def configuration(directory: pathlib.Path, server, users: list[str], arguments) 
     rule = arguments.method.replace("plain", "password")
     (directory / "hba").write_text(f"host all {throwaway.SUPERUSER} all trust\nhost all all all {rule}\n")
     settings = 'auth_hba_file = "hba"\nauth_file = "users"\nlogin_failure_delay = 0\nlog_level = "error"\n'
+    if others_than(arguments.shards):
+        settings += f"cpus = {sorted(os.sched_getaffinity(0))[: arguments.shards]}\n"
     if arguments.tls:
         certificate = contenders.make_certificate(directory)
         settings += f'client_tls_sslmode = "allow"\nclient_tls_cert_file = "{certificate}"\nclient_tls_key_file = "{certificate.with_suffix(".key")}"\n'
@@ -196,9 +198,14 @@ def fill(port: int) -> None:
     subprocess.run([*command, "-U", throwaway.SUPERUSER, "postgres"], check=True, stderr=subprocess.DEVNULL, env=environment)
 
 
+def others_than(shards: int) -> list[int]:
+    """The cores that are left when each shard has one."""
+    return sorted(os.sched_getaffinity(0))[shards:]
+
+
 def keep_off(process: int, shards: int) -> None:
     """Keeps a process (0: this one), and those it will start, off the cores of the shards, if there are others."""
-    if others := sorted(os.sched_getaffinity(0))[shards:]:
+    if others := others_than(shards):
         os.sched_setaffinity(process, others)
 
 
