@@ -6,7 +6,8 @@ use std::collections::VecDeque;
 /// First in, first out. Memory for more than one element is given back when they are gone.
 pub(super) struct Queue<T> {
     first: Option<T>,
-    /// None if there is no first.
+    /// None if there is no first. In a box, as every connection has room for it.
+    #[allow(clippy::box_collection)]
     rest: Option<Box<VecDeque<T>>>,
 }
 

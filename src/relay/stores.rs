@@ -19,6 +19,8 @@ pub(super) struct Lease {
 pub struct Stores {
     /// Texts of the clients' prepared statements.
     pub statements: RefCell<Statements>,
+    /// In their boxes, which is how they are handed out.
+    #[allow(clippy::vec_box)]
     leases: RefCell<Vec<Box<Lease>>>,
 }
 
