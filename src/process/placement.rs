@@ -2,8 +2,8 @@
 //! poolers on sibling hyper-threads had twice the latency of two on separate cores (Zalando, 2020).
 //!
 //! Fewer shards than that go where the kernel puts them, unless `cpus` says where: it puts them near whom they talk with. One
-//! shard tied to one of two cores took 1.6 times the CPU time per transaction at one client that it took untied, and 1.04
-//! to 1.09 times at 8 to 128 (docs/BENCHMARKS.md).
+//! shard tied to one of two cores took 1.7 times the CPU time per transaction at one client that it took untied, and 1.07
+//! to 1.11 times at 8 to 128 (docs/BENCHMARKS.md).
 
 use super::error::StartError;
 use rustix::thread::{CpuSet, sched_getaffinity};

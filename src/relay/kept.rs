@@ -16,7 +16,7 @@ use crate::wire::{Header, Scanner, Step};
 
 /// Longest batch that is kept, in bytes.
 const KEPT_BYTES_MAX: usize = 64 * 1024;
-/// Largest buffer that a client keeps between two batches, in bytes.
+/// Largest buffer that stays for the next batch, in bytes.
 const SPARE_BYTES_MAX: usize = 512;
 /// How often one batch is sent again: only DDL that never rests needs more.
 const AGAIN_MAX: u8 = 10;
@@ -168,6 +168,12 @@ impl Kept {
     /// Whether the batch has been sent before.
     pub(super) fn is_repeated(&self) -> bool {
         self.times > 0
+    }
+
+    /// As new, but for a short buffer.
+    pub(super) fn end(&mut self) {
+        self.forget();
+        (self.times, self.is_flushed) = (0, false);
     }
 
     /// A short buffer stays for the next batch, so that the steady state needs no allocation.

@@ -79,7 +79,7 @@ impl Rehearsal {
         self.stats.server_assigned(0);
         let differences = self.dialogue.params.differences(&mut self.settings);
         assert!(differences.is_empty(), "nobody has made settings");
-        self.lease = Lease::default();
+        self.lease.end();
         self.lease.kept.arm();
     }
 

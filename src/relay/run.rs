@@ -465,14 +465,14 @@ impl Relay {
             }
             Event::ServerGone => Err(sent_away(Farewell::SERVER_CRASHED)),
             Event::ClientGone => Err(Ending::Vanished),
-            Event::Signal(Signal::Leave(farewell)) => Err(sent_away(farewell)),
             Event::Signal(signal) => {
                 match signal {
+                    Signal::Leave(farewell) => return Err(sent_away(farewell)),
                     // It was meant for a client in line, but the server came first.
                     Signal::Cancel => self.servers.cancel(&link.server),
                     Signal::Retire => self.is_retiring = true,
                     // The entry says whether it is suspended; it does not wait in line any more.
-                    Signal::Suspend | Signal::Notice | Signal::Leave(_) => {}
+                    Signal::Suspend | Signal::Notice => {}
                 }
                 Ok(())
             }

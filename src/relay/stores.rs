@@ -15,6 +15,15 @@ pub(super) struct Lease {
     pub(super) kept: Kept,
 }
 
+impl Lease {
+    /// Makes it as new: the next one is another client's.
+    pub(super) fn end(&mut self) {
+        self.downstream = Downstream::default();
+        self.spoken = Spoken::default();
+        self.kept.end();
+    }
+}
+
 /// Texts of prepared statements, and memory of leases: an idle client has none, and a lease takes what an earlier one left.
 pub struct Stores {
     /// Texts of the clients' prepared statements.
@@ -40,7 +49,7 @@ impl Stores {
 
     /// Keeps the memory of a lease that is over; there are never more than servers were leased at once.
     pub(super) fn take_back(&self, mut lease: Box<Lease>) {
-        *lease = Lease::default();
+        lease.end();
         self.leases.borrow_mut().push(lease);
     }
 }
