@@ -284,7 +284,7 @@ settings! {
     }
     "Cores" {
         shards: usize = int(0, limit::SHARDS_MAX as u64), default("0"), Restart,
-            "Shards to run, each a thread; 0 is one for each physical core, which it keeps to. Fewer run wherever the kernel puts them, unless cpus says where.";
+            "Shards to run, each a thread; 0 is one for each physical core, tied to it. Fewer go where the kernel puts them, if cpus is empty.";
         pool_shards: usize = int(0, limit::SHARDS_MAX as u64), default("0"), NewConnections,
             "Shards that serve the clients of one pool; 0 is one for every four server connections of its size, so that those of a small pool need not travel.";
         rebalance_clients: bool = Kind::Bool, default("true"), Live,
