@@ -2,7 +2,7 @@
 //! as an argument instead.
 
 use rustix::time::{ClockId, clock_gettime};
-use std::num::NonZeroU64;
+use std::cell::Cell;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -10,33 +10,26 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 ///
 /// Fits an `AtomicU64`, so that shards can publish moments to each other. `u64` nanoseconds last
 /// for 584 years.
-/// Holds one more than that, so that an `Option` of it needs no more room: every client has a few.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Moment(NonZeroU64);
-
-impl Default for Moment {
-    fn default() -> Moment {
-        Moment::from_nanos(0)
-    }
-}
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Moment(u64);
 
 impl Moment {
     /// A moment that never comes.
-    pub const NEVER: Moment = Moment(NonZeroU64::MAX);
+    pub const NEVER: Moment = Moment(u64::MAX);
 
     /// The moment `nanos` nanoseconds after the process's origin.
     pub const fn from_nanos(nanos: u64) -> Moment {
-        Moment(NonZeroU64::MIN.saturating_add(nanos))
+        Moment(nanos)
     }
 
     /// Nanoseconds since the process's origin.
     pub const fn nanos(self) -> u64 {
-        self.0.get() - 1
+        self.0
     }
 
     /// Time passed since `earlier`; zero if `earlier` lies ahead.
     pub const fn since(self, earlier: Moment) -> Duration {
-        Duration::from_nanos(self.nanos().saturating_sub(earlier.nanos()))
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 
     /// This moment moved by `span`; [`Moment::NEVER`] if that overflows.
@@ -54,6 +47,36 @@ impl Moment {
     }
 }
 
+/// Since when something is so, if it is: a cell for an optional moment in the room of one, as every client has a few.
+#[derive(Debug)]
+pub struct Since(Cell<Moment>);
+
+impl Default for Since {
+    /// It is not so.
+    fn default() -> Since {
+        Since(Cell::new(Moment::NEVER))
+    }
+}
+
+impl Since {
+    /// Since when.
+    pub fn get(&self) -> Option<Moment> {
+        Some(self.0.get()).filter(|moment| *moment != Moment::NEVER)
+    }
+
+    /// Replaces it; [`Moment::NEVER`] is none.
+    pub fn set(&self, moment: Option<Moment>) {
+        self.0.set(moment.unwrap_or(Moment::NEVER));
+    }
+
+    /// Since when it was so until now.
+    pub fn take(&self) -> Option<Moment> {
+        let moment = self.get();
+        self.set(None);
+        moment
+    }
+}
+
 /// Reads the clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock;
@@ -63,7 +86,7 @@ impl Clock {
     pub fn now() -> Moment {
         static ORIGIN: OnceLock<Instant> = OnceLock::new();
         let nanos = ORIGIN.get_or_init(Instant::now).elapsed().as_nanos();
-        Moment::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
+        Moment(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
     /// CPU time that the calling thread has used, in the kernel and out of it.
@@ -85,6 +108,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn since_is_what_was_set_until_it_is_taken() {
+        let since = Since::default();
+        assert_eq!(since.get(), None);
+        since.set(Some(Moment::from_nanos(0)));
+        assert_eq!(since.get(), Some(Moment::from_nanos(0)));
+        assert_eq!(since.take(), Some(Moment::from_nanos(0)));
+        assert_eq!(since.take(), None);
+        assert_eq!(size_of::<Since>(), size_of::<Moment>());
+    }
+
+    #[test]
     fn after_saturates_and_since_never_goes_negative() {
         let early = Moment::from_nanos(5);
         let late = early.after(Duration::from_nanos(7));
@@ -93,9 +127,5 @@ mod tests {
         assert_eq!(late.after(Duration::MAX), Moment::NEVER);
         assert_eq!(early.deadline(Duration::from_nanos(7)), late);
         assert_eq!(early.deadline(Duration::ZERO), Moment::NEVER);
-        assert_eq!(early.nanos(), 5);
-        assert_eq!(Moment::from_nanos(u64::MAX), Moment::NEVER);
-        assert_eq!(Moment::from_nanos(Moment::NEVER.nanos()), Moment::NEVER);
-        assert_eq!(Moment::default().nanos(), 0);
     }
 }

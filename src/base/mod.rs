@@ -9,6 +9,6 @@ pub mod limit;
 mod secret;
 pub mod sync;
 
-pub use clock::{Clock, Moment};
+pub use clock::{Clock, Moment, Since};
 pub use id::{ClientId, ServerId, ShardId};
 pub use secret::Secret;

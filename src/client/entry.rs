@@ -1,7 +1,7 @@
 //! What SHOW CLIENTS, cancel requests and maintenance see of a client, and how they reach it.
 
 use super::farewell::Farewell;
-use crate::base::{ClientId, Moment, ServerId, ShardId};
+use crate::base::{ClientId, Moment, ServerId, ShardId, Since};
 use crate::config::CONSOLE;
 use crate::net::{Endpoint, TlsLabel};
 use crate::session::CancelKey;
@@ -98,9 +98,9 @@ pub struct ClientEntry {
     /// Since when it is in its state.
     pub since: Cell<Moment>,
     /// When the query under way began, if one is.
-    pub query_since: Cell<Option<Moment>>,
+    pub query_since: Since,
     /// When the transaction under way began, if one is.
-    pub transaction_since: Cell<Option<Moment>>,
+    pub transaction_since: Since,
     /// The shard it is to go on at, as soon as it is between two requests.
     pub move_to: Cell<Option<ShardId>>,
     /// Pieces of data passed on for it since somebody last asked: its share of the shard's load.
@@ -143,8 +143,8 @@ impl ClientEntry {
             connected_unix_us,
             requested_unix_us: Cell::new(connected_unix_us),
             since: Cell::new(now),
-            query_since: Cell::new(None),
-            transaction_since: Cell::new(None),
+            query_since: Since::default(),
+            transaction_since: Since::default(),
             move_to: Cell::new(None),
             work: Cell::new(0),
             is_noticed: Cell::new(false),

@@ -138,8 +138,28 @@ pub(super) enum Data {
 
 /// Bytes on the heap, from `start` on.
 pub(super) struct Heap {
-    pub(super) bytes: Vec<u8>,
-    pub(super) start: usize,
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Data {
+    /// The bytes, of which those in a buffer lie in `buffers`.
+    pub(super) fn bytes<'a>(&'a self, buffers: &'a BufferRing) -> &'a [u8] {
+        match self {
+            Data::Buffer { id, start, end } => buffers.bytes(*id, *start, *end),
+            Data::Heap(heap) => &heap.bytes[heap.start..],
+            Data::Nothing => &[],
+        }
+    }
+
+    /// The same, to be written to.
+    pub(super) fn bytes_mut<'a>(&'a mut self, buffers: &'a BufferRing) -> &'a mut [u8] {
+        match self {
+            Data::Buffer { id, start, end } => buffers.bytes_mut(*id, *start, *end),
+            Data::Heap(heap) => heap.bytes.get_mut(heap.start..).unwrap_or_default(),
+            Data::Nothing => &mut [],
+        }
+    }
 }
 
 impl From<Vec<u8>> for Data {
@@ -194,11 +214,7 @@ impl Deref for Chunk {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        match &self.data {
-            Data::Buffer { id, start, end } => self.net.buffers().bytes(*id, *start, *end),
-            Data::Heap(heap) => &heap.bytes[heap.start..],
-            Data::Nothing => &[],
-        }
+        self.data.bytes(self.net.buffers())
     }
 }
 

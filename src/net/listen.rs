@@ -226,6 +226,14 @@ pub fn adopt_listener(socket: &OwnedFd, options: &TcpOptions) -> io::Result<Endp
     Ok(endpoint)
 }
 
+/// Gives a TCP socket that is listened at other options: whoever connects from now on inherits them.
+///
+/// # Errors
+/// What the kernel says of the options.
+pub fn tune_listener(socket: &OwnedFd, options: &TcpOptions) -> io::Result<()> {
+    options.apply(&SockRef::from(socket))
+}
+
 /// The address of a Unix socket; `@` begins an abstract name (unix(7)).
 fn unix_address(path: &Path) -> io::Result<SockAddr> {
     match path.as_os_str().as_bytes().strip_prefix(b"@") {

@@ -475,9 +475,7 @@ impl Reactor {
 
     pub(super) fn bytes<'a>(&'a self, data: &'a TxData) -> &'a [u8] {
         match data {
-            TxData::Chunk(Data::Buffer { id, start, end }) => self.buffers.bytes(*id, *start, *end),
-            TxData::Chunk(Data::Heap(heap)) => &heap.bytes[heap.start..],
-            TxData::Chunk(Data::Nothing) => &[],
+            TxData::Chunk(data) => data.bytes(&self.buffers),
             TxData::Owned(bytes) => bytes,
             TxData::Static(bytes) => bytes,
         }

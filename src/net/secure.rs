@@ -206,7 +206,7 @@ impl Reactor {
         loop {
             let opened = tls
                 .session
-                .open(self.bytes_mut(&mut data), &mut plain, &mut out);
+                .open(data.bytes_mut(&self.buffers), &mut plain, &mut out);
             self.discard(TxData::Chunk(data));
             if let Err(error) = opened {
                 tracing::debug!(%error, "TLS connection broken");
@@ -226,14 +226,6 @@ impl Reactor {
             tls.ready.push_back(plain);
         }
         self.queue_sealed(state, index, out);
-    }
-
-    fn bytes_mut<'a>(&'a self, data: &'a mut Data) -> &'a mut [u8] {
-        match data {
-            Data::Buffer { id, start, end } => self.buffers.bytes_mut(*id, *start, *end),
-            Data::Heap(heap) => heap.bytes.get_mut(heap.start..).unwrap_or_default(),
-            Data::Nothing => &mut [],
-        }
     }
 
     /// As `is_quiet`, for a socket with TLS: messages of TLS itself do not count, but part of a record

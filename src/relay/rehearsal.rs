@@ -89,6 +89,7 @@ impl Rehearsal {
         let fed = self.upstream.feed(
             request,
             &mut outlet,
+            &mut self.lease.kept,
             &mut Exchange {
                 rules: self.rules,
                 dialogue: &mut self.dialogue,
@@ -97,8 +98,7 @@ impl Rehearsal {
                 counts: &mut counts,
                 generation: &self.generation,
                 spoken: &mut self.lease.spoken,
-                kept: &mut self.lease.kept,
-                escapes: self.settings.tracked("standard_conforming_strings") == Some(b"off"),
+                settings: &self.settings,
             },
         );
         assert!(matches!(fed, Ok(false)), "the client stays");

@@ -207,17 +207,16 @@ impl Relay {
     /// Ready when there is something that needs a server; between two requests a client may move.
     fn poll_request(&mut self, cx: &Context<'_>) -> Poll<Step<()>> {
         loop {
-            let mut chunk = match self.poll_idle(cx) {
-                Poll::Ready(Ok(chunk)) => chunk,
-                Poll::Ready(Err(ending)) => return Poll::Ready(Err(ending)),
+            let Poll::Ready(said) = self.poll_idle(cx) else {
                 // Who has said something is served here, and moves another time.
-                Poll::Pending => return self.poll_move(cx),
+                return self.poll_move(cx);
             };
-            match self.upstream.idle(&chunk, self.rules) {
-                Err(fault) => return Poll::Ready(Err(sent_away(say(&fault)))),
-                Ok(Idle::Nothing) => {}
-                Ok(Idle::Terminate) => return Poll::Ready(Err(Ending::Terminated)),
-                Ok(Idle::Needs(start)) => {
+            let mut chunk = said?;
+            let idle = self.upstream.idle(&chunk, self.rules);
+            match idle.map_err(|fault| sent_away(say(&fault)))? {
+                Idle::Nothing => {}
+                Idle::Terminate => return Poll::Ready(Err(Ending::Terminated)),
+                Idle::Needs(start) => {
                     chunk.advance(start);
                     self.ahead = Some(chunk);
                     return Poll::Ready(Ok(()));
@@ -384,15 +383,12 @@ impl Relay {
     /// Skips a refused request; ready when all of it has come.
     fn poll_refused(&mut self, cx: &Context<'_>) -> Poll<Step<()>> {
         loop {
-            let mut chunk = match ready!(self.poll_idle(cx)) {
-                Ok(chunk) => chunk,
-                Err(ending) => return Poll::Ready(Err(ending)),
-            };
-            match self.upstream.skip_request(&chunk, self.rules) {
-                Err(fault) => return Poll::Ready(Err(sent_away(say(&fault)))),
-                Ok(Skipped::Part) => {}
-                Ok(Skipped::Terminate) => return Poll::Ready(Err(Ending::Terminated)),
-                Ok(Skipped::All(length)) => {
+            let mut chunk = ready!(self.poll_idle(cx))?;
+            let skipped = self.upstream.skip_request(&chunk, self.rules);
+            match skipped.map_err(|fault| sent_away(say(&fault)))? {
+                Skipped::Part => {}
+                Skipped::Terminate => return Poll::Ready(Err(Ending::Terminated)),
+                Skipped::All(length) => {
                     let mut out = self.net.spare();
                     backend::ready_for_query(&mut out, TransactionStatus::Idle);
                     self.socket.send(out);
@@ -439,7 +435,10 @@ impl Relay {
         if self.bring_in_line(&mut link.server) {
             while link.server.dialogue.is_settling {
                 let event = poll_fn(|cx| self.poll_settling(link, cx)).await;
-                self.handle_settling(link, event)?;
+                // A cancel would hit the settings; the line is behind the client.
+                if !matches!(event, Event::Signal(Signal::Cancel | Signal::Notice)) {
+                    self.handle(link, event)?;
+                }
             }
             self.are_settings_proven = true;
         }
@@ -527,15 +526,6 @@ impl Relay {
         !self.are_settings_proven || differences.iter().any(Setting::may_fail)
     }
 
-    fn handle_settling(&mut self, link: &mut Link, event: Event) -> Step<()> {
-        match event {
-            // A cancel would hit the settings; the line is behind the client.
-            Event::Signal(Signal::Cancel | Signal::Notice) => Ok(()),
-            Event::FromClient(_) => Err(Ending::Vanished),
-            event => self.handle(link, event),
-        }
-    }
-
     fn poll_settling(&self, link: &Link, cx: &Context<'_>) -> Poll<Event> {
         if let Some(signal) = self.entry.poll_signal(cx) {
             return Poll::Ready(Event::Signal(signal));
@@ -555,6 +545,7 @@ impl Relay {
         let fed = self.upstream.feed(
             &chunk,
             &mut outlet,
+            &mut link.lease.kept,
             &mut Exchange {
                 rules: self.rules,
                 dialogue: &mut link.server.dialogue,
@@ -563,8 +554,7 @@ impl Relay {
                 counts: &mut counts,
                 generation: &self.generation,
                 spoken: &mut link.lease.spoken,
-                kept: &mut link.lease.kept,
-                escapes: self.settings.tracked("standard_conforming_strings") == Some(b"off"),
+                settings: &self.settings,
             },
         );
         // Taking leave, or half of a header, is no query.

@@ -107,7 +107,9 @@ pub(super) fn look_at_query(
 
 /// The commands of a text; `None` if there are none, or it is not understood.
 fn understood(text: &[u8], exchange: &Exchange<'_>) -> Option<Commands> {
-    let commands = sql::commands(text, exchange.escapes)?;
+    // Then backslashes count in all strings of the client.
+    let escapes = exchange.settings.tracked("standard_conforming_strings") == Some(b"off");
+    let commands = sql::commands(text, escapes)?;
     commands.iter().any(Option::is_some).then_some(commands)
 }
 

@@ -7,7 +7,7 @@ use super::spoken::{self, AHEAD_OF_QUERY, Spoken, mark_of};
 use crate::server::Dialogue;
 use crate::session::{
     Change, ClientStatements, Fate, Form, Generation, Kind, Preparation, Refusal, ServerChange,
-    Statement, Statements, server_name,
+    Settings, Statement, Statements, server_name,
 };
 use crate::wire::frontend::{self, Bind, Parse, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
@@ -114,10 +114,7 @@ pub(super) struct Exchange<'a> {
     pub(super) counts: &'a mut Counts,
     pub(super) generation: &'a Generation,
     pub(super) spoken: &'a mut Spoken,
-    /// The batch under way, as long as it may have to be sent again.
-    pub(super) kept: &'a mut Kept,
-    /// Backslashes count in all strings of the client.
-    pub(super) escapes: bool,
+    pub(super) settings: &'a Settings,
 }
 
 pub(super) enum Looked {
@@ -192,11 +189,13 @@ impl Upstream {
         }
     }
 
-    /// Passes bytes on to the server. True if the client leaves.
+    /// Passes bytes on to the server; `kept` is the batch under way, as long as it may have to be sent again. True if the
+    /// client leaves.
     pub(super) fn feed(
         &mut self,
         data: &[u8],
         outlet: &mut Outlet<'_>,
+        kept: &mut Kept,
         exchange: &mut Exchange<'_>,
     ) -> Result<bool, Fault> {
         let mut at = 0;
@@ -207,13 +206,13 @@ impl Upstream {
             {
                 Step::End => return Ok(false),
                 Step::More { range } => {
-                    exchange.kept.goes_on(&data[range.clone()]);
+                    kept.goes_on(&data[range.clone()]);
                     match self.flow {
                         Flow::Pass => outlet.keep(range),
                         Flow::Discard => {}
                         Flow::Gather => {
                             self.gathered.extend_from_slice(&data[range]);
-                            self.look_at_gathered(&data[at..], outlet, exchange)?;
+                            self.look_at_gathered(&data[at..], outlet, kept, exchange)?;
                         }
                     }
                 }
@@ -225,21 +224,21 @@ impl Upstream {
                     held,
                 } => {
                     check(header)?;
-                    if exchange.kept.is_open() {
+                    if kept.is_open() {
                         let header = self.scanner.header_bytes();
-                        exchange.kept.begin(header, &data[body..range.end]);
-                        if exchange.kept.is_refused() && at < data.len() {
+                        kept.begin(header, &data[body..range.end]);
+                        if kept.is_refused() && at < data.len() {
                             // It is not alone.
-                            exchange.kept.answered();
+                            kept.answered();
                         }
                     }
-                    self.flow = decide(header, exchange.kept.is_refused(), exchange);
+                    self.flow = decide(header, kept.is_refused(), exchange);
                     let passes = match self.flow {
                         Flow::Pass => true,
                         Flow::Discard => false,
                         Flow::Gather => {
                             let (have, behind) = (&data[body..range.end], &data[at..]);
-                            self.look_at(header, have, behind, outlet, exchange)?
+                            self.look_at(header, have, behind, outlet, kept, exchange)?
                         }
                     };
                     if passes && held {
@@ -263,13 +262,14 @@ impl Upstream {
         have: &[u8],
         behind: &[u8],
         outlet: &mut Outlet<'_>,
+        kept: &mut Kept,
         exchange: &mut Exchange<'_>,
     ) -> Result<bool, Fault> {
         let body = Body {
             have,
             rest: self.scanner.rest(),
             behind,
-            is_repeated: exchange.kept.is_repeated(),
+            is_repeated: kept.is_repeated(),
         };
         match look(header, body, outlet, exchange)? {
             Looked::NeedsMore => {
@@ -288,7 +288,7 @@ impl Upstream {
             }
             Looked::RewrittenQuery => {
                 self.flow = Flow::Pass;
-                exchange.kept.keep_query(self.scanner.header_bytes(), have);
+                kept.keep_query(self.scanner.header_bytes(), have);
                 Ok(false)
             }
         }
@@ -298,6 +298,7 @@ impl Upstream {
         &mut self,
         behind: &[u8],
         outlet: &mut Outlet<'_>,
+        kept: &mut Kept,
         exchange: &mut Exchange<'_>,
     ) -> Result<(), Fault> {
         let Some(header) = self.header else {
@@ -313,7 +314,7 @@ impl Upstream {
             have: &self.gathered,
             rest: self.scanner.rest(),
             behind,
-            is_repeated: exchange.kept.is_repeated(),
+            is_repeated: kept.is_repeated(),
         };
         let looked = look(header, body, outlet, exchange)?;
         if matches!(looked, Looked::NeedsMore) {
@@ -326,7 +327,7 @@ impl Upstream {
         }
         if matches!(looked, Looked::RewrittenQuery) {
             let header = self.scanner.header_bytes();
-            exchange.kept.keep_query(header, &self.gathered);
+            kept.keep_query(header, &self.gathered);
         }
         self.flow = Flow::Pass;
         self.header = None;

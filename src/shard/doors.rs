@@ -5,7 +5,7 @@ use super::root::{Shard, tcp_options};
 use super::shared::{Common, Phase};
 use crate::base::{Clock, ShardId};
 use crate::config::General;
-use crate::net::{adopt_listener, share_listener, spawn, take_waiting};
+use crate::net::{share_listener, spawn, take_waiting, tune_listener};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
@@ -40,14 +40,13 @@ impl Common {
         Ok(())
     }
 
-    /// Gives the TCP sockets that are listened at the options of a new configuration: whoever connects from now on
-    /// inherits them. What is zero now stays as it was (tcp(7) knows no way back to its defaults).
+    /// Gives the TCP sockets that are listened at the options of a new configuration. What is zero now stays as it was (tcp(7) knows no way back to its defaults).
     pub fn tune_doors(&self, general: &General) {
         let options = tcp_options(general);
         let doors = self.doors.lock().unwrap_or_else(PoisonError::into_inner);
         let of_tcp = doors.iter().filter(|door| !door.is_unix);
         for socket in of_tcp.filter_map(|door| door.socket.upgrade()) {
-            if let Err(error) = adopt_listener(&socket, &options) {
+            if let Err(error) = tune_listener(&socket, &options) {
                 tracing::warn!(%error, "cannot change the options of a listening socket");
             }
         }

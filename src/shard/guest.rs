@@ -93,7 +93,7 @@ pub(super) fn go_on(
 pub(super) struct Guest {
     pub(super) shard: Rc<Shard>,
     pub(super) entry: Rc<ClientEntry>,
-    pub(super) slot: u32,
+    slot: u32,
     /// How often it has moved.
     pub(super) moves: Cell<u32>,
     /// Until it is in: the database and the user that it asked for.
@@ -151,6 +151,11 @@ impl Guest {
         }
     }
 
+    /// Its place among the shard's clients.
+    pub(super) fn slot(&self) -> usize {
+        self.slot as usize
+    }
+
     /// Serves a client that is in; takes leave of every one. Whether it has left for good.
     pub(super) async fn conclude(&self, stay: Stay) -> bool {
         let ending = match stay {
@@ -172,7 +177,7 @@ impl Guest {
         if let Some(handle) = key.and_then(CancelKey::handle) {
             self.shard.peered.borrow_mut().remove(&handle);
         }
-        self.shard.clients.borrow_mut().remove(self.slot as usize);
+        self.shard.clients.borrow_mut().remove(self.slot());
         ending.is_some()
     }
 
@@ -516,10 +521,7 @@ impl Guest {
     fn identify(&self, packet: &StartupPacket, user: &Arc<str>, database: &Arc<str>) -> Who {
         let cancel_key = self.fresh_key(packet.minor() >= 2);
         if let Some(handle) = cancel_key.handle() {
-            self.shard
-                .peered
-                .borrow_mut()
-                .insert(handle, self.slot as usize);
+            self.shard.peered.borrow_mut().insert(handle, self.slot());
         }
         Who {
             database: database.clone(),
@@ -535,7 +537,7 @@ impl Guest {
             fill_random(&mut secret);
             let peer_id = self.shard.snapshot().config.general.peer_id;
             let key = match peer_id {
-                0 => CancelKey::new(self.shard.id, self.slot as usize, is_long, secret),
+                0 => CancelKey::new(self.shard.id, self.slot(), is_long, secret),
                 own => CancelKey::with_peer(own, self.shard.id, is_long, secret),
             };
             let peered = self.shard.peered.borrow();

@@ -296,9 +296,7 @@ pub(super) fn arrive(
     let guest = Guest::new(shard, counted, entry);
     guest.moves.set(traveller.moves);
     let key = Box::new(traveller.cancel_key.clone());
-    guest
-        .shard
-        .client_came(&key, guest.slot as usize, traveller.moves);
+    guest.shard.client_came(&key, guest.slot(), traveller.moves);
     let stay = guest.host(*traveller);
     async move {
         if guest.conclude(stay).await {
