@@ -13,7 +13,7 @@ OTHER_STEPS=(jdbc)
 DRIVERS=$ROOT/target/drivers
 KEEP_GOING=no STEPS=()
 export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
-FUZZ_SECONDS=${FUZZ_SECONDS:-5}
+FUZZ_SECONDS=${FUZZ_SECONDS:-3}
 
 usage() {
     cat <<TEXT
@@ -29,7 +29,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   loom      interleavings of the lock-free parts
   sim       the pool under simulation
   steady    no allocation in a conversation that runs
-  fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 5)
+  fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 3)
   it        the program against real PostgreSQL and scripted peers
   drivers   psycopg, asyncpg, SQLAlchemy, Alembic, Django, node-postgres, psql and pgbench, with 1 and with 3 shards
   torture   everything at once for TORTURE_SECONDS (default 60)
@@ -163,14 +163,14 @@ step_tidy() { cargo test --locked --test tidy; }
 
 # Each test ends when it has seen everything; what it may take at most is seconds, not a minute.
 step_loom() {
-    cargo clippy --locked --lib --tests --features loom -- -D warnings
     cargo test --locked --features loom --lib --no-run
     local explored
     explored=$(timeout 60 cargo test --locked --features loom --lib -- interleavings::) || { echo "$explored" && return 1; }
     grep -E '^test result: ok\. [1-9]' <<<"$explored" || die "no test named interleavings:: has run"
 }
 
-step_sim() { cargo test --locked --test sim; }
+# It computes: optimized, as `cargo build` is.
+step_sim() { cargo test --locked --profile dev --test sim; }
 step_steady() { cargo test --locked --test steady; }
 
 # Not --locked: the lock file of that package follows the pooler's own dependencies.
@@ -182,7 +182,8 @@ step_it() {
     need_postgres
     need_pgbouncer
     need_ldap
-    cargo test --locked --test it -- --skip torture:: --skip soak::
+    # Most of them wait, most of the time: two at once keep two cores busy for two fifths of it.
+    cargo test --locked --test it -- --test-threads $((2 * $(nproc))) --skip torture:: --skip soak::
 }
 
 step_torture() { long_test torture; }

@@ -5,8 +5,9 @@ use crate::config::{Config, convert, reference_toml};
 use crate::process::{self, Options};
 use clap::error::ErrorKind;
 use clap::{ArgAction, Args, Parser, Subcommand};
+use std::panic;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::process::{ExitCode, abort};
 
 /// A PostgreSQL connection pooler: one io_uring executor per core, one exact pool over all of them.
 #[derive(Debug, Parser)]
@@ -76,8 +77,18 @@ struct Run {
     shards: Option<usize>,
 }
 
+/// A panic of one thread ends the process, however it was built: a shard that is gone would leave its clients hanging.
+fn abort_on_panic() {
+    let tell = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        tell(panic);
+        abort();
+    }));
+}
+
 /// Does what the arguments of this process say.
 pub fn main() -> ExitCode {
+    abort_on_panic();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),

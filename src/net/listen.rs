@@ -8,7 +8,7 @@ use io_uring::{cqueue, opcode};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{SocketFlags, accept_with};
-use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as Raw, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, SockAddr, SockFilter, SockRef, Socket as Raw, TcpKeepalive, Type};
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fmt;
@@ -335,6 +335,26 @@ impl Listener {
 }
 
 impl Listener {
+    /// From now on the kernel drops what asks for a new connection over TCP; who asks again finds another listener (TCP
+    /// repeats a SYN after a second). Those whose handshake has begun get through it, and are accepted as before: closing would reset
+    /// them.
+    ///
+    /// # Errors
+    /// Those of setsockopt(2).
+    pub fn turn_away(&self) -> io::Result<()> {
+        // The TCP header begins the packet (socket(7), SO_ATTACH_FILTER; RFC 9293, 3.1): its flags, of which SYN
+        // without ACK begins a handshake.
+        let step = |code: u32, jf, k| SockFilter::new(code as u16, 0, jf, k);
+        let filter = [
+            step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, TCP_FLAGS_AT),
+            step(libc::BPF_ALU | libc::BPF_AND, 0, TCP_SYN | TCP_ACK),
+            step(libc::BPF_JMP | libc::BPF_JEQ, 1, TCP_SYN),
+            step(libc::BPF_RET, 0, 0),
+            step(libc::BPF_RET, 0, u32::MAX),
+        ];
+        SockRef::from(&*self.fd).attach_filter(&filter)
+    }
+
     /// Stops accepting and gives the connections that have come by then: all that the kernel has completed, so that
     /// closing resets none of them.
     pub async fn drain(&self) -> Vec<Detached> {
@@ -358,6 +378,11 @@ impl Listener {
         taken.into_iter().map(Detached::new).collect()
     }
 }
+
+/// Where a TCP header has its flags, and two of them.
+const TCP_FLAGS_AT: u32 = 13;
+const TCP_SYN: u32 = 0x02;
+const TCP_ACK: u32 = 0x10;
 
 /// How long [`take_waiting`] may wait for a connection that somebody else has taken meanwhile.
 const TAKE_MAX: Duration = Duration::from_millis(1);
@@ -524,6 +549,40 @@ mod tests {
         drop(peer);
         let peer = Endpoint::peer_of(socket.as_fd());
         assert!(matches!(peer, Endpoint::Process { .. }), "{peer:?}");
+    }
+
+    /// Two listeners at one address, as while one process takes over from another.
+    #[test]
+    fn who_comes_while_a_listener_closes_reaches_the_next_one() {
+        const PATIENCE: Timespec = Timespec {
+            tv_sec: 5,
+            tv_nsec: 0,
+        };
+        on_ring(|net| async move {
+            let options = TcpOptions::default();
+            let listen = |address| listen_tcp(address, 16, &options).unwrap();
+            let old = Arc::new(listen(SocketAddr::from(([127, 0, 0, 1], 0))));
+            let Endpoint::Tcp(address) = Endpoint::local_of(old.as_fd()) else {
+                unreachable!("it is TCP");
+            };
+            let old = Listener::new(net, old);
+            let _early = TcpStream::connect(address).unwrap();
+            old.turn_away().unwrap();
+            let late = unbound_tcp(address).unwrap();
+            late.set_nonblocking(true).unwrap();
+            assert!(late.connect(&address.into()).is_err(), "it takes its time");
+            let is_through = |patience: Timespec| {
+                let mut asked = [PollFd::new(&late, PollFlags::OUT)];
+                poll(&mut asked, Some(&patience)).unwrap() > 0
+            };
+            assert!(!is_through(Timespec::default()));
+            let new = Listener::new(net, Arc::new(listen(address)));
+            assert_eq!(old.drain().await.len(), 1, "who was through before");
+            drop(old);
+            assert!(is_through(PATIENCE));
+            assert!(late.take_error().unwrap().is_none());
+            new.accept().await.unwrap();
+        });
     }
 
     #[test]

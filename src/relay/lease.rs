@@ -1,6 +1,7 @@
 //! How a client comes by a server and gives it back: what the relay asks of its shard.
 
 use crate::client::Farewell;
+use crate::config::PoolMode;
 use crate::pool::{Outlook, WaiterId};
 use crate::server::Server;
 use std::cell::{Cell, RefCell};
@@ -27,8 +28,31 @@ impl From<Farewell> for Denial {
     }
 }
 
+/// On what terms clients of a pool have its servers; a reload changes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// When servers go back.
+    pub mode: PoolMode,
+    /// Named statements a server keeps; 0 passes names on unchanged, as sessions do.
+    pub prepared_max: usize,
+}
+
+impl Terms {
+    /// Those of a pool in `mode`, with `max_prepared_statements`.
+    pub fn new(mode: PoolMode, max_prepared_statements: usize) -> Terms {
+        // In session mode a client's names are the server's names.
+        let prepared_max = match mode {
+            PoolMode::Session => 0,
+            _ => max_prepared_statements,
+        };
+        Terms { mode, prepared_max }
+    }
+}
+
 /// The pool that a client gets its servers from.
 pub trait Servers {
+    /// On what terms.
+    fn terms(&self) -> Terms;
     /// A place in line for [`Servers::request`].
     fn waiter(&self) -> Rc<Waiter>;
     /// Takes the place back, once it is not in line any more.

@@ -13,7 +13,7 @@ mod stores;
 mod suspend;
 mod upstream;
 
-pub use lease::{Denial, Grant, Servers, Waiter};
+pub use lease::{Denial, Grant, Servers, Terms, Waiter};
 pub use parcel::RelayParcel;
 pub use rehearsal::Rehearsal;
 pub use run::{Ending, Relay, RelaySettings};

@@ -39,7 +39,6 @@ impl Default for Rehearsal {
                 body_bytes_max: usize::MAX,
                 is_strict: false,
                 refuses_query: false,
-                looks_at_query: true,
             },
             upstream: Upstream::default(),
             dialogue: Dialogue::default(),

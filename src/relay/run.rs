@@ -32,9 +32,7 @@ const OWED_MAX: usize = 1 << 18;
 
 /// What a relay is made from.
 pub struct RelaySettings {
-    /// When servers go back.
-    pub mode: PoolMode,
-    /// Named statements a server keeps (`max_prepared_statements`); 0 passes names on unchanged.
+    /// See [`Terms`].
     pub prepared_max: usize,
     /// Largest message (`max_packet_size`).
     pub packet_bytes_max: usize,
@@ -79,6 +77,7 @@ pub struct Relay {
     pub(super) servers: Rc<dyn Servers>,
     pub(super) stores: Rc<Stores>,
     pub(super) stats: Arc<PoolStats>,
+    /// The pool's when the server came.
     pub(super) mode: PoolMode,
     pub(super) rules: Rules,
     pub(super) settings: Settings,
@@ -114,26 +113,19 @@ impl Relay {
         options: RelaySettings,
     ) -> Relay {
         stats.bytes_received.add(ahead.len() as u64);
-        // In session mode a client's names are the server's names.
-        let prepared_max = if options.mode == PoolMode::Session {
-            0
-        } else {
-            options.prepared_max
-        };
         Relay {
             net,
             socket,
             entry,
+            mode: servers.terms().mode,
             servers,
             stores,
             stats,
-            mode: options.mode,
             rules: Rules {
-                prepared_max,
+                prepared_max: options.prepared_max,
                 body_bytes_max: options.packet_bytes_max,
                 is_strict: options.is_strict,
                 refuses_query: options.refuses_query,
-                looks_at_query: options.refuses_query || prepared_max > 0,
             },
             settings,
             are_settings_proven: false,
@@ -148,7 +140,6 @@ impl Relay {
     /// What a relay like this one is made from.
     pub(super) fn options(&self) -> RelaySettings {
         RelaySettings {
-            mode: self.mode,
             prepared_max: self.rules.prepared_max,
             packet_bytes_max: self.rules.body_bytes_max,
             is_strict: self.rules.is_strict,
@@ -323,6 +314,7 @@ impl Relay {
                 return Ok(None);
             }
         };
+        self.come_to_terms();
         let now = self.net.now();
         self.stats
             .server_assigned(now.since(asked).as_nanos() as u64);
@@ -336,6 +328,15 @@ impl Relay {
         self.entry.set_state(ClientState::Active, now);
         let lease = self.stores.lease();
         Ok(Some(Link { server, lease }))
+    }
+
+    /// Takes the pool's terms. Who has names that the pooler has to translate keeps them.
+    fn come_to_terms(&mut self) {
+        let terms = self.servers.terms();
+        self.mode = terms.mode;
+        if self.names.is_empty() {
+            self.rules.prepared_max = terms.prepared_max;
+        }
     }
 
     /// Tells a client in line where it stands.
@@ -417,12 +418,12 @@ impl Relay {
         server.entry.link.set(None);
         server.entry.prepared.set(server.dialogue.statements.len());
         match &result {
-            Ok(()) => self.servers.release(server),
-            Err(Ending::Terminated | Ending::Vanished)
+            Ok(()) | Err(Ending::Terminated | Ending::Vanished)
                 if self.mode == PoolMode::Session && between && server.is_reusable() =>
             {
                 self.servers.release_session(server);
             }
+            Ok(()) => self.servers.release(server),
             Err(ending) => self.servers.close(server, why(ending)),
         }
         self.entry.query_since.set(None);
@@ -685,9 +686,9 @@ impl Relay {
         }
     }
 
-    /// What follows when the client does not need its server any more: a session ends with it.
+    /// What follows when the client does not need its server any more: a session ends with it, unless the pool has none any more.
     fn part(&self, link: &Link) -> Step<()> {
-        if self.mode != PoolMode::Session {
+        if !self.is_session() {
             return Ok(());
         }
         let why = link.server.entry.close_needed.get();
@@ -696,9 +697,14 @@ impl Relay {
         ))
     }
 
+    /// Whether the client has its server for as long as it stays.
+    fn is_session(&self) -> bool {
+        self.mode == PoolMode::Session && self.servers.terms().mode == PoolMode::Session
+    }
+
     /// Whether the client does not need its server any more, or has to do without it.
     fn is_over(&self, link: &Link) -> bool {
-        (self.mode != PoolMode::Session || self.is_retiring)
+        (self.is_retiring || !self.is_session())
             && link.server.dialogue.replies.is_over()
             && self.upstream.is_between()
             && link.lease.downstream.is_between()

@@ -54,8 +54,13 @@ pub(super) struct Rules {
     pub(super) is_strict: bool,
     /// A Query does.
     pub(super) refuses_query: bool,
+}
+
+impl Rules {
     /// Whether the body of a Query matters.
-    pub(super) looks_at_query: bool,
+    fn looks_at_query(&self) -> bool {
+        self.refuses_query || self.prepared_max > 0
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -366,7 +371,7 @@ fn decide(header: Header, is_refused: bool, exchange: &mut Exchange<'_>) -> Flow
     }
     let renames = exchange.rules.prepared_max > 0;
     match header.tag {
-        tag::QUERY if exchange.rules.looks_at_query => return Flow::Gather,
+        tag::QUERY if exchange.rules.looks_at_query() => return Flow::Gather,
         tag::QUERY | tag::FUNCTION_CALL => replies.push(Kind::Query, Fate::Forward, None),
         tag::SYNC => {
             replies.push(Kind::Sync, Fate::Forward, None);

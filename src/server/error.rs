@@ -55,6 +55,9 @@ pub enum DialError {
         /// What it said.
         message: String,
     },
+    /// It hung up after `connect_query`, or was left in the middle of something by it.
+    #[error("connect_query left no usable connection")]
+    Unfit,
     /// The query that the pooler ran by itself failed.
     #[error("server refused the pooler's own query: {0:?}")]
     OwnQuery(String),

@@ -18,7 +18,7 @@ use crate::client::{
     ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake, IntakeError, Signal,
     Who, first_packet, greet, reject_protocol,
 };
-use crate::config::{AuthType, CONSOLE, Database, Dialect, PoolMode, is_console};
+use crate::config::{AuthType, CONSOLE, Database, Dialect, is_console};
 use crate::net::{Detached, Socket};
 use crate::pool::Permit;
 use crate::relay::{Denial, Ending, Relay, RelaySettings, Servers, Waiter};
@@ -438,11 +438,7 @@ impl Guest {
         greet(&mut out, &welcome, &settings, &key, notice);
         socket.send(out);
         let options = RelaySettings {
-            mode: match replication {
-                Replication::None => pool.mode.get(),
-                _ => PoolMode::Session,
-            },
-            prepared_max: general.max_prepared_statements,
+            prepared_max: servers.terms().prepared_max,
             packet_bytes_max: general.max_packet_size as usize,
             is_strict: general.prepared_statement_errors_fatal,
             refuses_query: general.disable_pqexec,

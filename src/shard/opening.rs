@@ -134,7 +134,7 @@ impl Attempt {
             // It would be opened again and again as long as anybody waits.
             Ok(()) if !pool.is_fit(&server) => Err(server
                 .stray()
-                .map_or(DialError::Closed, DialError::Unexpected)),
+                .map_or(DialError::Unfit, DialError::Unexpected)),
             prepared => prepared,
         };
         if let Err(error) = prepared {

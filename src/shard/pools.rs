@@ -8,10 +8,10 @@ use super::root::Shard;
 use super::shared::{CommonPool, Phase, unlimited_if_zero};
 use crate::base::{Clock, Moment, ShardId};
 use crate::client::Farewell;
-use crate::config::{Database, General, PoolMode};
+use crate::config::{Config, Database, General};
 use crate::net::spawn;
 use crate::pool::{Acquired, Action, Closing, LocalPool, Outlook};
-use crate::relay::{Denial, Servers, Waiter};
+use crate::relay::{Denial, Servers, Terms, Waiter};
 use crate::server::{Parcel, Server, ServerState, run_query};
 use crate::stats::PoolStats;
 use crate::wire::frontend::terminate;
@@ -52,7 +52,7 @@ pub struct Pool {
     pub(super) stats: Arc<PoolStats>,
     /// Its database entry; replaced by a reload.
     pub(super) database: RefCell<Arc<Database>>,
-    pub(super) mode: Cell<PoolMode>,
+    pub(super) terms: Cell<Terms>,
     pub(super) local: RefCell<LocalPool<Server, Rc<Waiter>>>,
     /// Servers of this shard now or ever lent out or idle, for SHOW SERVERS and reloads.
     pub(super) entries: RefCell<Vec<std::rc::Weak<crate::server::ServerEntry>>>,
@@ -92,7 +92,7 @@ impl Shard {
             shard: self.clone(),
             stats: self.common.registry.pool(self.id, &key.database, &key.user),
             database: RefCell::new(database.clone()),
-            mode: Cell::new(snapshot.config.pool_mode(database, user)),
+            terms: Cell::new(terms(&snapshot.config, database, user)),
             local: RefCell::new(LocalPool::new(common.shared.clone(), self.id)),
             entries: RefCell::default(),
             standing: Cell::new(self.orders.borrow().of(database.name.as_str())),
@@ -137,7 +137,17 @@ impl Counter {
     }
 }
 
+/// On what terms `user` has the servers of `database`.
+pub(super) fn terms(config: &Config, database: &Database, user: &str) -> Terms {
+    let mode = config.pool_mode(database, user);
+    Terms::new(mode, config.general.max_prepared_statements)
+}
+
 impl Servers for Counter {
+    fn terms(&self) -> Terms {
+        self.pool.terms.get()
+    }
+
     fn waiter(&self) -> Rc<Waiter> {
         let spare = self.pool.spare_waiters.borrow_mut().pop();
         spare.unwrap_or_default()

@@ -6,9 +6,10 @@ use super::opening::{Attempt, farewell, log_success};
 use super::pools::{Counter, Pool};
 use crate::base::ClientId;
 use crate::client::Farewell;
+use crate::config::PoolMode;
 use crate::net::spawn;
 use crate::pool::Outlook;
-use crate::relay::{Denial, Servers, Waiter};
+use crate::relay::{Denial, Servers, Terms, Waiter};
 use crate::server::{Server, ServerState, Wishes};
 use crate::wire::{Replication, StartupPacket};
 use std::cell::RefCell;
@@ -145,6 +146,10 @@ impl Dedicated {
 }
 
 impl Servers for Dedicated {
+    fn terms(&self) -> Terms {
+        Terms::new(PoolMode::Session, 0)
+    }
+
     fn waiter(&self) -> Rc<Waiter> {
         Rc::default()
     }

@@ -22,6 +22,7 @@ use std::collections::HashMap;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -30,6 +31,8 @@ use std::time::Duration;
 
 /// Key-stretching results that a shard keeps.
 const KDF_RESULTS_MAX: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+/// How long a listener that is to be closed still waits for handshakes that have begun.
+const HANDSHAKE_MAX: Duration = Duration::from_millis(50);
 /// Pause after accepting failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -181,14 +184,28 @@ pub async fn run(
 }
 
 async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
+    let place = |socket| shard.place(socket, is_unix);
+    let_in(&shard, &listener, shard.closing_time(is_unix), place).await;
+    close(&shard, listener).await;
+}
+
+/// Accepts connections until `end`.
+async fn let_in(
+    shard: &Shard,
+    listener: &Listener,
+    end: impl Future<Output = ()>,
+    admit: impl Fn(Detached),
+) {
+    let mut end = pin!(end);
     loop {
-        let accepted = futures_lite::future::or(async { Some(listener.accept().await) }, async {
-            shard.closing_time(is_unix).await;
+        let over = async {
+            end.as_mut().await;
             None
-        });
+        };
+        let accepted = futures_lite::future::or(async { Some(listener.accept().await) }, over);
         match accepted.await {
-            None => return close(&shard, listener).await,
-            Some(Ok(socket)) => shard.net.in_turn(|| shard.place(socket, is_unix)).await,
+            None => return,
+            Some(Ok(socket)) => shard.net.in_turn(|| admit(socket)).await,
             Some(Err(error)) => {
                 tracing::warn!(shard = %shard.id, %error, "cannot accept a connection");
                 shard.net.sleep(ACCEPT_PAUSE).await;
@@ -197,8 +214,17 @@ async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
     }
 }
 
-/// Closes a TCP listener; who has connected by then is still let in.
+/// Closes a TCP listener; who has connected by then, or is about to, is still let in.
 async fn close(shard: &Rc<Shard>, listener: Listener) {
+    match listener.turn_away() {
+        Ok(()) => {
+            let handshakes = shard.net.sleep(HANDSHAKE_MAX);
+            let_in(shard, &listener, handshakes, |socket| shard.admit(socket)).await;
+        }
+        Err(error) => {
+            tracing::warn!(shard = %shard.id, %error, "who connects just now may be reset");
+        }
+    }
     for socket in listener.drain().await {
         shard.admit(socket);
     }

@@ -1,13 +1,13 @@
 //! What has to be done from time to time: timeouts, lifetimes, reloads, the pools' tick.
 
 use super::balance::Homes;
-use super::pools::Pool;
+use super::pools::{Pool, terms};
 use super::root::Shard;
 use super::shared::{Phase, Request, Snapshot};
 use crate::admin::SetOutcome;
 use crate::base::Moment;
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Who};
-use crate::config::{Config, Timeouts};
+use crate::config::{Config, Dialect, Timeouts};
 use crate::net::spawn;
 use crate::relay::Denial;
 use crate::server::{Server, ServerState};
@@ -77,12 +77,14 @@ fn expire_clients(shard: &Shard, config: &Config) {
     let now = shard.net.now();
     let (general, differ) = (Timeouts::from(&config.general), config.has_own_timeouts());
     let login = config.general.client_login_timeout;
+    // As PgBouncer does.
+    let spares_sessions = config.dialect == Dialect::Ini;
     for (_, entry) in shard.clients.borrow().iter() {
         let timeouts = match entry.who() {
             Some(who) if differ => config.timeouts(&who.database, &who.user),
             _ => general,
         };
-        if let Some(farewell) = overdue(entry, login, timeouts, now) {
+        if let Some(farewell) = overdue(entry, login, timeouts, spares_sessions, now) {
             entry.send(Signal::Leave(farewell));
         } else if is_notice_due(entry, config.general.query_wait_notify, now) {
             entry.is_noticed.set(true);
@@ -104,6 +106,7 @@ fn overdue(
     entry: &ClientEntry,
     login: Duration,
     timeouts: Timeouts,
+    spares_sessions: bool,
     now: Moment,
 ) -> Option<Farewell> {
     let is_over =
@@ -139,6 +142,7 @@ fn overdue(
                 (None, Some(_)) => is_over(since, timeouts.idle_transaction)
                     .then_some(Farewell::IDLE_TRANSACTION_TIMEOUT),
                 // Session mode, between two transactions.
+                (None, None) if spares_sessions => None,
                 (None, None) => {
                     is_over(since, timeouts.client_idle).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
                 }
@@ -350,7 +354,7 @@ impl Pool {
             return self.retire("database removed");
         };
         self.is_removed.set(false);
-        self.mode.set(snapshot.config.pool_mode(&new, user));
+        self.terms.set(terms(&snapshot.config, &new, user));
         self.take_settings(&snapshot.config.general);
         let old = self.database.replace(new.clone());
         let is_other_users = match &new.user {

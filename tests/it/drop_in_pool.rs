@@ -103,6 +103,48 @@ drop_in!(session_keeps_its_server_until_its_client_leaves, |brand| {
     assert_eq!(reply.code(), "26000", "and gone with it");
 });
 
+drop_in!(
+    clients_that_are_there_follow_the_mode_of_the_file,
+    |brand| {
+        let drop_in = start(brand, "pool_mode = transaction\ndefault_pool_size = 1");
+        let (mut holder, mut next) = (drop_in.client(), drop_in.client());
+        assert_eq!(holder.value("select 'passed on'"), "passed on");
+        assert_eq!(next.value("select 'and back'"), "and back");
+        drop_in.reload_with("pool_mode = transaction", "pool_mode = session");
+        assert_eq!(holder.value("select 'kept'"), "kept");
+        assert_queued(&drop_in, &mut next, "select 'served'");
+        drop_in.reload_with("pool_mode = session", "pool_mode = transaction");
+        assert!(next.has_nothing_to_read());
+        assert_eq!(holder.value("select 'passed on'"), "passed on");
+        assert_eq!(next.reply().value(), "served");
+    }
+);
+
+both_shards!(names_follow_the_mode_of_the_file, |shards| {
+    // PgBouncer knows names from 1.21 on.
+    const NAMES: &str = "select count(*) from pg_prepared_statements";
+    let brand = Brand::Ringbouncer(shards);
+    let file = "pool_mode = transaction\ndefault_pool_size = 1\nmax_prepared_statements = 10\n\
+                prepared_statement_errors_fatal = 0";
+    let drop_in = start(brand, file);
+    let run = |client: &mut Client| client.exchange(&[run_prepared("mine", &[]), sync()].concat());
+    let prepare = [parse("mine", "select 'mine'"), sync()].concat();
+    let (mut early, mut late) = (drop_in.client(), drop_in.client());
+    early.exchange(&prepare);
+    drop_in.reload_with("pool_mode = transaction", "pool_mode = session");
+    assert_eq!(run(&mut early).value(), "mine", "as before");
+    drop(early);
+    late.exchange(&prepare);
+    assert_eq!(run(&mut late).value(), "mine", "a name of the session");
+    assert_eq!(late.value(NAMES), "1", "and of no other");
+    drop_in.reload_with("pool_mode = session", "pool_mode = transaction");
+    assert_eq!(late.value(NAMES), "1", "the session's end");
+    assert_eq!(late.value(NAMES), "0", "nothing is left of it");
+    assert_eq!(run(&mut late).code(), "26000");
+    late.exchange(&prepare);
+    assert_eq!(run(&mut late).value(), "mine", "a name of the client");
+});
+
 drop_in!(session_leaves_nothing_to_the_next, |brand| {
     let drop_in = start(brand, "pool_mode = session\ndefault_pool_size = 1");
     let mut first = drop_in.client();
@@ -392,6 +434,17 @@ drop_in!(timeouts_say_which_they_are, |brand| {
         assert_eq!(reply.code(), "08P01", "{setting}");
         reply.assert_fatal(text);
     }
+});
+
+drop_in!(idle_session_that_has_its_server_is_spared, |brand| {
+    let drop_in = start(brand, "pool_mode = session\nclient_idle_timeout = 1");
+    let mut session = drop_in.client();
+    assert_eq!(session.value("select 1"), "1");
+    let mut idle = drop_in.client();
+    idle.reply().assert_fatal("client_idle_timeout");
+    let mut again = drop_in.client();
+    again.reply().assert_fatal("client_idle_timeout");
+    assert_eq!(session.value("select 'there'"), "there");
 });
 
 // ---- lives of servers --------------------------------------------------------------------------------------------
@@ -752,9 +805,7 @@ fn is_shared(drop_in: &DropIn, client: &mut Client) -> bool {
     }
 }
 
-drop_in!(mode_of_a_reload_holds_for_whoever_comes_after_it, |brand| {
-    // In PgBouncer for whoever is there already, too.
-    let changes = matches!(brand, Brand::PgBouncer);
+drop_in!(mode_of_a_reload_holds_for_everybody, |brand| {
     let more = "default_pool_size = 1\nquery_wait_timeout = 1\npool_mode = ";
     for (before, after) in [("session", "transaction"), ("transaction", "session")] {
         let drop_in = start(brand, &format!("{more}{before}"));
@@ -765,7 +816,7 @@ drop_in!(mode_of_a_reload_holds_for_whoever_comes_after_it, |brand| {
         let reply = drop_in.reload_with(&old_line, &new_line);
         assert_eq!(reply.complete, ["RELOAD"]);
         let is_old_shared = is_shared(&drop_in, &mut old);
-        assert_eq!(is_old_shared, was_shared != changes, "{after}, old");
+        assert_eq!(is_old_shared, !was_shared, "{after}, old");
         drop(old);
         let is_new_shared = is_shared(&drop_in, &mut drop_in.client());
         assert_eq!(is_new_shared, !was_shared, "{after}, new");

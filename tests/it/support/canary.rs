@@ -94,7 +94,7 @@ impl Span {
     }
 
     /// How long the canary that had the worst of it was kept from waking.
-    fn stalled(&self) -> Duration {
+    pub fn stalled(&self) -> Duration {
         let now = Instant::now();
         let of = |seen: &Mutex<Seen>| {
             // One that is kept from waking even now has not written it down yet.
