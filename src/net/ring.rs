@@ -2,8 +2,8 @@
 //!
 //! SINGLE_ISSUER | DEFER_TASKRUN, created on the shard's own thread, with a completion queue eight
 //! times the submission queue and a registered ring descriptor; always entered with GETEVENTS,
-//! since deferred work does not run otherwise. COOP_TASKRUN, one-shot receives and direct send(2)
-//! cost 15 to 27% more in the prototype's measurements; fixed files brought nothing.
+//! since deferred work does not run otherwise. COOP_TASKRUN, one-shot receives and send(2) for every
+//! send cost 15 to 27% more in the prototype's measurements; fixed files brought nothing.
 
 use io_uring::{IoUring, Submitter, cqueue, squeue};
 use std::io;
