@@ -34,6 +34,8 @@ use std::time::Duration;
 const UNREAD_CHUNKS_MAX: usize = 8;
 /// [`Reactor::writable`] is false while more payloads than this are queued on a socket.
 pub(super) const QUEUED_SENDS_MAX: usize = 4;
+/// What a turn sends by itself, and not through the ring: more is part of something large, whose next part comes meanwhile.
+const DIRECT_BYTES_MAX: usize = 4096;
 /// Spare heap buffers kept for payloads, and the largest that is kept.
 const SPARES_MAX: usize = 64;
 const SPARE_BYTES_MAX: usize = 32 * 1024;
@@ -459,6 +461,9 @@ impl Reactor {
             return false;
         };
         let rest = &self.bytes(&front.data)[front.sent..];
+        if rest.len() > DIRECT_BYTES_MAX {
+            return false;
+        }
         // SAFETY: the slot owns this open descriptor.
         let socket = unsafe { BorrowedFd::borrow_raw(slot.fd) };
         match send(socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
