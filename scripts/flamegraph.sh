@@ -13,8 +13,8 @@ usage() {
     cat <<'TEXT'
 Usage: scripts/flamegraph.sh CASE [OPTIONS]
 
-CASE is PROTOCOL-CLIENTS, for instance simple-32, extended-100 or prepared-1000 (pgbench select-only), or idle-CLIENTS
-for clients that are connected and silent. Writes flamegraphs/<date>-<commit>-<case>.svg and a note beside it.
+CASE is PROTOCOL-CLIENTS, for instance simple-32, extended-100 or prepared-1000 (pgbench select-only), reconnect-CLIENTS
+for a connection per transaction, or idle-CLIENTS for clients that are connected and silent. Writes flamegraphs/<date>-<commit>-<case>.svg and a note beside it.
 
   --seconds N        length of the recording (default 10)
   --shards N         cores of Ringbouncer (default 1)
@@ -46,7 +46,7 @@ parse_arguments() {
         esac
         shift
     done
-    [[ $CASE =~ ^(simple|extended|prepared|idle)-([1-9][0-9]{0,4})$ ]] || { usage >&2 && die "CASE is missing or unknown: '$CASE'"; }
+    [[ $CASE =~ ^(simple|extended|prepared|reconnect|idle)-([1-9][0-9]{0,4})$ ]] || { usage >&2 && die "CASE is missing or unknown: '$CASE'"; }
     PROTOCOL=${BASH_REMATCH[1]} CLIENTS=${BASH_REMATCH[2]}
     [[ $SECONDS_RECORDED$SHARDS$FREQUENCY =~ ^[0-9]+$ ]] || die "--seconds, --shards and --frequency want numbers"
 }
@@ -116,13 +116,17 @@ TOML
 # The load outlasts the recording: one second to settle before, some seconds for perf to write after.
 start_load() {
     local seconds=$((SECONDS_RECORDED + 30)) script=(-S)
-    if [ "$PROTOCOL" = idle ]; then
+    if [ "$PROTOCOL" = reconnect ]; then
+        script=(-C -S)
+    elif [ "$PROTOCOL" = idle ]; then
         # Everybody connects, asks once and then sleeps on the client's side (pgbench counts microseconds in 31 bits).
         printf '%s\n' 'SELECT 1;' '\sleep 1800 s' >"$WORK_DIR/idle.sql"
         script=(-f "$WORK_DIR/idle.sql")
     fi
-    LOAD_COMMAND="pgbench -n -M ${PROTOCOL/idle/simple} -c $CLIENTS -j 2 -T $seconds ${script[*]##*\/}"
-    setsid "$PG_BIN/pgbench" -n -M "${PROTOCOL/idle/simple}" -c "$CLIENTS" -j "$((CLIENTS > 1 ? 2 : 1))" -T "$seconds" -P 1 \
+    local protocol=$PROTOCOL
+    case $protocol in reconnect | idle) protocol=simple ;; esac
+    LOAD_COMMAND="pgbench -n -M $protocol -c $CLIENTS -j 2 -T $seconds ${script[*]##*\/}"
+    setsid "$PG_BIN/pgbench" -n -M "$protocol" -c "$CLIENTS" -j "$((CLIENTS > 1 ? 2 : 1))" -T "$seconds" -P 1 \
         -h 127.0.0.1 -p "$RB_PORT" -U postgres "${script[@]}" postgres </dev/null >"$WORK_DIR/load.out" 2>"$WORK_DIR/load.err" &
     STEP_PID=$!
     await 60 "$STEP_PID" grep -q '^progress' "$WORK_DIR/load.err" || die "pgbench did not get going: $(tail -n 3 "$WORK_DIR/load.err")"

@@ -163,6 +163,7 @@ step_tidy() { cargo test --locked --test tidy; }
 
 # Each test ends when it has seen everything; what it may take at most is seconds, not a minute.
 step_loom() {
+    cargo clippy --locked --lib --tests --features loom -- -D warnings
     cargo test --locked --features loom --lib --no-run
     local explored
     explored=$(timeout 60 cargo test --locked --features loom --lib -- interleavings::) || { echo "$explored" && return 1; }

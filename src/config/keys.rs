@@ -297,7 +297,7 @@ settings! {
             "Our own number among the [peers], by which their cancel requests find us; 0 is no peering.";
     }
     "Pools" {
-        pool_mode: PoolMode = Kind::Word(PoolMode::WORDS), default(r#""transaction""#), NewConnections,
+        pool_mode: PoolMode = Kind::Word(PoolMode::WORDS), default(r#""transaction""#), Live,
             "When a server connection goes back to its pool: after each transaction, when the client leaves (session), or after each statement, which refuses transactions of several statements.";
         default_pool_size: u32 = POOL_SIZE, default("20"), Live,
             "Server connections that one pool (one pair of database and user) may have, over all shards; 0 is no limit.";
@@ -395,7 +395,7 @@ settings! {
             "Query that shows whether an idle server connection still works; \"<empty>\" is the empty query, \"\" is no check.";
         server_fast_close: bool = Kind::Bool, default("false"), Live,
             "Whether in session mode a server connection that is to be closed (after RECONNECT, or a changed configuration) closes at the end of its transaction, and its client's connection with it; else when the client leaves.";
-        max_prepared_statements: usize = int(0, 100_000), default("200"), NewConnections,
+        max_prepared_statements: usize = int(0, 100_000), default("200"), Live,
             "Prepared statements that are kept on each server connection, so that clients can use theirs in transaction mode; 0 turns the tracking off.";
         prepared_statements_bytes_max: usize = Kind::Size { min: 65_536, max: 1 << 40 }, default(r#""1 GiB""#), Live,
             "Memory that the texts and names of all clients' prepared statements may take in transaction mode; a statement beyond it is refused (53400).";
@@ -580,7 +580,7 @@ settings! {
             "The same for TimeZone.";
         application_name: String = STARTUP_VALUE, default(r#""""#), NewConnections,
             "The same for application_name.";
-        pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of [ringbouncer]", r#""session""#), NewConnections,
+        pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of [ringbouncer]", r#""session""#), Live,
             "When a server connection goes back to its pool.";
         query_wait_timeout: Option<Duration> = SPAN, unset("query_wait_timeout of [ringbouncer]", r#""30 s""#), Live,
             "A client that has waited longer for a server connection is disconnected; 0 is never.";
@@ -617,7 +617,7 @@ settings! {
             "Server connections that all pools of this user together may have; 0 is no limit.";
         max_user_client_connections: Option<u32> = CONNECTIONS, unset("max_user_client_connections of [ringbouncer]", "1000"), Live,
             "Client connections that this user may have; 0 is no limit.";
-        pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of the database", r#""session""#), NewConnections,
+        pool_mode: Option<PoolMode> = Kind::Word(PoolMode::WORDS), unset("pool_mode of the database", r#""session""#), Live,
             "When a server connection of this user goes back to its pool.";
         query_wait_timeout: Option<Duration> = SPAN, unset("query_wait_timeout of the database", r#""30 s""#), Live,
             "A client that has waited longer for a server connection is disconnected; 0 is never.";

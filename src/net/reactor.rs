@@ -18,6 +18,7 @@ use crate::base::{Clock, Moment};
 use crate::stats::ShardStats;
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
+use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use slab::Slab;
 use socket2::SockAddr;
@@ -132,6 +133,8 @@ pub(super) struct Reactor {
     pub(super) scratch: RefCell<Vec<u8>>,
     pub(super) turnstile: Turnstile,
     mail: Cell<bool>,
+    /// Somebody has been woken by a send since the turn began to end.
+    woke: Cell<bool>,
     on_mail: RefCell<Option<Rc<dyn Fn()>>>,
     bell: Cell<Option<RawFd>>,
     bell_value: Box<Cell<u64>>,
@@ -165,6 +168,7 @@ impl Net {
             scratch: RefCell::default(),
             turnstile: Turnstile::new(Clock::now()),
             mail: Cell::new(false),
+            woke: Cell::new(false),
             on_mail: RefCell::default(),
             bell: Cell::new(None),
             bell_value: Box::new(Cell::new(0)),
@@ -231,16 +235,19 @@ impl Reactor {
     /// Submits everything queued and, if it may, waits for a completion; then handles what is there: the
     /// number of completions.
     pub(super) fn turn(&self, may_wait: bool) -> u64 {
+        self.woke.set(false);
         self.seal_pending();
+        self.end_sends();
         self.rearm_starved();
         self.arm_timer();
-        self.end_sends();
         let before = Clock::now();
         let turn_us = before.since(self.now.get()).as_micros() as u64;
         self.stats.longest_turn_us.raise(turn_us);
         self.stats.busy_us.add(turn_us);
         self.stats.beat.sleeps(before);
-        self.ring.enter((may_wait && !self.mail.get()).into());
+        // Whoever has been woken since the driver looked has to run first: nothing may complete meanwhile.
+        let waits = may_wait && !self.mail.get() && !self.woke.get();
+        self.ring.enter(waits.into());
         self.now.set(Clock::now());
         self.stats.beat.works(self.now.get());
         self.stats.ring_enters.inc();
@@ -426,7 +433,7 @@ impl Reactor {
     /// Has the ring send the front; MSG_WAITALL makes the kernel finish short sends.
     fn push_send(&self, state: &mut State, index: u32) {
         let slot = &state.slots[index as usize];
-        let Some(front) = slot.tx.front() else { return };
+        let front = slot.tx.front().expect("a send that has begun has bytes");
         let rest = &self.bytes(&front.data)[front.sent..];
         let len = u32::try_from(rest.len()).unwrap_or(i32::MAX as u32);
         let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
@@ -450,7 +457,7 @@ impl Reactor {
         state.outgoing = outgoing;
     }
 
-    /// Whether the front has been sent whole. Not tried where that would leave more to do, or somebody to wake.
+    /// Whether the front has been sent whole, or has failed. Not tried where that would leave more to do.
     fn send_now(&self, state: &mut State, index: u32) -> bool {
         let slot = &mut state.slots[index as usize];
         let has_plaintext = slot.tls.as_ref().is_some_and(|tls| !tls.pending.is_empty());
@@ -475,8 +482,11 @@ impl Reactor {
                 front.sent += count;
                 false
             }
-            // The ring will say so, too.
-            Err(_) => false,
+            Err(Errno::AGAIN | Errno::INTR) => false,
+            Err(errno) => {
+                self.sent(state, index, -errno.raw_os_error());
+                true
+            }
         }
     }
 
@@ -512,9 +522,14 @@ impl Reactor {
     pub(super) fn wake_writer(&self, slot: &mut Slot) {
         if slot.writable_wanted && (slot.queued() <= QUEUED_SENDS_MAX / 2 || slot.error != 0) {
             slot.writable_wanted = false;
-            if let Some(waker) = &slot.waker {
-                waker.wake_by_ref();
-            }
+            self.wake(slot);
+        }
+    }
+
+    fn wake(&self, slot: &Slot) {
+        if let Some(waker) = &slot.waker {
+            self.woke.set(true);
+            waker.wake_by_ref();
         }
     }
 
@@ -526,9 +541,7 @@ impl Reactor {
             let count = tls.pending.len();
             self.drop_pending(tls, count);
         }
-        if let Some(waker) = &slot.waker {
-            waker.wake_by_ref();
-        }
+        self.wake(slot);
     }
 
     pub(super) fn bytes<'a>(&'a self, data: &'a TxData) -> &'a [u8] {

@@ -383,7 +383,7 @@ impl Drop for Socket {
 mod tests {
     use super::*;
     use crate::base::Clock;
-    use crate::net::testing::on_ring;
+    use crate::net::testing::{on_ring, tls_setup};
     use futures_lite::future::yield_now;
     use std::io::Write;
     use std::os::unix::net::UnixStream;
@@ -392,6 +392,35 @@ mod tests {
     fn pair(net: Net) -> (UnixStream, Socket) {
         let (peer, ours) = UnixStream::pair().unwrap();
         (peer, Socket::attach(net, Detached::new(ours.into())))
+    }
+
+    /// The other side has a ring of its own, so that nothing else happens on this one: what is sent at once must not leave
+    /// asleep who waits for that.
+    #[test]
+    fn flush_over_tls_ends_on_a_ring_where_nothing_else_happens() {
+        const PATIENCE: Duration = Duration::from_secs(20);
+        let setup = tls_setup();
+        let (acceptor, connector) = (setup.clients.unwrap(), setup.servers.unwrap());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let other = std::thread::spawn(move || {
+            on_ring(move |net| async move {
+                let socket = Socket::attach(net, Detached::new(theirs.into()));
+                socket.start_tls(&connector, "localhost").await.unwrap();
+                while let Ok(Some(_)) = socket.recv().await {}
+            });
+        });
+        on_ring(move |net| async move {
+            let socket = Socket::attach(net, Detached::new(ours.into()));
+            socket.accept_tls(&acceptor, Vec::new()).await.unwrap();
+            let begun = Clock::now();
+            for _ in 0..3 {
+                socket.send(b"x".to_vec());
+                let flushed = net.until(begun.after(PATIENCE), socket.flush());
+                flushed.await.unwrap().unwrap();
+            }
+            assert!(Clock::now().since(begun) < PATIENCE / 2);
+        });
+        other.join().unwrap();
     }
 
     #[test]

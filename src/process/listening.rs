@@ -136,7 +136,7 @@ impl Listening {
             match adopt_listener(&socket, &options).map_err(failed)? {
                 crate::net::Endpoint::Tcp(address) => {
                     for listeners in &mut self.sockets {
-                        listeners.tcp.push(socket.try_clone().map_err(failed)?);
+                        listeners.passed.push(socket.try_clone().map_err(failed)?);
                     }
                     self.tcp.push(address);
                 }

@@ -334,7 +334,8 @@ impl Relay {
     fn come_to_terms(&mut self) {
         let terms = self.servers.terms();
         self.mode = terms.mode;
-        if self.names.is_empty() {
+        self.is_retiring = false;
+        if terms.prepared_max > 0 || self.names.is_empty() {
             self.rules.prepared_max = terms.prepared_max;
         }
     }

@@ -41,6 +41,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub struct Listeners {
     /// Its own TCP sockets.
     pub tcp: Vec<OwnedFd>,
+    /// TCP sockets that others have open, too, and go on listening at.
+    pub passed: Vec<OwnedFd>,
     /// Unix sockets, on one shard, which passes accepted sockets round.
     pub unix: Vec<OwnedFd>,
 }
@@ -166,14 +168,19 @@ pub async fn run(
         local_end: RefCell::new(Rc::new(Endpoint::Unix("".into()))),
         common,
     });
-    let tcp = listeners.tcp.into_iter().map(|fd| (fd, false));
-    for (fd, is_unix) in tcp.chain(listeners.unix.into_iter().map(|fd| (fd, true))) {
-        let fd = Arc::new(fd);
+    let all = [
+        (Way::Tcp, listeners.tcp),
+        (Way::PassedTcp, listeners.passed),
+        (Way::Unix, listeners.unix),
+    ];
+    let each = |(way, sockets): (Way, Vec<OwnedFd>)| sockets.into_iter().map(move |fd| (way, fd));
+    for (way, fd) in all.into_iter().flat_map(each) {
+        let (fd, is_unix) = (Arc::new(fd), way == Way::Unix);
         shard.common.add_door(id, &fd, is_unix)?;
         if !is_unix {
             shard.common.listening.fetch_add(1, Ordering::Relaxed);
         }
-        spawn(net, accept(shard.clone(), Listener::new(net, fd), is_unix));
+        spawn(net, accept(shard.clone(), Listener::new(net, fd), way));
     }
     inbox::open(&shard);
     spawn(net, upkeep::run(shard.clone()));
@@ -183,9 +190,22 @@ pub async fn run(
     Ok(())
 }
 
-async fn accept(shard: Rc<Shard>, listener: Listener, is_unix: bool) {
+/// How clients come in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Tcp,
+    /// By a socket that others have open, too: nobody is reset when ours is closed, and what is done to it lasts.
+    PassedTcp,
+    Unix,
+}
+
+async fn accept(shard: Rc<Shard>, listener: Listener, way: Way) {
+    let is_unix = way == Way::Unix;
     let place = |socket| shard.place(socket, is_unix);
     let_in(&shard, &listener, shard.closing_time(is_unix), place).await;
+    if way == Way::Tcp {
+        last_call(&shard, &listener).await;
+    }
     close(&shard, listener).await;
 }
 
@@ -214,17 +234,21 @@ async fn let_in(
     }
 }
 
-/// Closes a TCP listener; who has connected by then, or is about to, is still let in.
-async fn close(shard: &Rc<Shard>, listener: Listener) {
+/// Lets in whose handshake has begun.
+async fn last_call(shard: &Rc<Shard>, listener: &Listener) {
     match listener.turn_away() {
         Ok(()) => {
             let handshakes = shard.net.sleep(HANDSHAKE_MAX);
-            let_in(shard, &listener, handshakes, |socket| shard.admit(socket)).await;
+            let_in(shard, listener, handshakes, |socket| shard.admit(socket)).await;
         }
         Err(error) => {
             tracing::warn!(shard = %shard.id, %error, "who connects just now may be reset");
         }
     }
+}
+
+/// Closes a TCP listener; who has connected by then is still let in.
+async fn close(shard: &Rc<Shard>, listener: Listener) {
     for socket in listener.drain().await {
         shard.admit(socket);
     }

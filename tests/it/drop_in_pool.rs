@@ -120,6 +120,19 @@ drop_in!(
     }
 );
 
+drop_in!(order_to_close_a_server_ends_with_its_lease, |brand| {
+    let drop_in = start(brand, "pool_mode = transaction\nserver_fast_close = 1");
+    let mut client = drop_in.client();
+    assert_eq!(client.query("begin").status, b'T');
+    assert_eq!(drop_in.console("RECONNECT").complete, ["RECONNECT"]);
+    // Clients hear of it a few times per second.
+    wait::pace_until(Instant::now() + Duration::from_millis(700));
+    assert_eq!(client.query("commit").status, b'I');
+    drop_in.reload_with("pool_mode = transaction", "pool_mode = session");
+    let pid = client.value(PID);
+    assert_eq!(client.value(PID), pid, "a session that goes on");
+});
+
 both_shards!(names_follow_the_mode_of_the_file, |shards| {
     // PgBouncer knows names from 1.21 on.
     const NAMES: &str = "select count(*) from pg_prepared_statements";

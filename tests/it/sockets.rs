@@ -454,6 +454,24 @@ drop_in!(every_socket_that_systemd_passes_on_is_used, |brand| {
     assert!(path.exists());
 });
 
+drop_in!(
+    sockets_that_systemd_passes_on_outlive_the_process,
+    |brand| {
+        let (directory, database, port) = (open_directory(), database(), free_port());
+        let (addresses, _, sockets) = listeners_of_systemd(directory.path());
+        let file = with_log(directory.path(), port, &database);
+        for _ in 0..2 {
+            let mut activated = Activated::start(brand, &file, &sockets, "$$");
+            for address in &addresses {
+                let mut client = Client::login(*address, &database.name);
+                assert_eq!(client.value("select 1"), "1", "{address}");
+            }
+            kill_process(Pid::from_child(&activated.child), Signal::TERM).unwrap();
+            activated.child.wait().unwrap();
+        }
+    }
+);
+
 drop_in!(sockets_for_another_process_are_left_alone, |brand| {
     let (directory, database, port) = (open_directory(), database(), free_port());
     let (addresses, _, sockets) = listeners_of_systemd(directory.path());

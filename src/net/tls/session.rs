@@ -381,27 +381,8 @@ fn missing(begun: &[u8]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{General, SslMode};
+    use crate::net::testing::tls_setup;
     use crate::net::tls::TlsSetup;
-
-    fn setup() -> TlsSetup {
-        let directory = tempfile::tempdir().unwrap();
-        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-        let file = |name: &str, text: String| {
-            let path = directory.path().join(name);
-            std::fs::write(&path, text).unwrap();
-            Some(path)
-        };
-        let general = General {
-            client_tls_sslmode: SslMode::Require,
-            client_tls_cert_file: file("crt", made.cert.pem()),
-            client_tls_key_file: file("key", made.signing_key.serialize_pem()),
-            server_tls_sslmode: SslMode::VerifyFull,
-            server_tls_ca_file: file("ca", made.cert.pem()),
-            ..General::default()
-        };
-        TlsSetup::load(&general, None).unwrap()
-    }
 
     fn name() -> ServerName<'static> {
         ServerName::try_from("localhost").unwrap()
@@ -409,7 +390,7 @@ mod tests {
 
     /// A server and a client that have shaken hands, with messages cut into pieces of `cut` bytes.
     fn pair(cut: usize) -> (Session, Session) {
-        let setup = setup();
+        let setup = tls_setup();
         let mut server = Session::accept(setup.clients.as_deref().unwrap()).unwrap();
         let mut client = Session::dial(setup.servers.as_deref().unwrap(), name()).unwrap();
         let mut to_server = Vec::new();
@@ -464,7 +445,7 @@ mod tests {
 
     #[test]
     fn messages_of_several_records_may_be_cut_anywhere_while_we_write() {
-        let setup = setup();
+        let setup = tls_setup();
         // From the end of the handshake: how much of the tickets the client has when it writes.
         for stop in 0..400 {
             let mut server = fragmenting_server(&setup);
@@ -494,7 +475,7 @@ mod tests {
 
     #[test]
     fn end_may_come_in_the_middle_of_a_message_of_several_records() {
-        let setup = setup();
+        let setup = tls_setup();
         let mut client = Session::dial(setup.servers.as_deref().unwrap(), name()).unwrap();
         let (mut hello, mut flight) = (Vec::new(), Vec::new());
         client.begin(&mut hello).unwrap();
@@ -512,7 +493,7 @@ mod tests {
 
     #[test]
     fn certificate_that_is_not_trusted_is_refused_with_an_alert() {
-        let (ours, theirs) = (setup(), setup());
+        let (ours, theirs) = (tls_setup(), tls_setup());
         for cut in [1, 100, 1 << 20] {
             let mut client = Session::dial(ours.servers.as_deref().unwrap(), name()).unwrap();
             let mut server = Session::accept(theirs.clients.as_deref().unwrap()).unwrap();
@@ -592,7 +573,7 @@ mod tests {
 
     #[test]
     fn garbage_is_refused_as_soon_as_its_header_is_there() {
-        let setup = setup();
+        let setup = tls_setup();
         for garbage in [
             &b"GET / HTTP/1.1\r\n"[..],
             &[0x16, 3, 1, 0xff, 0xff],
