@@ -17,6 +17,7 @@ mod queue;
 mod reactor;
 mod ring;
 mod secure;
+mod sending;
 mod socket;
 #[cfg(test)]
 mod testing;

@@ -18,8 +18,6 @@ use crate::base::{Clock, Moment};
 use crate::stats::ShardStats;
 use io_uring::types::Fd;
 use io_uring::{cqueue, opcode};
-use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
 use slab::Slab;
 use socket2::SockAddr;
 use std::cell::{Cell, RefCell};
@@ -35,12 +33,6 @@ use std::time::Duration;
 const UNREAD_CHUNKS_MAX: usize = 8;
 /// [`Reactor::writable`] is false while more payloads than this are queued on a socket.
 pub(super) const QUEUED_SENDS_MAX: usize = 4;
-/// What a turn sends by itself, and not through the ring: more is part of something large, whose next part comes meanwhile.
-const DIRECT_BYTES_MAX: usize = 4096;
-/// Spare heap buffers kept for payloads, and the largest that is kept.
-const SPARES_MAX: usize = 64;
-const SPARE_BYTES_MAX: usize = 32 * 1024;
-
 /// How a shard's ring is made.
 #[derive(Clone, Debug)]
 pub struct NetOptions {
@@ -66,9 +58,9 @@ pub(super) struct Tx {
 }
 
 pub(super) struct Slot {
-    fd: RawFd,
+    pub(super) fd: RawFd,
     /// The handle is alive.
-    owned: bool,
+    pub(super) owned: bool,
     /// A multishot receive is armed: its final completion has not been seen.
     pub(super) receiving: bool,
     /// ... and has been asked to stop.
@@ -80,7 +72,7 @@ pub(super) struct Slot {
     /// The front of `tx` is in flight, or a connect is.
     pub(super) sending: bool,
     /// Somebody waits for `tx` to shrink.
-    writable_wanted: bool,
+    pub(super) writable_wanted: bool,
     /// errno of a failed send or connect; 0 for none.
     pub(super) error: i32,
     /// How receiving ended: 0 for end of file, else an errno.
@@ -89,7 +81,7 @@ pub(super) struct Slot {
     pub(super) tx: Queue<Tx>,
     /// Its TLS, once a handshake has begun.
     pub(super) tls: Option<Box<Secure>>,
-    waker: Option<Waker>,
+    pub(super) waker: Option<Waker>,
     /// The address of a connect in flight, which the kernel may read.
     address: Option<Box<SockAddr>>,
     /// Told when the descriptor has been closed.
@@ -111,7 +103,7 @@ pub(super) struct State {
     /// Slots with plaintext to encrypt at the end of the turn.
     pub(super) unsealed: Vec<u32>,
     /// Slots whose front is to be sent at the end of the turn.
-    outgoing: Vec<u32>,
+    pub(super) outgoing: Vec<u32>,
 }
 
 impl State {
@@ -128,13 +120,13 @@ pub(super) struct Reactor {
     pub(super) buffers: BufferRing,
     pub(super) state: RefCell<State>,
     pub(super) timers: Timers,
-    spares: RefCell<Vec<Vec<u8>>>,
+    pub(super) spares: RefCell<Vec<Vec<u8>>>,
     /// Where payloads are put together that are encrypted together.
     pub(super) scratch: RefCell<Vec<u8>>,
     pub(super) turnstile: Turnstile,
     mail: Cell<bool>,
     /// Somebody has been woken by a send since the turn began to end.
-    woke: Cell<bool>,
+    pub(super) woke: Cell<bool>,
     on_mail: RefCell<Option<Rc<dyn Fn()>>>,
     bell: Cell<Option<RawFd>>,
     bell_value: Box<Cell<u64>>,
@@ -401,179 +393,6 @@ impl Reactor {
         }
     }
 
-    // ---- sending -------------------------------------------------------------------------
-
-    pub(super) fn queue_send(&self, index: u32, data: TxData) {
-        let mut state = self.state.borrow_mut();
-        let slot = &mut state.slots[index as usize];
-        if slot.error != 0 || self.len(&data) == 0 {
-            return self.discard(data);
-        }
-        if slot.tls.is_some() {
-            return self.queue_plain(&mut state, index, data);
-        }
-        self.stats.sends_queued.add(1);
-        slot.tx.push_back(Tx { data, sent: 0 });
-        if !slot.sending {
-            self.start_send(&mut state, index);
-        }
-    }
-
-    /// Puts the front of the queue in flight. One send per socket at a time, since io_uring does
-    /// not order two of them once the first had to wait.
-    pub(super) fn start_send(&self, state: &mut State, index: u32) {
-        let slot = &mut state.slots[index as usize];
-        if slot.tx.is_empty() {
-            return;
-        }
-        slot.sending = true;
-        state.outgoing.push(index);
-    }
-
-    /// Has the ring send the front; MSG_WAITALL makes the kernel finish short sends.
-    fn push_send(&self, state: &mut State, index: u32) {
-        let slot = &state.slots[index as usize];
-        let front = slot.tx.front().expect("a send that has begun has bytes");
-        let rest = &self.bytes(&front.data)[front.sent..];
-        let len = u32::try_from(rest.len()).unwrap_or(i32::MAX as u32);
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
-        let entry = opcode::Send::new(Fd(slot.fd), rest.as_ptr(), len)
-            .flags(flags)
-            .build();
-        self.ring.push(entry.user_data(Op::Send.tag(index)));
-    }
-
-    /// A turn's only send is made at once, if it can be: the ring's would complete as soon as it is submitted, and that
-    /// would cost a turn in which nothing else is to be done. More than four go to the ring for less (docs/BENCHMARKS.md).
-    fn end_sends(&self) {
-        let mut state = self.state.borrow_mut();
-        let mut outgoing = std::mem::take(&mut state.outgoing);
-        let is_alone = outgoing.len() == 1;
-        for index in outgoing.drain(..) {
-            if !is_alone || !self.send_now(&mut state, index) {
-                self.push_send(&mut state, index);
-            }
-        }
-        state.outgoing = outgoing;
-    }
-
-    /// Whether the front has been sent whole, or has failed. Not tried where that would leave more to do.
-    fn send_now(&self, state: &mut State, index: u32) -> bool {
-        let slot = &mut state.slots[index as usize];
-        let has_plaintext = slot.tls.as_ref().is_some_and(|tls| !tls.pending.is_empty());
-        if !slot.owned || slot.writable_wanted || slot.tx.len() > 1 || has_plaintext {
-            return false;
-        }
-        let Some(front) = slot.tx.front_mut() else {
-            return false;
-        };
-        let rest = &self.bytes(&front.data)[front.sent..];
-        if rest.len() > DIRECT_BYTES_MAX {
-            return false;
-        }
-        // SAFETY: the slot owns this open descriptor.
-        let socket = unsafe { BorrowedFd::borrow_raw(slot.fd) };
-        match send(socket, rest, SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
-            Ok(count) if count == rest.len() => {
-                self.sent(state, index, count as i32);
-                true
-            }
-            Ok(count) => {
-                front.sent += count;
-                false
-            }
-            Err(Errno::AGAIN | Errno::INTR) => false,
-            Err(errno) => {
-                self.sent(state, index, -errno.raw_os_error());
-                true
-            }
-        }
-    }
-
-    fn sent(&self, state: &mut State, index: u32, result: i32) {
-        let slot = &mut state.slots[index as usize];
-        slot.sending = false;
-        match usize::try_from(result) {
-            Ok(count) => {
-                let Some(front) = slot.tx.front_mut() else {
-                    return;
-                };
-                front.sent += count;
-                if front.sent >= self.len(&front.data) {
-                    self.stats.sends_queued.sub(1);
-                    let done = slot.tx.pop_front();
-                    done.into_iter().for_each(|tx| self.discard(tx.data));
-                }
-            }
-            Err(_) if [libc::EINTR, libc::EAGAIN].contains(&-result) => {}
-            Err(_) => self.send_failed(slot, -result),
-        }
-        let slot = &mut state.slots[index as usize];
-        self.wake_writer(slot);
-        if slot.tx.is_empty() {
-            self.list(state, index);
-            self.try_free(state, index);
-        } else {
-            self.start_send(state, index);
-        }
-    }
-
-    /// Wakes who waits for the send queue to shrink, if it has.
-    pub(super) fn wake_writer(&self, slot: &mut Slot) {
-        if slot.writable_wanted && (slot.queued() <= QUEUED_SENDS_MAX / 2 || slot.error != 0) {
-            slot.writable_wanted = false;
-            self.wake(slot);
-        }
-    }
-
-    fn wake(&self, slot: &Slot) {
-        if let Some(waker) = &slot.waker {
-            self.woke.set(true);
-            waker.wake_by_ref();
-        }
-    }
-
-    fn send_failed(&self, slot: &mut Slot, errno: i32) {
-        slot.error = errno;
-        self.stats.sends_queued.sub(slot.tx.len() as u64);
-        slot.tx.drain().for_each(|tx| self.discard(tx.data));
-        if let Some(tls) = &mut slot.tls {
-            let count = tls.pending.len();
-            self.drop_pending(tls, count);
-        }
-        self.wake(slot);
-    }
-
-    pub(super) fn bytes<'a>(&'a self, data: &'a TxData) -> &'a [u8] {
-        match data {
-            TxData::Chunk(data) => data.bytes(&self.buffers),
-            TxData::Owned(bytes) => bytes,
-            TxData::Static(bytes) => bytes,
-        }
-    }
-
-    pub(super) fn len(&self, data: &TxData) -> usize {
-        self.bytes(data).len()
-    }
-
-    pub(super) fn spare(&self) -> Vec<u8> {
-        self.spares.borrow_mut().pop().unwrap_or_default()
-    }
-
-    pub(super) fn discard(&self, data: TxData) {
-        match data {
-            TxData::Chunk(Data::Buffer { id, .. }) => self.buffers.give(id),
-            TxData::Chunk(Data::Heap(_) | Data::Nothing) | TxData::Static(_) => {}
-            TxData::Owned(mut bytes) => {
-                let mut spares = self.spares.borrow_mut();
-                if spares.len() < SPARES_MAX && (1..=SPARE_BYTES_MAX).contains(&bytes.capacity()) {
-                    bytes.clear();
-                    spares.push(bytes);
-                }
-            }
-        }
-    }
-
     // ---- a slot's life -------------------------------------------------------------------
 
     pub(super) fn insert(&self, fd: OwnedFd, tls: Option<Box<Secure>>, receive: bool) -> u32 {
@@ -647,7 +466,7 @@ impl Reactor {
         drop(waker);
     }
 
-    fn try_free(&self, state: &mut State, index: u32) {
+    pub(super) fn try_free(&self, state: &mut State, index: u32) {
         let slot = &state.slots[index as usize];
         if slot.owned || slot.receiving || slot.sending || !slot.tx.is_empty() {
             return;

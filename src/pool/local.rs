@@ -304,11 +304,17 @@ impl<S, W> LocalPool<S, W> {
     }
 
     /// Takes the permit for a server that is opened for one client alone and never comes into the pool. It ends
-    /// in [`LocalPool::opened_unfit`] or [`LocalPool::open_failed`], and after the former in [`LocalPool::closed`].
+    /// in [`LocalPool::ends_apart`] and [`LocalPool::opened_unfit`] or [`LocalPool::open_failed`], and after the former in
+    /// [`LocalPool::closed`].
     pub fn open_apart(&mut self, now: Moment) -> bool {
         let may_open = !self.is_paused && self.try_open(Duration::ZERO, now);
         self.spare += usize::from(may_open);
         may_open
+    }
+
+    /// The opening of [`LocalPool::open_apart`] ends, as is told next.
+    pub fn ends_apart(&mut self) {
+        self.spare = self.spare.saturating_sub(1);
     }
 
     /// An [`Action::Open`] has succeeded.

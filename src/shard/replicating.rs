@@ -88,6 +88,7 @@ async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
     pool.stats.sv_login.add(1);
     let opened = Attempt::new(&pool).open(&pool, Some(wishes)).await;
     pool.stats.sv_login.sub(1);
+    pool.local.borrow_mut().ends_apart();
     match opened {
         Ok(server) => {
             log_success(&pool, &server);

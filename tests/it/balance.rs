@@ -21,8 +21,12 @@ fn spread(counts: &[u64]) -> u64 {
     counts.iter().max().unwrap() - counts.iter().min().unwrap()
 }
 
-/// A shard whose turn takes longer is sent nobody; those who come later make up for it.
-const STALLED_US: u64 = 20_000;
+/// Whether the machine has stalled a shard: one whose turn takes longer than 20 ms is sent nobody, those who come later make
+/// up for it.
+fn has_stalled(stage: &Stage) -> bool {
+    let longest = column(stage, "longest_turn_us");
+    longest.iter().any(|turn_us| *turn_us > 20_000)
+}
 
 fn accepted_clients_are_spread(connect: impl Fn(&Stage) -> Client) {
     // 3 shards, 90 clients; more if the machine has stalled a shard
@@ -34,10 +38,7 @@ fn accepted_clients_are_spread(connect: impl Fn(&Stage) -> Client) {
         if spread(&counts) <= 4 {
             break;
         }
-        let has_stalled = column(&stage, "longest_turn_us")
-            .iter()
-            .any(|longest| *longest > STALLED_US);
-        assert!(has_stalled && clients.len() < 450, "{counts:?}");
+        assert!(has_stalled(&stage) && clients.len() < 450, "{counts:?}");
     }
     for client in &mut clients {
         assert_eq!(client.value("select 1"), "1");
@@ -115,7 +116,8 @@ fn a_burst_of_clients_is_spread_over_33_shards() {
     let clients: Vec<_> = (0..200).map(|_| Client::connect(stage.address())).collect();
     wait_until("all are in", || counts(&stage).iter().sum::<u64>() >= 200);
     let counts = counts(&stage);
-    assert!(counts.iter().max() <= Some(&12), "{counts:?}");
+    let is_even = counts.iter().max() <= Some(&12);
+    assert!(is_even || has_stalled(&stage), "{counts:?}");
     drop(clients);
 }
 
@@ -128,7 +130,7 @@ fn clients_of_a_small_pool_live_on_its_home_shards() {
     let mut busy: Vec<_> = counts.iter().copied().filter(|count| *count > 1).collect();
     busy.sort_unstable();
     assert_eq!(busy.len(), 5, "{counts:?}");
-    assert!(spread(&busy) <= 5, "{counts:?}");
+    assert!(spread(&busy) <= 5 || has_stalled(&stage), "{counts:?}");
     for round in 0..20 {
         for client in &mut clients {
             assert_eq!(client.value(&format!("select {round}")), round.to_string());

@@ -279,6 +279,24 @@ fn an_unfit_server_leaves_the_head_of_the_line_at_its_place() {
 }
 
 #[test]
+fn what_is_opened_apart_is_no_waiters_and_its_end_opens_nothing() {
+    let (mut here, _there) = pools(4);
+    assert!(here.open_apart(ms(0)));
+    assert_eq!(
+        did(|out| here.acquire('a', ms(0), out)),
+        [Action::Open],
+        "it is not for this one"
+    );
+    here.ends_apart();
+    assert_eq!(did(|out| here.opened_unfit(ms(1), out)), []);
+    let granted = Action::Grant {
+        waiter: 'a',
+        server: 1,
+    };
+    assert_eq!(did(|out| here.opened(1, ms(2), out)), [granted]);
+}
+
+#[test]
 fn a_waiter_that_leaves_passes_its_opening_on() {
     let (mut here, _there) = pools(1);
     let first = waits(&mut here, 'a', ms(0));
