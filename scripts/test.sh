@@ -232,23 +232,22 @@ step_jdbc() {
     done
 }
 
-# One command for both steps: for an example the dependencies have other features than for the program alone.
-build_release() { cargo build --locked --release --bins --example instructions; }
-
 step_instructions() {
     need_python
     need_valgrind
-    build_release
+    cargo build --locked --release --example instructions
     python3 scripts/instructions.py "$BUILT/release/examples/instructions"
 }
 
 step_loadtest() {
     need_postgres
     need_python
-    build_release
-    cargo test --locked --release --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers"
-    cargo build --locked --release --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers"
-    RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/release/ringbouncer} python3 loadtest/run.py --quick --out target/loadtest/smoke
+    # Its numbers mean nothing, so nothing is optimized for it.
+    cargo build --locked
+    cargo test --locked --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers"
+    cargo build --locked --manifest-path loadtest/peers/Cargo.toml --target-dir "$BUILT/peers"
+    RINGBOUNCER_PEERS=${RINGBOUNCER_PEERS:-$BUILT/peers/debug} RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/debug/ringbouncer} \
+        python3 loadtest/run.py --quick --out target/loadtest/smoke
 }
 
 # --- running them ------------------------------------------------------------------------------------------------
