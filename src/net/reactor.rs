@@ -33,6 +33,7 @@ use std::time::Duration;
 const UNREAD_CHUNKS_MAX: usize = 8;
 /// [`Reactor::writable`] is false while more payloads than this are queued on a socket.
 pub(super) const QUEUED_SENDS_MAX: usize = 4;
+
 /// How a shard's ring is made.
 #[derive(Clone, Debug)]
 pub struct NetOptions {
