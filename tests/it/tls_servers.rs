@@ -683,8 +683,8 @@ fn client_hello(authority: &Authority) -> Vec<u8> {
 both_shards!(
     handshake_with_a_server_goes_before_those_of_a_crowd_of_clients,
     |shards| {
-        // the only server has gone; 200 clients of a shard have said hello before one that is in needs a new one
-        let crowd_size = 200 * shards;
+        // the only server has gone; 400 clients of a shard have said hello before one that is in needs a new one
+        let crowd_size = 400 * shards;
         let _alone = wait::alone();
         let authority = Authority::new("ours");
         let shown = authority.sign();
@@ -699,14 +699,16 @@ both_shards!(
             if !conversation.encrypt(config.clone()) {
                 return;
             }
-            if broken.load(Ordering::Acquire) {
-                let mut crowd = crowded.lock().unwrap();
-                let answered = |client: &mut Client| usize::from(!client.has_nothing_to_read());
-                count.store(crowd.iter_mut().map(answered).sum(), Ordering::Release);
-            }
-            if conversation.login() && !broken.load(Ordering::Acquire) {
+            if !broken.load(Ordering::Acquire) {
+                // the first: whoever waits for it breaks it as soon as it is in
+                conversation.login();
                 return conversation.stall_until(&broken);
             }
+            let mut crowd = crowded.lock().unwrap();
+            let answered = |client: &mut Client| usize::from(!client.has_nothing_to_read());
+            count.store(crowd.iter_mut().map(answered).sum(), Ordering::Release);
+            drop(crowd);
+            conversation.login();
             conversation.serve("served");
         });
         let topology = topology(shards, "require")
@@ -740,6 +742,7 @@ both_shards!(
         drop(held);
         assert_eq!(client.reply().value(), "served");
         let answered = answered.load(Ordering::Acquire);
-        assert!(answered < 100, "{answered} clients came first");
+        // without that order all 400; with it those who fit between the server's answers, which take their time on a busy machine
+        assert!(answered < 300, "{answered} clients came first");
     }
 );
