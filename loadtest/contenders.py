@@ -216,6 +216,7 @@ def fill(text, places):
 
 
 ODYSSEY = """daemonize no
+log_format "%t %l [%i %s] (%c) %m\\n"
 log_to_stdout yes
 log_query no
 log_session no
