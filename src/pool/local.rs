@@ -192,7 +192,7 @@ impl<S, W> LocalPool<S, W> {
 
     /// A server that another shard sent is here, with its `hops`.
     ///
-    /// Our head gets it whatever the heads elsewhere: it was sent because ours was the oldest.
+    /// It was sent because our head was the oldest; by now that one may have been served, and somebody elsewhere be overdue.
     pub fn arrived(
         &mut self,
         server: S,
@@ -209,6 +209,11 @@ impl<S, W> LocalPool<S, W> {
             if hops < HOPS_MAX {
                 self.offer(hops, out);
             }
+        } else if hops < HOPS_MAX
+            && let Some(to) = self.claim_overdue(now)
+        {
+            let hops = hops + 1;
+            out.push(Action::Send { to, server, hops });
         } else {
             self.grant(server, now, out);
         }
@@ -479,8 +484,12 @@ impl<S, W> LocalPool<S, W> {
 
     /// How many clients in line have neither been asked a server for nor one being opened.
     pub fn unprovided(&self) -> usize {
-        let provided_for = self.opening - self.spare + self.asks.pending();
-        self.waiters.len().saturating_sub(provided_for)
+        self.unasked().saturating_sub(self.opening - self.spare)
+    }
+
+    /// How many clients in line no server elsewhere has been asked for.
+    pub fn unasked(&self) -> usize {
+        self.waiters.len().saturating_sub(self.asks.pending())
     }
 
     /// How many idle servers of `shard` have been asked for and not answered; more than it can have while
@@ -564,21 +573,22 @@ impl<S, W> LocalPool<S, W> {
         }
     }
 
-    /// The look again of whoever waits: a question or an opening for every waiter that has none
-    /// yet.
+    /// The look again of whoever waits: a question for everybody whom none has been asked for, even if a server is being
+    /// opened, which may take long; else an opening for every waiter that has neither.
     fn seek(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
         if self.is_paused {
             return;
         }
-        let mut wanted = self.unprovided();
-        self.seat.publish_want(wanted > 0);
-        while wanted > 0 && self.seek_one(now, out) {
-            wanted -= 1;
+        while self.unasked() > 0 && self.ask(now, out) {}
+        self.seat.publish_want(self.unprovided() > 0);
+        while self.unprovided() > 0 && self.try_open(self.waited(now), now) {
+            out.push(Action::Open);
         }
-        self.seat.publish_want(wanted > 0);
-        self.has_looked = wanted > 0;
+        let wants = self.unprovided() > 0;
+        self.seat.publish_want(wants);
+        self.has_looked = wants;
         let lacks_outer = || self.seat.shared().lacks_outer(self.waited(now), now);
-        if wanted > 0 && now >= self.evict_after && lacks_outer() {
+        if wants && now >= self.evict_after && lacks_outer() {
             self.evict_after = now.after(EVICT_PAUSE);
             out.push(Action::Evict);
         }
@@ -591,20 +601,19 @@ impl<S, W> LocalPool<S, W> {
             .map_or(Duration::ZERO, |since| now.since(since))
     }
 
-    fn seek_one(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) -> bool {
+    /// Asks for a server that is idle elsewhere.
+    fn ask(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) -> bool {
         let asks = &mut self.asks;
-        if let Some(shard) = self.seat.idle_elsewhere(|shard| asks.spoken_for(shard)) {
-            asks.add(shard, now);
-            out.push(Action::Ask(shard));
-            if self.borrowed.is_habit(now) && self.try_open(Duration::ZERO, now) {
-                self.spare += 1;
-                out.push(Action::Open);
-            }
-            return true;
+        let Some(shard) = self.seat.idle_elsewhere(|shard| asks.spoken_for(shard)) else {
+            return false;
+        };
+        asks.add(shard, now);
+        out.push(Action::Ask(shard));
+        if self.borrowed.is_habit(now) && self.try_open(Duration::ZERO, now) {
+            self.spare += 1;
+            out.push(Action::Open);
         }
-        let may_open = self.try_open(self.waited(now), now);
-        out.extend(may_open.then_some(Action::Open));
-        may_open
+        true
     }
 
     fn try_open(&mut self, waited: Duration, now: Moment) -> bool {

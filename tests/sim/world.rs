@@ -466,9 +466,11 @@ impl World {
                     self.timeline.add(self.now.after(TICK), Event::Poke(to));
                     self.shards[to.index()].keeps_until = self.now.after(TICK);
                 }
+                self.is_bound_due = hops < HOPS_MAX;
                 self.with(to, |pool, now, out| {
                     pool.arrived(server, from, hops, now, out)
                 });
+                self.is_bound_due = false;
             }
             Mail::Ask => self.with(to, |pool, _, out| pool.asked(from, out)),
             Mail::Decline => self.with(to, |pool, now, out| pool.declined(from, now, out)),
@@ -709,13 +711,13 @@ impl World {
         );
     }
 
-    /// Nobody waits, for whom nothing is under way, while a server is idle that nobody has asked for:
+    /// Nobody waits, not even for an opening, while a server is idle that nobody has asked for:
     /// what a stalled shard does, one that has not heard of the end of a pause, and what could not be sent,
     /// has to wait for it.
     fn assert_nobody_waits_beside_idle(&self) {
         let is_awake = |shard: &Shard| !shard.is_stalled;
         let lines_move = |shard: &Shard| is_awake(shard) && !shard.pool.is_paused();
-        let wait_in_vain = |shard: &Shard| shard.servers_coming == 0 && shard.pool.unprovided() > 0;
+        let wait_in_vain = |shard: &Shard| shard.servers_coming == 0 && shard.pool.unasked() > 0;
         let spares = |shard: &Shard| shard.pool.idle().len() > 0 && shard.keeps_until < self.now;
         let rich = |(_, shard): &(usize, &Shard)| is_awake(shard) && spares(shard);
         let all = || self.shards.iter().enumerate();
@@ -734,7 +736,7 @@ impl World {
         }
     }
 
-    /// A server was put back on `home` and went to a waiter there: nobody elsewhere may have
+    /// A server was put back on `home`, or arrived there, and went to a waiter: nobody elsewhere may have
     /// waited longer by more than the bound, unless a server was on its way to him.
     fn assert_bound(&self, home: ShardId, since: Moment) {
         for (at, other) in self.shards.iter().enumerate() {
