@@ -75,3 +75,36 @@ impl Net {
         self.0.close_overdue();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::on_ring;
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn shard_that_is_held_up_after_it_rang_has_woken_the_other() {
+        let ((tell_fd, fd), (tell_woken, woken)) = (mpsc::channel(), mpsc::channel());
+        let (tell_over, over) = mpsc::channel();
+        let sleeper = thread::spawn(|| {
+            on_ring(async move |net| {
+                net.on_mail(move || tell_woken.send(()).unwrap());
+                tell_fd.send(net.ring_fd()).unwrap();
+                while over.try_recv().is_err() {
+                    net.sleep(Duration::from_millis(50)).await;
+                }
+            });
+        });
+        let fd = fd.recv().unwrap();
+        on_ring(async move |net| {
+            net.ring_other(fd);
+            // Without a turn of its own.
+            woken.recv_timeout(PATIENCE).expect("the other is woken");
+        });
+        tell_over.send(()).unwrap();
+        sleeper.join().unwrap();
+    }
+}

@@ -183,11 +183,15 @@ impl Net {
         self.0.ring.fd()
     }
 
-    /// Queues a message into another shard's ring (IORING_OP_MSG_RING), which wakes it: a
+    /// Sends a message into another shard's ring (IORING_OP_MSG_RING), which wakes it: a
     /// completion appears there and what was given to [`Net::on_mail`] runs.
+    ///
+    /// At once, not at the end of the turn: others that post there meanwhile rely on this message, and this shard may
+    /// be held up first.
     pub fn ring_other(self, ring_fd: RawFd) {
         let entry = opcode::MsgRingData::new(Fd(ring_fd), 0, Op::Mail.tag(0), None).build();
         self.0.ring.push(entry.user_data(Op::Ignore.tag(0)));
+        self.0.ring.submit();
     }
 
     /// Listens to an eventfd that threads without a ring write to; it wakes like

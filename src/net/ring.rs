@@ -74,7 +74,7 @@ impl Ring {
         &self.submitter
     }
 
-    /// Queues one entry; it reaches the kernel with the next [`Ring::enter`].
+    /// Queues one entry; it reaches the kernel with the next [`Ring::enter`] or [`Ring::submit`].
     pub(super) fn push(&self, entry: squeue::Entry) {
         // SAFETY: the shard's thread is the only one to touch the queue (Net is !Send), no other
         // queue handle is alive here, and whatever the entry points to is owned by the reactor
@@ -86,12 +86,21 @@ impl Ring {
 
     /// Submits what is queued, runs deferred work and waits for `want` completions.
     pub(super) fn enter(&self, want: u32) {
+        self.call(want, ENTER_GETEVENTS);
+    }
+
+    /// Submits what is queued, in the middle of a turn.
+    pub(super) fn submit(&self) {
+        self.call(0, 0);
+    }
+
+    fn call(&self, want: u32, flags: u32) {
         // SAFETY: as in `push`; the queue handle is dropped before the call.
         let queued = unsafe { self.ring.submission_shared().len() } as u32;
         // SAFETY: no argument pointer is passed.
         let entered = unsafe {
             self.submitter
-                .enter::<libc::sigset_t>(queued, want, ENTER_GETEVENTS, None)
+                .enter::<libc::sigset_t>(queued, want, flags, None)
         };
         if let Err(error) = entered {
             match error.raw_os_error() {
