@@ -1,6 +1,6 @@
 //! How a client comes by a server and gives it back: what the relay asks of its shard.
 
-use crate::client::Farewell;
+use crate::client::{ClientEntry, Farewell};
 use crate::config::PoolMode;
 use crate::pool::{Outlook, WaiterId};
 use crate::server::Server;
@@ -57,8 +57,8 @@ pub trait Servers {
     fn waiter(&self) -> Rc<Waiter>;
     /// Takes the place back, once it is not in line any more.
     fn recycle(&self, waiter: &Rc<Waiter>);
-    /// Puts a client in line; it may be served before this returns.
-    fn request(&self, waiter: &Rc<Waiter>);
+    /// Puts `client` in line; it may be served before this returns.
+    fn request(&self, waiter: &Rc<Waiter>, client: &ClientEntry);
     /// Takes a client out of line. A server that it has been granted meanwhile goes back.
     fn withdraw(&self, waiter: &Waiter);
     /// Where a client in line stands; `None` if it is not in line.

@@ -263,7 +263,7 @@ impl Relay {
             servers: &*self.servers,
             waiter: self.servers.waiter(),
         };
-        self.servers.request(&place.waiter);
+        self.servers.request(&place.waiter, &self.entry);
         if !place.waiter.is_served() {
             self.entry.set_state(ClientState::Waiting, asked);
         }

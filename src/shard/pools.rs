@@ -7,7 +7,7 @@ use super::orders::Standing;
 use super::root::Shard;
 use super::shared::{CommonPool, Phase, unlimited_if_zero};
 use crate::base::{Clock, Moment, ShardId};
-use crate::client::Farewell;
+use crate::client::{ClientEntry, Farewell};
 use crate::config::{Config, Database, General};
 use crate::net::spawn;
 use crate::pool::{Acquired, Action, Closing, LocalPool, Outlook};
@@ -161,11 +161,15 @@ impl Servers for Counter {
         }
     }
 
-    fn request(&self, waiter: &Rc<Waiter>) {
+    fn request(&self, waiter: &Rc<Waiter>, client: &ClientEntry) {
         if self.user_changes != self.pool.user_changes.get() {
             return waiter.serve(Err(Denial::Displaced));
         }
         self.pool.request(waiter, false);
+        if let Some(denial) = self.pool.denial(waiter, client) {
+            self.pool.withdraw(waiter);
+            waiter.serve(Err(denial));
+        }
     }
 
     fn withdraw(&self, waiter: &Waiter) {
@@ -232,10 +236,6 @@ impl Pool {
             break;
         }
         self.perform(actions);
-        if !patient && let Some(denial) = self.denial(waiter) {
-            self.withdraw(waiter);
-            waiter.serve(Err(denial));
-        }
     }
 
     /// Serves a client, but checks a server first that has been idle for long.
@@ -306,17 +306,25 @@ impl Pool {
     }
 
     /// What a client hears at once that would wait in vain, with `queue_reject`.
-    fn denial(&self, waiter: &Waiter) -> Option<Denial> {
-        let snapshot = self.shard.snapshot.borrow();
-        let general = &snapshot.config.general;
-        let wait_max = general.query_wait_timeout;
-        if !general.queue_reject || wait_max.is_zero() {
+    fn denial(&self, waiter: &Waiter, client: &ClientEntry) -> Option<Denial> {
+        let config = &self.shard.snapshot.borrow().config;
+        if !config.general.queue_reject {
             return None;
         }
         let outlook = self.outlook(waiter)?;
-        let expected = outlook.expected.filter(|expected| *expected > wait_max)?;
+        let who = client.who()?;
+        let timeouts = config.timeouts(&who.database, &who.user);
+        let limits = [
+            ("query_wait_timeout", timeouts.query_wait),
+            ("query_timeout", timeouts.query),
+        ];
+        let expected = outlook.expected?;
+        let (name, _) = limits
+            .into_iter()
+            .filter(|(_, limit)| !limit.is_zero() && expected > *limit)
+            .min_by_key(|(_, limit)| *limit)?;
         Some(Denial::Busy(format!(
-            "no server connection within query_wait_timeout: {} clients are waiting, which takes about {} s",
+            "no server connection within {name}: {} clients are waiting, which takes about {} s",
             outlook.ahead,
             expected.as_secs()
         )))

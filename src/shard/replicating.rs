@@ -5,7 +5,7 @@ use super::message::Mail;
 use super::opening::{Attempt, farewell, log_success};
 use super::pools::{Counter, Pool};
 use crate::base::ClientId;
-use crate::client::Farewell;
+use crate::client::{ClientEntry, Farewell};
 use crate::config::PoolMode;
 use crate::net::spawn;
 use crate::pool::Outlook;
@@ -157,7 +157,7 @@ impl Servers for Dedicated {
 
     fn recycle(&self, _: &Rc<Waiter>) {}
 
-    fn request(&self, waiter: &Rc<Waiter>) {
+    fn request(&self, waiter: &Rc<Waiter>, _: &ClientEntry) {
         let server = self.server.take();
         waiter.serve(server.ok_or(Denial::Leave(Farewell::SERVER_CRASHED)));
     }

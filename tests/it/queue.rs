@@ -193,3 +193,28 @@ both_shards!(maxwait_is_that_of_the_oldest_anywhere, |shards| {
         stage.pools(&stage.entry, "maxwait_us") == 0
     });
 });
+
+both_shards!(
+    own_timeouts_of_a_database_decide_who_is_refused_at_once,
+    |shards| {
+        // pool of 1, queries of 100 ms, 30 clients; everywhere else one may wait for long
+        for setting in ["query_wait_timeout", "query_timeout"] {
+            let topology = Topology::new(shards)
+                .pool_size(1)
+                .set("query_wait_timeout", "100 s")
+                .set("queue_reject", true);
+            let stage = Stage::with_keys(topology, &[(setting, "1 s")]);
+            under_load(&stage, 30, 100, || {
+                let mut client = stage.client();
+                wait_until("a query is refused at once", || {
+                    let reply = client.query("select 1");
+                    if reply.closed {
+                        client = stage.client();
+                    }
+                    let text = format!("no server connection within {setting}: ");
+                    reply.code() == "53300" && reply.text().starts_with(&text)
+                });
+            });
+        }
+    }
+);
