@@ -186,6 +186,7 @@ fn credentials(pool: &Pool, snapshot: &Snapshot, database: &Database) -> ServerC
 
 fn succeeded(pool: &Rc<Pool>, server: Server) {
     pool.common.last_failure.store(None);
+    pool.common.refusal.store(None);
     if pool.outdated(&server).is_none() {
         pool.common
             .welcome
@@ -240,10 +241,11 @@ fn log_failure(pool: &Pool, attempt: &Attempt, error: &DialError) {
 
 fn failed(pool: &Rc<Pool>, error: &DialError) {
     let (shard, key) = (&pool.shard, &pool.common.key);
-    let farewell = farewell(error);
-    pool.common
-        .last_failure
-        .store(Some(Arc::new(farewell.clone())));
+    let farewell = Arc::new(farewell(error));
+    pool.common.last_failure.store(Some(farewell.clone()));
+    if is_final(error) {
+        pool.common.refusal.store(Some(farewell));
+    }
     let longest = shard.snapshot.borrow().config.general.server_login_retry;
     let shared = &pool.common.shared;
     // Attempts made together count as one.
@@ -254,20 +256,15 @@ fn failed(pool: &Rc<Pool>, error: &DialError) {
         .now()
         .after(pause_after(failures, longest, random_bytes()[0]));
     pool.step(|local, now, actions| local.open_failed(Some(retry), now, actions));
-    // While other servers of the pool work, those who wait may yet be served.
+    // While other servers of the pool work, or are being opened, those who wait may yet be served.
     let is_last = pool.common.shared.open() == 0;
-    if is_last && is_final(error) {
+    if is_last && let Some(farewell) = pool.common.refusal.swap(None) {
         for other in (0..shard.common.mesh.shards()).map(|id| ShardId(id as u16)) {
             if other == shard.id {
                 pool.fail_waiters(&farewell);
             } else {
-                let _ = shard.post(
-                    other,
-                    Mail::LoginRefused {
-                        pool: key.clone(),
-                        farewell: farewell.clone(),
-                    },
-                );
+                let (pool, farewell) = (key.clone(), (*farewell).clone());
+                let _ = shard.post(other, Mail::LoginRefused { pool, farewell });
             }
         }
     }

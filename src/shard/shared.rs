@@ -95,6 +95,8 @@ pub struct CommonPool {
     pub evictions: AtomicUsize,
     /// Why the last attempt to open a server failed, until one succeeds.
     pub last_failure: ArcSwapOption<Farewell>,
+    /// Words of a server that refused a login, which those who wait are told as soon as no other server is left for them.
+    pub refusal: ArcSwapOption<Farewell>,
     /// When a server was last closed for its age.
     aged_out: AtomicU64,
 }
@@ -321,6 +323,7 @@ impl Common {
             attempts: AtomicUsize::new(0),
             evictions: AtomicUsize::new(0),
             last_failure: ArcSwapOption::empty(),
+            refusal: ArcSwapOption::empty(),
             aged_out: AtomicU64::new(0),
         });
         directory.pools.insert(key.clone(), pool.clone());

@@ -112,6 +112,49 @@ both_shards!(
     }
 );
 
+both_shards!(
+    words_of_a_server_that_refuses_are_told_when_the_other_attempt_ends,
+    |shards| {
+        // pool of 2, both of which are being opened: one is refused, the other hears nothing for 2 s
+        let breaks = Arc::new(AtomicBool::new(false));
+        let (broken, connections) = (breaks.clone(), Arc::new(AtomicUsize::new(0)));
+        let server = FakeServer::start(move |mut server| {
+            match connections.fetch_add(1, Ordering::AcqRel) {
+                0 => {
+                    server.login();
+                    server.stall_until(&broken);
+                }
+                1 if server.read_startup() => {
+                    let both = || connections.load(Ordering::Acquire) > 2;
+                    assert!(wait::holds_within(wait::PATIENCE, both));
+                    let words = [(b'S', "FATAL"), (b'C', "28000"), (b'M', "no way in")];
+                    server.send(&error(&words));
+                }
+                // Until the pooler hangs up.
+                _ if server.read_startup() => drop(server.read()),
+                _ => {}
+            }
+        });
+        let topology = Topology::new(shards)
+            .pool_size(2)
+            .set("server_login_retry", "60 s")
+            .set("server_connect_timeout", "2 s");
+        let stage = Stage::pooled(topology.database_at("fake", server.address, &[]));
+        let login = |_| Client::login(stage.address(), "fake");
+        let mut clients: Vec<Client> = (0..WAITERS).map(login).collect();
+        breaks.store(true, Ordering::Release);
+        wait_until("the server has gone", || {
+            stage.pools("fake", "sv_idle") == 0
+        });
+        for client in &mut clients {
+            client.send(&query("select 1"));
+        }
+        for mut client in clients {
+            client.reply().assert_fatal("no way in");
+        }
+    }
+);
+
 both_shards!(clients_wait_while_the_server_starts_up, |shards| {
     // pool of 1, 6 clients; three attempts are told to come later
     let door = Door::refusing(3);
