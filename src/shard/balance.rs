@@ -48,8 +48,13 @@ impl Homes {
 
     /// Whether `shard` is one of them.
     pub(super) fn contains(self, shard: ShardId) -> bool {
+        self.place_of(shard).is_some()
+    }
+
+    /// Which of them `shard` is.
+    fn place_of(self, shard: ShardId) -> Option<usize> {
         let distance = (shard.index() + self.shards - self.first) % self.shards;
-        distance < self.count
+        (distance < self.count).then_some(distance)
     }
 
     fn nth(self, at: usize) -> ShardId {
@@ -218,10 +223,7 @@ impl Shard {
     fn less_loaded(&self) -> Option<ShardId> {
         let shards = self.common.mesh.shards();
         let load = |shard: &ShardId| self.common.registry.shard(*shard).load.load();
-        let drawn = [(); 2].map(|()| {
-            let step = 1 + self.draw(shards - 1);
-            ShardId(((self.id.index() + step) % shards) as u16)
-        });
+        let drawn = [(); 2].map(|()| ShardId(self.draw_other(self.id.index(), shards) as u16));
         let now = Clock::now();
         let turns = |shard: &ShardId| !self.common.registry.shard(*shard).beat.is_stalled(now);
         drawn.into_iter().filter(turns).min_by_key(load)
@@ -236,7 +238,8 @@ impl Shard {
         } else {
             self.id.index()
         };
-        let to = self.lighter(ShardId(first as u16), ShardId(self.draw(shards) as u16));
+        let second = self.draw_other(first, shards);
+        let to = self.lighter(ShardId(first as u16), ShardId(second as u16));
         self.stats.accepted.inc();
         if to == self.id {
             return self.admit(socket);
@@ -250,17 +253,15 @@ impl Shard {
 
     /// Where a client belongs whose pool is known: this shard, unless its pool is at home elsewhere.
     pub(super) fn home(&self, homes: Homes) -> ShardId {
-        let drawn = |shard: &Shard| homes.nth(shard.draw(homes.count));
-        let first = if homes.contains(self.id) {
-            self.id
-        } else {
-            drawn(self)
-        };
         if homes.count == homes.shards {
             // Accepting has balanced it already.
             return self.id;
         }
-        self.lighter(first, drawn(self))
+        let first = homes
+            .place_of(self.id)
+            .unwrap_or_else(|| self.draw(homes.count));
+        let second = self.draw_other(first, homes.count);
+        self.lighter(homes.nth(first), homes.nth(second))
     }
 
     /// Sends a client that has said what it wants to its home.
@@ -295,6 +296,15 @@ impl Shard {
     fn weight(&self, shard: ShardId) -> u64 {
         let live = self.common.registry.shard(shard).clients.load();
         live + self.common.mesh.depth(shard) as u64
+    }
+
+    /// Another number below `end` than `first`, if there is one.
+    fn draw_other(&self, first: usize, end: usize) -> usize {
+        let step = match end {
+            1 => 0,
+            _ => 1 + self.draw(end - 1),
+        };
+        (first + step) % end
     }
 
     /// A number below `end`, at random enough to spread clients (SplitMix64).
