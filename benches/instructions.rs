@@ -242,7 +242,9 @@ impl Shards {
                     self.shards[to.index()].poke(now, &mut out);
                     to.index()
                 }
-                Action::Close(..) | Action::Evict => unreachable!("no limit has changed"),
+                Action::Close(..) | Action::Check(_) | Action::Evict => {
+                    unreachable!("no limit has changed")
+                }
             };
             self.perform(at, out);
         }

@@ -14,6 +14,9 @@ pub enum Action<S, W> {
         /// The server, from now on the waiter's alone.
         server: S,
     },
+    /// Check that the server still answers, if it has been idle for long: [`LocalPool::checked`](super::LocalPool::checked),
+    /// or [`LocalPool::check_failed`](super::LocalPool::check_failed), after which it closes.
+    Check(S),
     /// Connect to PostgreSQL and log in; the permit is held. Ends in [`LocalPool::opened`](super::LocalPool::opened) or
     /// [`LocalPool::open_failed`](super::LocalPool::open_failed), always.
     Open,

@@ -287,7 +287,9 @@ impl Arena {
                     self.does(to.index(), |pool, out| pool.declined(from, at(9), out))
                 }
                 Action::Wake(to) => self.does(to.index(), |pool, out| pool.poke(at(9), out)),
-                Action::Evict => unreachable!("no limit spans pools here"),
+                Action::Check(_) | Action::Evict => {
+                    unreachable!("none is checked, no limit spans pools")
+                }
             }
         }
     }

@@ -27,7 +27,8 @@
 //! never for one waiter, so a waiter that leaves passes its turn on by leaving.
 //!
 //! Invariants:
-//! - a shard with waiters, or a paused one, has no idle server;
+//! - a shard with waiters has no idle server, except that those who wait for servers to be checked may have more of that kind
+//!   beside them; a paused shard has none;
 //! - `opening` of this shard and every server hold one permit each until `open_failed` or `closed`;
 //! - our published head is that of our line, except that others may have claimed it;
 //! - a server that arrives is placed, whoever it was meant for;
@@ -123,22 +124,54 @@ impl<S, W> LocalPool<S, W> {
     /// A client needs a server: the freshest idle one, else a place in line, and steps to shorten
     /// it.
     pub fn acquire(&mut self, waiter: W, now: Moment, out: &mut Vec<Action<S, W>>) -> Acquired<S> {
-        if let Some(idle) = self.take_next() {
-            return Acquired::Granted(idle.server);
+        match self.take_next() {
+            Some(idle) => Acquired::Granted(idle.server),
+            None => Acquired::Waits(self.join(waiter, now, out)),
         }
+    }
+
+    /// A server that [`LocalPool::acquire`] has granted to `waiter` is to be checked first: the client stands in
+    /// line meanwhile, and whoever heads the line when the check has ended is served. Ends as an [`Action::Check`] does.
+    pub fn check(&mut self, waiter: W, now: Moment, out: &mut Vec<Action<S, W>>) -> WaiterId {
+        self.check_begins(now);
+        self.join(waiter, now, out)
+    }
+
+    /// A server whose lease has ended is checked before the next of our line has it. Ends as an [`Action::Check`] does.
+    pub fn check_begins(&mut self, now: Moment) {
+        // A question to ourselves, so to speak: if the answer takes long, others are asked.
+        self.asks.add(self.seat.me(), now);
+    }
+
+    /// A server has passed its check.
+    pub fn checked(&mut self, server: S, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.asks.settle(self.seat.me());
+        self.place(server, now, out);
+        self.seek(now, out);
+    }
+
+    /// A server has not passed its check; it ends in [`LocalPool::closed`].
+    pub fn check_failed(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.asks.settle(self.seat.me());
+        self.seek(now, out);
+    }
+
+    fn join(&mut self, waiter: W, now: Moment, out: &mut Vec<Action<S, W>>) -> WaiterId {
         let id = self.waiters.push(waiter, now);
         if self.waiters.len() == 1 {
             self.has_looked = false;
             self.pace.line_forms(now);
             self.publish_head();
-            self.seat.retract_idle();
+            if self.idle.is_empty() {
+                self.seat.retract_idle();
+            }
         }
         self.publish_line();
         // In a saturated pool every transaction comes here, and a look writes what all shards read.
         if !self.has_looked || self.seat.is_claimed() {
             self.seek(now, out);
         }
-        Acquired::Waits(id)
+        id
     }
 
     /// A client has left the line: it went away, timed out or cancelled. `None` if it was no longer
@@ -220,6 +253,14 @@ impl<S, W> LocalPool<S, W> {
         self.after_arrival(now, out);
     }
 
+    /// As [`LocalPool::arrived`] while clients wait, but the server is checked before one of them has it. Ends as an
+    /// [`Action::Check`] does.
+    pub fn arrived_unchecked(&mut self, from: ShardId, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.asks.settle(from);
+        self.check_begins(now);
+        self.after_arrival(now, out);
+    }
+
     /// As [`LocalPool::arrived`], but the server is unfit; it ends in [`LocalPool::closed`].
     pub fn arrived_unfit(&mut self, from: ShardId, now: Moment, out: &mut Vec<Action<S, W>>) {
         self.asks.settle(from);
@@ -250,8 +291,8 @@ impl<S, W> LocalPool<S, W> {
         }
     }
 
-    /// As [`LocalPool::send_failed`], but the server is unfit by now; it ends in
-    /// [`LocalPool::closed`].
+    /// As [`LocalPool::send_failed`], but the server is not here: it is unfit by now and ends in [`LocalPool::closed`], or it
+    /// is being checked.
     pub fn send_failed_unfit(&mut self, to: ShardId) {
         self.seat.unclaim(to);
     }
@@ -487,7 +528,7 @@ impl<S, W> LocalPool<S, W> {
         self.unasked().saturating_sub(self.opening - self.spare)
     }
 
-    /// How many clients in line no server elsewhere has been asked for.
+    /// How many clients in line no server elsewhere has been asked for, nor is one being checked for them.
     pub fn unasked(&self) -> usize {
         self.waiters.len().saturating_sub(self.asks.pending())
     }
@@ -573,11 +614,18 @@ impl<S, W> LocalPool<S, W> {
         }
     }
 
-    /// The look again of whoever waits: a question for everybody whom none has been asked for, even if a server is being
+    /// The look again of whoever waits: an idle server here or a question for everybody whom none has been asked for, even if a server is being
     /// opened, which may take long; else an opening for every waiter that has neither.
     fn seek(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
         if self.is_paused {
             return;
+        }
+        // Idle beside a line: they have to be checked, and those of which the line has heard nothing are slow.
+        while self.unasked() > 0
+            && let Some(idle) = self.take_next()
+        {
+            self.check_begins(now);
+            out.push(Action::Check(idle.server));
         }
         while self.unasked() > 0 && self.ask(now, out) {}
         self.seat.publish_want(self.unprovided() > 0);

@@ -492,6 +492,10 @@ impl Seat {
         }
     }
 
+    pub(super) fn me(&self) -> ShardId {
+        self.me
+    }
+
     pub(super) fn shared(&self) -> &Arc<SharedPool> {
         &self.shared
     }

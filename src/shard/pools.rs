@@ -121,6 +121,11 @@ impl Shard {
     }
 }
 
+/// Whether a server has been idle for so long that it is checked before it is used.
+fn is_unchecked(server: &Server) -> bool {
+    server.entry.state() == ServerState::Used
+}
+
 /// The view of a pool that the relay has.
 pub(super) struct Counter {
     pool: Rc<Pool>,
@@ -219,15 +224,20 @@ impl Pool {
                 .borrow_mut()
                 .acquire(waiter.clone(), now, &mut actions);
             match acquired {
-                Acquired::Granted(server) if self.is_fit(&server) => {
-                    self.grant(waiter.clone(), server);
-                }
-                Acquired::Granted(server) => {
+                Acquired::Granted(server) if !self.is_fit(&server) => {
                     let why = server.entry.close_needed.get();
                     let why = why.unwrap_or_else(|| self.disturbed(&server));
                     self.close(server, why);
                     continue;
                 }
+                Acquired::Granted(server) if is_unchecked(&server) => {
+                    let line = &self.local;
+                    let number = line.borrow_mut().check(waiter.clone(), now, &mut actions);
+                    waiter.number.set(Some(number));
+                    self.shard.tick_pools();
+                    self.check(server);
+                }
+                Acquired::Granted(server) => waiter.serve(Ok(server)),
                 Acquired::Waits(number) => {
                     waiter.number.set(Some(number));
                     self.shard.tick_pools();
@@ -238,22 +248,24 @@ impl Pool {
         self.perform(actions);
     }
 
-    /// Serves a client, but checks a server first that has been idle for long.
-    fn grant(self: &Rc<Self>, waiter: Rc<Waiter>, server: Server) {
-        if server.entry.state() != ServerState::Used {
-            return waiter.serve(Ok(server));
-        }
-        waiter.number.set(None);
+    /// Checks a server that has been idle for long, for whoever waits.
+    fn check(self: &Rc<Self>, server: Server) {
         let pool = self.clone();
         spawn(self.shard.net, async move {
-            let checked = pool.checked(server).await;
-            // Nobody else has it once the client has left.
-            let is_waiting = Rc::strong_count(&waiter) > 1;
-            match checked {
-                Some(server) if is_waiting => waiter.serve(Ok(server)),
-                Some(server) => pool.take_back(server),
-                None if is_waiting => pool.request(&waiter, true),
-                None => {}
+            match pool.checked(server).await {
+                Some(server) => {
+                    // One that nobody waits for any more is checked again before its next use, if all are.
+                    let rests = pool.local.borrow().waiting() == 0;
+                    server
+                        .entry
+                        .set_state(match rests && pool.checks_always.get() {
+                            true => ServerState::Used,
+                            false => ServerState::Idle,
+                        });
+                    pool.watch(&server);
+                    pool.step(|local, now, actions| local.checked(server, now, actions));
+                }
+                None => pool.step(|local, now, actions| local.check_failed(now, actions)),
             }
         });
     }
@@ -388,6 +400,10 @@ impl Pool {
             true => ServerState::Used,
             false => ServerState::Idle,
         });
+        if self.checks_always.get() && self.local.borrow().waiting() > 0 {
+            self.local.borrow_mut().check_begins(self.shard.net.now());
+            return self.check(server);
+        }
         self.watch(&server);
         let mut actions = self.spare_actions.take();
         let now = self.shard.net.now();
@@ -582,7 +598,8 @@ impl Pool {
     pub(super) fn perform(self: &Rc<Self>, mut actions: Actions) {
         for action in actions.drain(..) {
             match action {
-                Action::Grant { waiter, server } => self.grant(waiter, server),
+                Action::Grant { waiter, server } => waiter.serve(Ok(server)),
+                Action::Check(server) => self.check(server),
                 Action::Open => opening::begin(self.clone()),
                 Action::Close(server, why) => self.close(server, reason(why)),
                 Action::Send { to, server, hops } => self.hand_over(to, server, hops),
@@ -685,6 +702,13 @@ impl Pool {
                 pool.step(|local, _, _| local.send_failed_unfit(to));
                 return pool.close(server, why);
             }
+            if pool.is_checked_for_line(&server) {
+                pool.step(|local, now, _| {
+                    local.send_failed_unfit(to);
+                    local.check_begins(now);
+                });
+                return pool.check(server);
+            }
             pool.watch(&server);
             pool.step(|local, now, actions| local.send_failed(server, to, now, actions));
         });
@@ -702,8 +726,17 @@ impl Pool {
             self.step(|local, now, actions| local.arrived_unfit(from, now, actions));
             return self.close(server, why);
         }
+        if self.is_checked_for_line(&server) {
+            self.step(|local, now, actions| local.arrived_unchecked(from, now, actions));
+            return self.check(server);
+        }
         self.watch(&server);
         self.step(|local, now, actions| local.arrived(server, from, hops, now, actions));
+    }
+
+    /// Whether somebody waits who is not given it before it has been checked.
+    fn is_checked_for_line(&self, server: &Server) -> bool {
+        is_unchecked(server) && self.local.borrow().waiting() > 0
     }
 
     fn unpack(&self, parcel: Parcel) -> Server {

@@ -1,6 +1,7 @@
 //! PgBouncer's options for what servers and clients are made to do, each as PgBouncer has it: claims of `drop_in!` hold for
 //! PgBouncer, too.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::drop_in::*;
@@ -421,6 +422,51 @@ both_shards!(
         assert_eq!(client.value("select 1"), "second");
         // And one to cancel what the silent one may be doing.
         assert!(server.connections() >= 2);
+    }
+);
+
+both_shards!(
+    client_whose_server_does_not_answer_the_check_is_served_by_the_next_that_is_free,
+    |shards| {
+        // pool of 2: one is busy until it is let go, the other falls silent
+        let (is_silent, is_let_go) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let (silent, let_go) = (is_silent.clone(), Arc::<AtomicBool>::clone(&is_let_go));
+        let server = FakeServer::start(move |mut server| {
+            let mut is_busy_one = false;
+            let is_in = server.login();
+            while let Some(request) = server.next_request().filter(|_| is_in) {
+                let is_check = request.body.starts_with(b"check");
+                if is_check && !is_busy_one && silent.load(Ordering::Acquire) {
+                    while server.read().is_some() {}
+                    return;
+                }
+                if request.body.starts_with(b"hold") {
+                    is_busy_one = true;
+                    server.stall_until(&let_go);
+                }
+                server.send(&Conversation::one_row("served"));
+            }
+        });
+        let topology = Topology::new(shards)
+            .pool_size(2)
+            .set("server_connect_timeout", "100s")
+            .set("server_check_query", "check")
+            .set("server_check_delay", 0);
+        let stage = Stage::pooled(topology.database_at("fake", server.address, &[]));
+        let login = |_| Client::login(stage.address(), "fake");
+        let [mut holder, mut other, mut waiting] = [0, 1, 2].map(login);
+        holder.send(&query("hold"));
+        wait_until("one is busy", || stage.pools("fake", "sv_active") == 1);
+        assert_eq!(other.value("select 1"), "served");
+        is_silent.store(true, Ordering::Release);
+        waiting.send(&query("select 2"));
+        wait_until("the other is checked", || {
+            stage.pools("fake", "sv_tested") == 1
+        });
+        assert_eq!(stage.pools("fake", "cl_waiting"), 1);
+        is_let_go.store(true, Ordering::Release);
+        assert_eq!(waiting.reply().value(), "served");
+        assert_eq!(holder.reply().value(), "served");
     }
 );
 

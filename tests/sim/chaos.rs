@@ -8,7 +8,7 @@ fn random_rules(seed: u64) -> Rules {
     let mut random = Random::new(seed ^ 0x5EED);
     let limit = random.one_of(&[1, 2, 3, 5, 8, 20]);
     Rules {
-        shards: random.one_of(&[1, 2, 3, 8, 16, 33]),
+        shards: random.one_of(&[1, 2, 3, 8, 16, 32, 33]),
         limit,
         reserve: (random.one_of(&[0, 0, 1, 4]), random.one_of(&[0, 500, 5000])),
         outer: random.one_of(&[None, Some(1), Some(limit), Some(2 * limit)]),
@@ -20,6 +20,8 @@ fn random_rules(seed: u64) -> Rules {
         skew: random.one_of(&[0.0, 0.0, 0.5]),
         cancel: random.one_of(&[0.0, 0.1, 0.5]),
         death: random.one_of(&[0.0, 0.01, 0.2]),
+        check: random.one_of(&[0.0, 0.0, 0.3, 1.0]),
+        check_fails: random.one_of(&[0.0, 0.1, 0.6]),
         open_fails: random.one_of(&[0.0, 0.1, 0.6]),
         open_given_up: random.one_of(&[0.0, 0.1]),
         mishap_us: random.one_of(&[None, Some(300), Some(3000)]),

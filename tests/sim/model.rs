@@ -177,7 +177,7 @@ impl Ours {
                 Action::Ask(to) => out.mail.push((to.index(), at, Mail::Ask)),
                 Action::Decline(to) => out.mail.push((to.index(), at, Mail::Decline)),
                 Action::Wake(to) => out.mail.push((to.index(), at, Mail::Wake)),
-                Action::Close(..) | Action::Evict => {
+                Action::Close(..) | Action::Check(_) | Action::Evict => {
                     unreachable!("there is one limit, and nothing closes")
                 }
             }

@@ -87,7 +87,9 @@ impl Shard<'_> {
                 Action::Ask(to) => self.post(to, Mail::Ask),
                 Action::Decline(to) => self.post(to, Mail::Decline),
                 Action::Wake(to) => self.post(to, Mail::Wake),
-                Action::Close(..) | Action::Evict => panic!("closed without a reason"),
+                Action::Close(..) | Action::Check(_) | Action::Evict => {
+                    panic!("closed without a reason")
+                }
             }
         }
     }

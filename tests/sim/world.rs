@@ -35,6 +35,9 @@ pub struct Rules {
     pub cancel: f64,
     /// How many leases end with the server's death.
     pub death: f64,
+    /// How many servers are checked before somebody has them, and how many of those do not pass.
+    pub check: f64,
+    pub check_fails: f64,
     /// How many openings fail, and how many are given up.
     pub open_fails: f64,
     pub open_given_up: f64,
@@ -56,6 +59,7 @@ struct Server(usize);
 enum Whereabouts {
     Idle(ShardId),
     Leased,
+    Checked,
     Travelling,
     Closing,
     Gone,
@@ -103,6 +107,7 @@ enum Event {
         mail: Mail,
     },
     OpenEnds(ShardId),
+    CheckEnds(ShardId, Server),
     CloseEnds(ShardId, Server),
     Tick(ShardId),
     Poke(ShardId),
@@ -277,6 +282,7 @@ impl World {
             }
             Event::Mail { to, .. } => *to,
             Event::OpenEnds(shard) | Event::CloseEnds(shard, _) => *shard,
+            Event::CheckEnds(shard, _) => *shard,
             Event::Tick(shard) | Event::Poke(shard) => *shard,
             Event::Hear(shard) | Event::Resume(shard) => *shard,
             Event::Mishap | Event::OtherCloses => return None,
@@ -292,6 +298,7 @@ impl World {
             Event::GiveUp(client, id) => self.give_up(client, id),
             Event::Mail { to, from, mail } => self.deliver(to, from, mail),
             Event::OpenEnds(shard) => self.end_opening(shard),
+            Event::CheckEnds(shard, server) => self.end_check(shard, server),
             Event::CloseEnds(shard, server) => self.end_closing(shard, server),
             Event::Tick(shard) => self.tick(shard),
             Event::Poke(shard) => self.with(shard, |pool, now, out| pool.poke(now, out)),
@@ -334,6 +341,7 @@ impl World {
     fn act(&mut self, shard: ShardId, action: Action<Server, usize>, out: &mut Actions) {
         match action {
             Action::Grant { waiter, server } => self.grant(shard, waiter, server),
+            Action::Check(server) => self.check(shard, server),
             Action::Open => self.open(shard),
             Action::Close(server, _) => self.close(shard, server),
             Action::Send { to, server, hops } => self.send_server(shard, to, server, hops, out),
@@ -347,17 +355,40 @@ impl World {
     fn acquire(&mut self, client: usize) {
         let home = self.homes[client];
         match self.with(home, |pool, now, out| pool.acquire(client, now, out)) {
-            Acquired::Granted(server) => self.lease(client, server),
-            Acquired::Waits(id) => {
-                self.clients[client] = Client::Waiting(id, self.now);
-                if self.random.chance(self.rules.cancel) {
-                    let at = self
-                        .now
-                        .after(self.random.micros(1, 4 * self.rules.lease_us));
-                    self.timeline.add(at, Event::GiveUp(client, id));
-                }
+            Acquired::Granted(server) if self.random.chance(self.rules.check) => {
+                self.check(home, server);
+                let id = self.with(home, |pool, now, out| pool.check(client, now, out));
+                self.wait(client, id);
             }
+            Acquired::Granted(server) => self.lease(client, server),
+            Acquired::Waits(id) => self.wait(client, id),
         }
+    }
+
+    fn wait(&mut self, client: usize, id: WaiterId) {
+        self.clients[client] = Client::Waiting(id, self.now);
+        if self.random.chance(self.rules.cancel) {
+            let span = self.random.micros(1, 4 * self.rules.lease_us);
+            let at = self.now.after(span);
+            self.timeline.add(at, Event::GiveUp(client, id));
+        }
+    }
+
+    /// Most checks take no time; some of them longer than a shard waits for an answer.
+    fn check(&mut self, home: ShardId, server: Server) {
+        self.move_server(&server, Whereabouts::Checked);
+        let longest = if self.random.chance(0.1) { 20_000 } else { 500 };
+        let at = self.now.after(self.random.micros(50, longest));
+        self.timeline.add(at, Event::CheckEnds(home, server));
+    }
+
+    fn end_check(&mut self, home: ShardId, server: Server) {
+        if !self.is_frozen && self.random.chance(self.rules.check_fails) {
+            self.close(home, server);
+            self.with(home, |pool, now, out| pool.check_failed(now, out));
+            return self.note_idle(home);
+        }
+        self.put_back(home, |pool, now, out| pool.checked(server, now, out));
     }
 
     fn grant(&mut self, home: ShardId, client: usize, server: Server) {
@@ -385,8 +416,12 @@ impl World {
             panic!("client {client} ends a lease it does not have");
         };
         let home = self.homes[client];
+        let is_waited_for = self.shards[home.index()].pool.waiting() > 0;
         if self.random.chance(self.rules.death) {
             self.close(home, server);
+        } else if is_waited_for && self.random.chance(self.rules.check) {
+            self.shards[home.index()].pool.check_begins(self.now);
+            self.check(home, server);
         } else {
             self.put_back(home, |pool, now, out| pool.release(server, now, out));
         }
@@ -465,6 +500,12 @@ impl World {
                     // It may have to stay until that shard's next tick.
                     self.timeline.add(self.now.after(TICK), Event::Poke(to));
                     self.shards[to.index()].keeps_until = self.now.after(TICK);
+                }
+                let is_waited_for = self.shards[to.index()].pool.waiting() > 0;
+                if is_waited_for && self.random.chance(self.rules.check) {
+                    self.check(to, server);
+                    self.with(to, |pool, now, out| pool.arrived_unchecked(from, now, out));
+                    return self.note_idle(to);
                 }
                 self.is_bound_due = hops < HOPS_MAX;
                 self.with(to, |pool, now, out| {
@@ -692,8 +733,8 @@ impl World {
         let Some(at) = touched else { return };
         let pool = &self.shards[at].pool;
         assert!(
-            (pool.waiting() == 0 && !pool.is_paused()) || pool.idle().len() == 0,
-            "idle beside a waiter, or while paused"
+            (pool.unasked() == 0 && !pool.is_paused()) || pool.idle().len() == 0,
+            "idle beside a waiter for whom none is checked, or while paused"
         );
         let recorded = self
             .servers
