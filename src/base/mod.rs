@@ -4,6 +4,7 @@
 mod clock;
 #[cfg(all(test, feature = "loom"))]
 mod explored;
+pub mod heap;
 mod id;
 pub mod limit;
 mod secret;

@@ -5,7 +5,7 @@ use super::pools::{Pool, terms};
 use super::root::Shard;
 use super::shared::{Phase, Request, Snapshot};
 use crate::admin::SetOutcome;
-use crate::base::Moment;
+use crate::base::{Moment, heap};
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Who};
 use crate::config::{Config, Dialect, Timeouts};
 use crate::net::spawn;
@@ -46,9 +46,13 @@ pub(super) async fn run(shard: Rc<Shard>) {
         shard.each_pool(|pool| {
             expire_servers(pool, &snapshot.config);
             pool.warm(&snapshot.config);
+            if pool.local.borrow().needs_tick() {
+                shard.tick_pools();
+            }
         });
         shard.drop_unused_pools(&snapshot.config);
         shard.notice_lost_mail();
+        heap::give_back();
     }
 }
 

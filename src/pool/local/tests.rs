@@ -135,22 +135,21 @@ fn an_old_waiter_draws_one_server_until_it_has_come() {
         [],
         "claimed: it idles"
     );
-    let actions = did(|out| there.arrived(7, HERE, 1, ms(10), out));
+    let granted = Action::Grant {
+        waiter: 'x',
+        server: 7,
+    };
+    // What passed it over meanwhile is asked for.
     assert_eq!(
-        actions,
-        [Action::Grant {
-            waiter: 'x',
-            server: 7
-        }]
+        did(|out| there.arrived(7, HERE, 1, ms(10), out)),
+        [granted, Action::Ask(HERE)]
     );
-    assert_eq!(
-        did(|out| here.tick(ms(11), out)),
-        [Action::Send {
-            to: THERE,
-            server: 8,
-            hops: 1
-        }]
-    );
+    let sent = Action::Send {
+        to: THERE,
+        server: 8,
+        hops: 1,
+    };
+    assert_eq!(did(|out| here.asked(THERE, out)), [sent]);
 }
 
 #[test]
