@@ -239,6 +239,18 @@ drop_in!(role_that_the_query_does_not_find_is_refused, |brand| {
     }
 });
 
+// Before, it was an error of the configuration.
+drop_in!(row_without_a_name_is_none, since(1, 26), |brand| {
+    let query = "select null::text, $1::text";
+    let drop_in = start_asking(brand, ASKING, Some(query));
+    let outcome = login(&drop_in, "ann", PASSWORD, &drop_in.database.name);
+    let told = match brand {
+        Brand::PgBouncer => "08P01 no such user",
+        Brand::Ringbouncer(_) => NO_SASL,
+    };
+    assert_eq!(outcome, Err(told.into()));
+});
+
 drop_in!(secret_of_the_file_goes_before_the_server, |brand| {
     let name = role(MUST_SCRAM, "scram-sha-256");
     let drop_in = start(brand, ASKING, &[("postgres", ""), (&name, "of the file")]);
@@ -289,7 +301,6 @@ drop_in!(
         let cases = [
             "select 'a', 'b', $1::text",
             "select $1::text",
-            "select null::text, $1::text",
             "select no_such_column, $1::text",
             "select $1::text, (1/0)::text",
         ];
@@ -325,10 +336,9 @@ const NO_RULE: &str = "no authentication method is found";
 
 /// What they are told whom no rule matches.
 fn no_rule(brand: Brand) -> &'static str {
-    match brand {
-        // Before 1.20.
-        Brand::PgBouncer => REJECTED,
-        Brand::Ringbouncer(_) => NO_RULE,
+    match brand.is_before((1, 20)) {
+        true => REJECTED,
+        false => NO_RULE,
     }
 }
 
@@ -461,10 +471,9 @@ drop_in!(rules_are_read_again_by_reload, |brand| {
 
 /// The SQLSTATE that clients see of a server that refused the pooler.
 fn code_of_server(brand: Brand, code: &str) -> &str {
-    match brand {
-        // Before 1.20.
-        Brand::PgBouncer => "08P01",
-        Brand::Ringbouncer(_) => code,
+    match brand.is_before((1, 20)) {
+        true => "08P01",
+        false => code,
     }
 }
 
