@@ -16,6 +16,7 @@ mod cve;
 mod drop_in;
 mod drop_in_file;
 mod drop_in_login;
+mod drop_in_names;
 mod drop_in_pool;
 mod drop_in_protocol;
 mod fairness;
