@@ -15,6 +15,7 @@ mod copy;
 mod cve;
 mod drop_in;
 mod drop_in_file;
+mod drop_in_limits;
 mod drop_in_login;
 mod drop_in_names;
 mod drop_in_pool;
