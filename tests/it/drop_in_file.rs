@@ -342,6 +342,23 @@ drop_in!(
     }
 );
 
+drop_in!(tls_may_begin_at_once, since(1, 25), |brand| {
+    let directory = open_directory();
+    let drop_in = DropIn::start(brand, database(), &encrypting(directory.path()));
+    let at_once = |protocol: &str| {
+        let mut config = Postgres::authority().client_config(None);
+        config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
+        let mut client = Client::connect(drop_in.address);
+        let done = client.encrypt(std::sync::Arc::new(config), "localhost");
+        done.map(|()| client)
+    };
+    let mut client = at_once("postgresql").expect("a handshake");
+    let params = [("user", "postgres"), ("database", &*drop_in.database.name)];
+    assert_eq!(client.start(PROTOCOL_3_0, &params).status, b'I');
+    assert_eq!(client.value("select 'encrypted'"), "encrypted");
+    at_once("http/1.1").map(drop).expect_err("no handshake");
+});
+
 both_shards!(tls_that_nothing_is_left_of_is_refused, |shards| {
     let directory = open_directory();
     let encrypting = encrypting(directory.path());

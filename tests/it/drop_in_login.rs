@@ -239,6 +239,21 @@ drop_in!(role_that_the_query_does_not_find_is_refused, |brand| {
     }
 });
 
+drop_in!(password_that_has_run_out_is_none, since(1, 24), |brand| {
+    let name = role(MUST_SCRAM, "scram-sha-256");
+    let drop_in = start_asking(brand, ASKING, None);
+    let entry = &drop_in.database.name;
+    for (until, refused) in [("yesterday", true), ("infinity", false)] {
+        let alter = format!("alter role {name} valid until '{until}'");
+        drop_in.database.sql(&alter);
+        let outcome = login(&drop_in, &name, PASSWORD, entry);
+        match refused {
+            true => assert_eq!(outcome, Err(NO_SASL.into())),
+            false => assert_eq!(outcome, Ok(name.clone())),
+        }
+    }
+});
+
 // Before, it was an error of the configuration.
 drop_in!(row_without_a_name_is_none, since(1, 26), |brand| {
     let query = "select null::text, $1::text";
@@ -407,6 +422,12 @@ drop_in!(first_rule_that_matches_decides, |brand| {
             }
         }
     }
+});
+
+drop_in!(rule_may_be_for_every_address, since(1, 23), |brand| {
+    let rules = "host other all 10.0.0.1/32 trust\nhost all all all trust\n";
+    let (drop_in, _files) = start_ruled(brand, rules, &["ann"]);
+    assert_eq!(bare(&drop_in, "ann", "other").status, b'I');
 });
 
 drop_in!(rule_says_how_the_user_proves_himself, |brand| {

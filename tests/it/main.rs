@@ -18,6 +18,7 @@ mod drop_in_file;
 mod drop_in_limits;
 mod drop_in_login;
 mod drop_in_names;
+mod drop_in_newer;
 mod drop_in_pool;
 mod drop_in_protocol;
 mod fairness;
