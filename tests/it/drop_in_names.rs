@@ -264,7 +264,7 @@ drop_in!(names_of_the_protocol_and_of_sql, since(1, 21), |brand| {
     assert_eq!(run(&mut client, "s").value(), "by the protocol");
 });
 
-drop_in!(without_names_they_are_passed_on, |brand| {
+drop_in!(without_names_they_are_passed_on, since(1, 21), |brand| {
     let drop_in = start(brand, 0);
     let mut clients = [(); 2].map(|()| drop_in.client());
     prepare(&mut clients[0], "s", "select 'of the first'");
