@@ -30,7 +30,8 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   sim       the pool under simulation
   steady    no allocation in a conversation that runs
   fuzz      fuzz targets on their corpora and on mutations of them (FUZZ_SECONDS for each, default 3)
-  it        the program against real PostgreSQL and scripted peers
+  it        the program against real PostgreSQL and scripted peers; what is claimed of PgBouncer as well is compared with
+            the program RINGBOUNCER_PGBOUNCER (default: the distribution's), as far as its version has it
   drivers   psycopg, asyncpg, SQLAlchemy, Alembic, Django, node-postgres, psql and pgbench, with 1 and with 3 shards
   torture   everything at once for TORTURE_SECONDS (default 60)
   soak      low and bursty load for SOAK_SECONDS (default 60)

@@ -166,12 +166,14 @@ impl Variable {
     }
 }
 
-static VARIABLES: [Variable; 5] = [
+static VARIABLES: [Variable; 6] = [
     Variable::new("client_encoding", "UTF-8"),
     Variable::new("default_transaction_isolation", "read committed"),
     Variable::new("standard_conforming_strings", "on"),
     Variable::new("datestyle", "ISO"),
     Variable::new("timezone", "GMT"),
+    // pgjdbc sets it.
+    Variable::new("extra_float_digits", "2"),
 ];
 
 static SELECT_ONE: [Column; 1] = [Column::int4("?column?")];
@@ -679,6 +681,7 @@ mod tests {
             ),
             ("DateStyle", "datestyle", "ISO"),
             ("timezone", "timezone", "GMT"),
+            ("extra_float_digits", "extra_float_digits", "2"),
         ];
         for (typed, name, value) in table {
             let command = Command::parse(format!("SHOW {typed}").as_bytes()).unwrap();

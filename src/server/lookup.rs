@@ -140,8 +140,11 @@ impl Answer {
         let [name, secret] = values.as_slice() else {
             return Err(LookupError::Columns(values.len()));
         };
-        let name = name.filter(|name| !name.is_empty());
-        let name = name.ok_or(LookupError::NoName)?;
+        // A row without a name is none, as in PgBouncer from 1.26 on.
+        let Some(name) = *name else { return Ok(()) };
+        if name.is_empty() {
+            return Err(LookupError::NoName);
+        }
         if self.row.is_some() {
             return Err(LookupError::Rows);
         }

@@ -85,9 +85,9 @@ impl Shard {
                     pool.step(|local, now, actions| local.poke(now, actions));
                 }
             }
-            Mail::Evict { pool } => {
+            Mail::Evict { pool, why } => {
                 if let Some(pool) = self.pool_of(&pool) {
-                    pool.evict();
+                    pool.evict(why);
                 }
             }
             Mail::LoginRefused { pool, farewell } => {

@@ -53,6 +53,8 @@ pub enum Mail {
     Evict {
         /// The pool that has it.
         pool: PoolKey,
+        /// What is logged of it.
+        why: &'static str,
     },
     /// A server refused the login: everybody who waits in the pool is told. Full: lost; they wait on.
     LoginRefused {

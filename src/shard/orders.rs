@@ -15,7 +15,7 @@ use crate::admin::{Hold, Order, Refusal};
 use crate::base::ShardId;
 use crate::config::CONSOLE;
 use crossbeam::utils::CachePadded;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -40,6 +40,8 @@ pub struct Orders {
     hold: Hold,
     /// The version that the latest SUSPEND made.
     suspended_by: u64,
+    /// Since a KILL of all databases: those resumed by name. All others are paused.
+    killed_all: Option<BTreeSet<Arc<str>>>,
     /// Holds for every database; its `is_paused` and `is_disabled` are never set.
     everywhere: Standing,
     databases: BTreeMap<Arc<str>, Standing>,
@@ -78,7 +80,13 @@ impl Orders {
 
     /// What was ordered for `database` alone.
     pub fn own(&self, database: &str) -> Standing {
-        self.databases.get(database).copied().unwrap_or_default()
+        let own = self.databases.get(database).copied().unwrap_or_default();
+        let resumed = self.killed_all.as_ref();
+        let is_killed = resumed.is_some_and(|resumed| !resumed.contains(database));
+        Standing {
+            is_paused: own.is_paused || is_killed,
+            ..own
+        }
     }
 
     /// What holds for `database`.
@@ -94,7 +102,11 @@ impl Orders {
 
     /// What holds for `database`, or for all of them.
     pub fn is_paused(&self, database: Option<&str>) -> bool {
-        database.map_or(self.hold == Hold::Paused, |name| self.of(name).is_paused)
+        let all_killed = || self.killed_all.as_ref().is_some_and(BTreeSet::is_empty);
+        database.map_or_else(
+            || self.hold == Hold::Paused || all_killed(),
+            |name| self.of(name).is_paused,
+        )
     }
 
     /// Gives an order.
@@ -113,9 +125,9 @@ impl Orders {
                 self.standing(scope.as_deref()).stale_below = now.next_id;
             }
             Order::Disable(name) | Order::Enable(name) => {
-                // PgBouncer says "disable" for both.
-                check(Some(name), "disable", now)?;
                 let is_disabled = matches!(order, Order::Disable(_));
+                let verb = if is_disabled { "disable" } else { "enable" };
+                check(Some(name), verb, now)?;
                 self.standing(Some(name)).is_disabled = is_disabled;
             }
         }
@@ -128,7 +140,10 @@ impl Orders {
             return Err(Refusal::AlreadyPaused);
         }
         check(scope, "pause", now)?;
-        self.set_paused(scope);
+        match scope {
+            None => self.hold = Hold::Paused,
+            Some(_) => self.standing(scope).is_paused = true,
+        }
         Ok(())
     }
 
@@ -136,7 +151,7 @@ impl Orders {
         if self.hold != Hold::None {
             return Err(Refusal::AlreadyPaused);
         }
-        if self.databases.values().any(|one| one.is_paused) {
+        if self.killed_all.is_some() || self.databases.values().any(|one| one.is_paused) {
             return Err(Refusal::PausedDatabases);
         }
         self.hold = Hold::Suspended;
@@ -149,7 +164,10 @@ impl Orders {
             return Err(Refusal::AlreadyPaused);
         }
         check(scope, "kill", now)?;
-        self.set_paused(scope);
+        match scope {
+            None => self.killed_all = Some(BTreeSet::new()),
+            Some(_) => self.standing(scope).is_paused = true,
+        }
         self.kills += 1;
         let standing = self.standing(scope);
         standing.killed_below = now.next_id;
@@ -157,21 +175,15 @@ impl Orders {
         Ok(())
     }
 
-    fn set_paused(&mut self, scope: Option<&str>) {
-        match scope {
-            None => self.hold = Hold::Paused,
-            Some(_) => self.standing(scope).is_paused = true,
-        }
-    }
-
     fn resume(&mut self, now: &Circumstances<'_>) -> Result<(), Refusal> {
         if now.phase == Phase::WaitForServers {
             return Err(Refusal::ShuttingDown);
         }
-        if self.hold == Hold::None {
+        if self.hold == Hold::None && self.killed_all.is_none() {
             return Err(Refusal::NotPaused);
         }
         self.hold = Hold::None;
+        self.killed_all = None;
         Ok(())
     }
 
@@ -179,9 +191,14 @@ impl Orders {
         if name != CONSOLE {
             check(Some(name), "resume", now)?;
         }
-        let paused = self.databases.get_mut(name).filter(|one| one.is_paused);
-        let name = name.to_owned();
-        paused.ok_or(Refusal::DatabaseNotPaused { name })?.is_paused = false;
+        if name == CONSOLE || !self.own(name).is_paused {
+            let name = name.to_owned();
+            return Err(Refusal::DatabaseNotPaused { name });
+        }
+        self.standing(Some(name)).is_paused = false;
+        if let Some(resumed) = &mut self.killed_all {
+            resumed.insert(name.into());
+        }
         Ok(())
     }
 
@@ -340,7 +357,7 @@ mod tests {
             ),
             (
                 Order::Enable("pgbouncer".into()),
-                Err("cannot disable admin db: pgbouncer"),
+                Err("cannot enable admin db: pgbouncer"),
             ),
             (
                 Order::Kill(Some("pgbouncer".into())),
@@ -366,6 +383,23 @@ mod tests {
         let standing = orders.of("b");
         assert_eq!((standing.killed_below, standing.stale_below), (0, 7));
         assert!(!orders.of("a").is_paused);
+    }
+
+    #[test]
+    fn kill_of_all_is_resumed_by_name_or_at_once() {
+        let mut orders = Orders::default();
+        given(&mut orders, Order::Kill(None)).unwrap();
+        assert!(orders.is_paused(None) && orders.of("a").is_paused);
+        assert_eq!(orders.hold(), Hold::None);
+        given(&mut orders, Order::Resume(Some(a()))).unwrap();
+        assert!(!orders.of("a").is_paused && orders.of("b").is_paused);
+        assert!(!orders.is_paused(None), "not all of them");
+        assert!(given(&mut orders, Order::Resume(Some(a()))).is_err());
+        given(&mut orders, Order::Kill(None)).unwrap();
+        assert!(orders.of("a").is_paused);
+        given(&mut orders, Order::Resume(None)).unwrap();
+        assert!(!orders.of("b").is_paused);
+        assert!(given(&mut orders, Order::Resume(None)).is_err());
     }
 
     #[test]

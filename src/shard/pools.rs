@@ -638,22 +638,22 @@ impl Pool {
 
     /// Has the longest idle server of another pool closed whose limit keeps this one from opening.
     pub(super) fn make_room(self: &Rc<Self>) {
-        let Some((key, shard)) = self.shard.common.victim(&self.common) else {
+        let Some((key, shard, why)) = self.shard.common.victim(&self.common) else {
             return;
         };
         if shard != self.shard.id {
-            let _ = self.shard.post(shard, Mail::Evict { pool: key });
+            let _ = self.shard.post(shard, Mail::Evict { pool: key, why });
         } else if let Some(pool) = self.shard.pool_of(&key) {
-            pool.evict();
+            pool.evict(why);
         }
     }
 
     /// Gives another pool the place of the longest idle server.
-    pub(super) fn evict(self: &Rc<Self>) {
+    pub(super) fn evict(self: &Rc<Self>, why: &'static str) {
         let evicted = self.local.borrow_mut().evict();
         if let Some(server) = evicted {
             self.common.evictions.fetch_add(1, Ordering::Relaxed);
-            let (pool, closed) = (self.clone(), self.closed(server, "evicted"));
+            let (pool, closed) = (self.clone(), self.closed(server, why));
             spawn(self.shard.net, async move {
                 closed.await;
                 // Only now: until the permit is back, nobody else has to make room.

@@ -118,11 +118,12 @@ impl Pool {
         if !is_in_the_way || self.common.evictions.load(Ordering::Relaxed) > 0 {
             return;
         }
+        let why = "evicted for pool_size";
         match self.common.shared.longest_idle() {
-            Some((_, shard)) if shard == self.shard.id => self.evict(),
+            Some((_, shard)) if shard == self.shard.id => self.evict(why),
             Some((_, shard)) => {
                 let pool = self.common.key.clone();
-                let _ = self.shard.post(shard, Mail::Evict { pool });
+                let _ = self.shard.post(shard, Mail::Evict { pool, why });
             }
             None => self.make_room(),
         }

@@ -425,9 +425,9 @@ impl Common {
     }
 
     /// The pool, and the shard, with the longest idle server among those that share a limit with `pool`
-    /// which keeps it from opening one; none while one of them makes room already. Takes a mutex and looks at every pool: for a client that waits
+    /// which keeps it from opening one, and what is logged of it; none while one of them makes room already. Takes a mutex and looks at every pool: for a client that waits
     /// while the limit is used up, at most once in 10 ms and shard.
-    pub fn victim(&self, pool: &CommonPool) -> Option<(PoolKey, ShardId)> {
+    pub fn victim(&self, pool: &CommonPool) -> Option<(PoolKey, ShardId, &'static str)> {
         let directory = self.directory();
         let is_full = |scope: Scope| {
             let permits = directory.scopes.get(&scope);
@@ -448,7 +448,11 @@ impl Common {
         let others = directory.pools.values().filter(shares);
         let idle = others.filter_map(|other| Some((other.shared.longest_idle()?, &other.key)));
         let ((_, shard), key) = idle.min_by_key(|((since, _), _)| *since)?;
-        Some((key.clone(), shard))
+        let why = match database_is_full && key.database == pool.key.database {
+            true => "evicted for max_db_connections",
+            false => "evicted for max_user_connections",
+        };
+        Some((key.clone(), shard, why))
     }
 
     /// Every pool of the process.

@@ -147,7 +147,6 @@ both_shards!(
         let cases = [
             ("select 'a', 'b', $1::text", "exactly 2 columns"),
             ("select $1::text", "exactly 2 columns"),
-            ("select null::text, $1::text", "without a name"),
             ("select ''::text, $1::text", "without a name"),
             ("select no_such_column, $1::text", "no_such_column"),
             ("select $1::text, (1/0)::text", "division by zero"),

@@ -30,6 +30,16 @@ fn table(rows: &[(&str, &str)], entry: &str) -> Vec<(String, String)> {
         .collect()
 }
 
+/// The text on what is paused or not: of PgBouncer there is no SUSPEND since 1.26.
+fn paused(subject: &Subject, text: &str) -> String {
+    match subject.is_from((1, 26)) {
+        true => text
+            .replace("suspended/paused", "paused")
+            .replace("paused/suspended", "paused"),
+        false => text.to_owned(),
+    }
+}
+
 compared!(
     pauses_are_answered_as_in_pgbouncer,
     since(1, 8),
@@ -59,7 +69,11 @@ compared!(
                 "invalid command 'PAUSE DB DB', use SHOW HELP;",
             ),
         ];
-        assert_answers(&mut subject.admin(), &table(&rows, subject.entry(0)));
+        let mut rows = table(&rows, subject.entry(0));
+        for (_, answer) in &mut rows {
+            *answer = paused(subject, answer);
+        }
+        assert_answers(&mut subject.admin(), &rows);
     }
 );
 
@@ -67,6 +81,10 @@ compared!(
     other_commands_are_answered_as_in_pgbouncer,
     since(1, 12),
     |subject| {
+        let enable = match subject.is_before((1, 26)) {
+            true => "cannot disable admin db: pgbouncer",
+            false => "cannot enable admin db: pgbouncer",
+        };
         let rows = [
             ("DISABLE", "a database is required"),
             ("ENABLE", "a database is required"),
@@ -77,7 +95,7 @@ compared!(
             ("DISABLE none", "no such database: none"),
             ("ENABLE none", "no such database: none"),
             ("DISABLE pgbouncer", "cannot disable admin db: pgbouncer"),
-            ("ENABLE pgbouncer", "cannot disable admin db: pgbouncer"),
+            ("ENABLE pgbouncer", enable),
             ("RECONNECT", "RECONNECT"),
             ("RECONNECT DB", "RECONNECT"),
             ("RECONNECT none", "no such database: none"),
@@ -111,7 +129,7 @@ compared!(commands_of_admins_are_for_admins, since(1, 12), |subject| {
         "PAUSE none",
     ];
     // CVE-2026-6667: up to 1.25.1 everybody in the console could.
-    if !subject.is_theirs {
+    if !subject.is_before((1, 26)) {
         commands.extend(["KILL_CLIENT 1", "KILL_CLIENT", "KILL", "DISABLE"]);
     }
     for command in commands {
@@ -338,37 +356,70 @@ compared!(
         }
         assert_eq!(
             subject.console("RESUME").text(),
-            "pooler is not paused/suspended"
+            paused(subject, "pooler is not paused/suspended")
         );
         busy.query("commit");
     }
 );
 
-both_shards!(kill_without_a_database_is_for_all_of_them, |shards| {
-    // PgBouncer: since 1.25.
+compared!(
+    kill_without_a_database_is_for_all_of_them,
+    since(1, 25),
+    |subject| {
+        let mut clients = [0, 1].map(|at| Client::login(subject.address(), subject.entry(at)));
+        clients
+            .iter_mut()
+            .for_each(|client| assert_eq!(client.query("begin").status, b'T'));
+        assert_eq!(subject.console("KILL").complete, ["KILL"]);
+        clients
+            .iter_mut()
+            .for_each(|client| client.reply().assert_fatal("database removed"));
+        let mut late = Client::connect(subject.address());
+        let params = [("user", "postgres"), ("database", subject.entry(0))];
+        late.send(&startup(PROTOCOL_3_0, &params));
+        assert_eq!(
+            subject.console("SHOW STATE").rows[1][1].as_deref(),
+            Some("no")
+        );
+        assert!(late.has_nothing_to_read());
+        for at in [0, 1] {
+            let command = format!("RESUME {}", subject.entry(at));
+            assert_eq!(subject.console(&command).complete, ["RESUME"]);
+            let text = format!("database {} is not paused", subject.entry(at));
+            assert_eq!(subject.console(&command).text(), text);
+        }
+        assert_eq!(late.reply().status, b'I');
+        assert_eq!(subject.client().value("select 1"), "1");
+    }
+);
+
+both_shards!(what_a_kill_has_paused_is_resumed_at_once, |shards| {
+    // PgBouncer would have each database resumed by name.
     let subject = Subject::ours(shards, &[]);
-    let mut clients = [0, 1].map(|at| Client::login(subject.address(), subject.entry(at)));
-    clients
-        .iter_mut()
-        .for_each(|client| assert_eq!(client.query("begin").status, b'T'));
-    assert_eq!(subject.console("KILL").complete, ["KILL"]);
-    clients
-        .iter_mut()
-        .for_each(|client| client.reply().assert_fatal("database removed"));
-    let mut late = Client::connect(subject.address());
-    let params = [("user", "postgres"), ("database", subject.entry(0))];
-    late.send(&startup(PROTOCOL_3_0, &params));
-    assert_eq!(subject.console("PAUSE").text(), "already suspended/paused");
-    assert!(late.has_nothing_to_read());
-    assert_eq!(subject.console("RESUME").complete, ["RESUME"]);
-    assert_eq!(late.reply().status, b'I');
+    let mut client = Client::login(subject.address(), subject.entry(1));
+    let mut admin = subject.admin();
+    assert_eq!(admin.query("KILL").complete, ["KILL"]);
+    client.reply().assert_fatal("database removed");
+    assert_eq!(admin.query("KILL").complete, ["KILL"]);
+    assert_eq!(
+        admin.query("SUSPEND").text(),
+        "cannot suspend with paused databases"
+    );
+    assert_eq!(admin.query("RESUME").complete, ["RESUME"]);
+    for at in [0, 1] {
+        let mut client = Client::login(subject.address(), subject.entry(at));
+        assert_eq!(client.value("select 1"), "1");
+    }
+    assert_eq!(
+        admin.query("RESUME").text(),
+        "pooler is not paused/suspended"
+    );
 });
 
-both_shards!(
+compared!(
     kill_client_ends_one_client_whatever_shard_it_is_on,
-    |shards| {
-        // PgBouncer: since 1.24.
-        let subject = Subject::ours(shards, &[]);
+    since(1, 24),
+    |subject| {
         let mut admin = subject.admin();
         let rows = [
             ("KILL_CLIENT", "invalid client pointer supplied"),
@@ -392,7 +443,8 @@ both_shards!(
                     .find(|row| row["application_name"] == name)
             };
             let row = listed(&mut admin).expect("it is listed");
-            let column = if at % 3 == 0 { "ptr" } else { "id" };
+            let by_pointer = !subject.is_theirs && at % 3 == 0;
+            let column = if by_pointer { "ptr" } else { "id" };
             let reply = admin.query(&format!("KILL_CLIENT {}", row[column]));
             assert_eq!(reply.complete, ["KILL_CLIENT"]);
             assert!(listed(&mut admin).is_none(), "still listed");

@@ -369,14 +369,27 @@ drop_in!(
     signals_to_pause_and_resume_say_what_is_so_already,
     |brand| {
         let drop_in = DropIn::start(brand, database(), "");
+        let suspended = match brand.is_from((1, 26)) {
+            true => "",
+            false => "/suspended",
+        };
         for (signal, text) in [
-            (Signal::USR2, "got SIGUSR2, but not paused/suspended"),
+            (
+                Signal::USR2,
+                &*format!("got SIGUSR2, but not paused{suspended}"),
+            ),
             (Signal::USR1, "got SIGUSR1, pausing all activity"),
-            (Signal::USR1, "got SIGUSR1, but already paused/suspended"),
+            (
+                Signal::USR1,
+                &*format!("got SIGUSR1, but already paused{suspended}"),
+            ),
             (Signal::USR2, "got SIGUSR2, continuing from PAUSE"),
         ] {
             drop_in.signal(signal);
             wait_until(text, || drop_in.log().contains(text));
+        }
+        if brand.is_from((1, 26)) {
+            return;
         }
         let mut console = Client::login(drop_in.address, "pgbouncer");
         assert_eq!(console.query("SUSPEND").complete, ["SUSPEND"]);
@@ -389,18 +402,22 @@ drop_in!(
     }
 );
 
-drop_in!(suspended_process_goes_at_every_signal, |brand| {
-    for signal in [Signal::INT, Signal::TERM] {
-        let mut drop_in = DropIn::start(brand, database(), "");
-        let mut client = Client::login(drop_in.address, &drop_in.database.name);
-        client.value("select 1");
-        let mut console = Client::login(drop_in.address, "pgbouncer");
-        assert_eq!(console.query("SUSPEND").complete, ["SUSPEND"]);
-        drop_in.signal(signal);
-        drop_in.wait_exit().expect("an end");
-        assert!(client.reply().closed);
+drop_in!(
+    suspended_process_goes_at_every_signal,
+    until(1, 26),
+    |brand| {
+        for signal in [Signal::INT, Signal::TERM] {
+            let mut drop_in = DropIn::start(brand, database(), "");
+            let mut client = Client::login(drop_in.address, &drop_in.database.name);
+            client.value("select 1");
+            let mut console = Client::login(drop_in.address, "pgbouncer");
+            assert_eq!(console.query("SUSPEND").complete, ["SUSPEND"]);
+            drop_in.signal(signal);
+            drop_in.wait_exit().expect("an end");
+            assert!(client.reply().closed);
+        }
     }
-});
+);
 
 drop_in!(signal_waits_for_the_transactions_under_way, |brand| {
     let more = "pool_mode = transaction\ndefault_pool_size = 1";
@@ -457,8 +474,7 @@ drop_in!(systemd_is_told_of_readiness_and_the_end, |brand| {
     told("STATUS=stats: ");
     drop_in.signal(Signal::HUP);
     let reloading = told("RELOADING=1");
-    if let Brand::Ringbouncer(_) = brand {
-        // In PgBouncer since 1.24.
+    if !brand.is_before((1, 24)) {
         assert!(reloading.contains("\nMONOTONIC_USEC="), "{reloading}");
     }
     told("READY=1");
@@ -533,26 +549,29 @@ both_shards!(journal_gets_priorities_instead_of_times, |shards| {
     child.wait().unwrap();
 });
 
-both_shards!(signal_to_resume_is_ignored_during_a_shutdown, |shards| {
-    // In PgBouncer since 1.23; before it ended the shutdown.
-    let brand = Brand::Ringbouncer(shards);
-    let mut drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
-    let mut client = Client::login(drop_in.address, &drop_in.database.name);
-    assert_eq!(client.query("begin").status, b'T');
-    drop_in.signal(Signal::INT);
-    wait_until("it shuts down", || {
-        drop_in.log().contains("got SIGINT, shutting down")
-    });
-    drop_in.signal(Signal::USR2);
-    wait_until("it says so", || {
-        drop_in
-            .log()
-            .contains("got SIGUSR2 while shutting down, ignoring")
-    });
-    assert!(!drop_in.log().contains("continuing"));
-    assert_eq!(client.query("commit").complete, ["COMMIT"]);
-    assert!(drop_in.wait_exit().expect("an end").success());
-});
+// Before, it ended the shutdown.
+drop_in!(
+    signal_to_resume_is_ignored_during_a_shutdown,
+    since(1, 23),
+    |brand| {
+        let mut drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+        let mut client = Client::login(drop_in.address, &drop_in.database.name);
+        assert_eq!(client.query("begin").status, b'T');
+        drop_in.signal(Signal::INT);
+        wait_until("it shuts down", || {
+            drop_in.log().contains("got SIGINT, shutting down")
+        });
+        drop_in.signal(Signal::USR2);
+        wait_until("it says so", || {
+            drop_in
+                .log()
+                .contains("got SIGUSR2 while shutting down, ignoring")
+        });
+        assert!(!drop_in.log().contains("continuing"));
+        assert_eq!(client.query("commit").complete, ["COMMIT"]);
+        assert!(drop_in.wait_exit().expect("an end").success());
+    }
+);
 
 both_shards!(rolling_restart_refuses_nobody, |shards| {
     let brand = Brand::Ringbouncer(shards);

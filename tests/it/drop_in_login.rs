@@ -239,6 +239,33 @@ drop_in!(role_that_the_query_does_not_find_is_refused, |brand| {
     }
 });
 
+drop_in!(password_that_has_run_out_is_none, since(1, 24), |brand| {
+    let name = role(MUST_SCRAM, "scram-sha-256");
+    let drop_in = start_asking(brand, ASKING, None);
+    let entry = &drop_in.database.name;
+    for (until, refused) in [("yesterday", true), ("infinity", false)] {
+        let alter = format!("alter role {name} valid until '{until}'");
+        drop_in.database.sql(&alter);
+        let outcome = login(&drop_in, &name, PASSWORD, entry);
+        match refused {
+            true => assert_eq!(outcome, Err(NO_SASL.into())),
+            false => assert_eq!(outcome, Ok(name.clone())),
+        }
+    }
+});
+
+// Before, it was an error of the configuration.
+drop_in!(row_without_a_name_is_none, since(1, 26), |brand| {
+    let query = "select null::text, $1::text";
+    let drop_in = start_asking(brand, ASKING, Some(query));
+    let outcome = login(&drop_in, "ann", PASSWORD, &drop_in.database.name);
+    let told = match brand {
+        Brand::PgBouncer => "08P01 no such user",
+        Brand::Ringbouncer(_) => NO_SASL,
+    };
+    assert_eq!(outcome, Err(told.into()));
+});
+
 drop_in!(secret_of_the_file_goes_before_the_server, |brand| {
     let name = role(MUST_SCRAM, "scram-sha-256");
     let drop_in = start(brand, ASKING, &[("postgres", ""), (&name, "of the file")]);
@@ -289,7 +316,6 @@ drop_in!(
         let cases = [
             "select 'a', 'b', $1::text",
             "select $1::text",
-            "select null::text, $1::text",
             "select no_such_column, $1::text",
             "select $1::text, (1/0)::text",
         ];
@@ -325,10 +351,9 @@ const NO_RULE: &str = "no authentication method is found";
 
 /// What they are told whom no rule matches.
 fn no_rule(brand: Brand) -> &'static str {
-    match brand {
-        // Before 1.20.
-        Brand::PgBouncer => REJECTED,
-        Brand::Ringbouncer(_) => NO_RULE,
+    match brand.is_before((1, 20)) {
+        true => REJECTED,
+        false => NO_RULE,
     }
 }
 
@@ -399,6 +424,12 @@ drop_in!(first_rule_that_matches_decides, |brand| {
     }
 });
 
+drop_in!(rule_may_be_for_every_address, since(1, 23), |brand| {
+    let rules = "host other all 10.0.0.1/32 trust\nhost all all all trust\n";
+    let (drop_in, _files) = start_ruled(brand, rules, &["ann"]);
+    assert_eq!(bare(&drop_in, "ann", "other").status, b'I');
+});
+
 drop_in!(rule_says_how_the_user_proves_himself, |brand| {
     let rules = "host main ann 127.0.0.1/32 md5\nhost main bob 127.0.0.1/32 scram-sha-256\n\
                  host main cyd 127.0.0.1/32 password\nhost main all 127.0.0.1/32 scram-sha-256\n";
@@ -461,10 +492,9 @@ drop_in!(rules_are_read_again_by_reload, |brand| {
 
 /// The SQLSTATE that clients see of a server that refused the pooler.
 fn code_of_server(brand: Brand, code: &str) -> &str {
-    match brand {
-        // Before 1.20.
-        Brand::PgBouncer => "08P01",
-        Brand::Ringbouncer(_) => code,
+    match brand.is_before((1, 20)) {
+        true => "08P01",
+        false => code,
     }
 }
 

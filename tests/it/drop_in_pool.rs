@@ -655,8 +655,7 @@ drop_in!(broken_file_leaves_databases_and_clients_alone, |brand| {
     let drop_in = start(brand, "pool_mode = transaction");
     let mut client = drop_in.client();
     let reply = drop_in.reload_with("pool_mode = transaction", "pool_mode = sometimes");
-    // PgBouncer tells the console since 1.25.
-    if let Brand::Ringbouncer(_) = brand {
+    if !brand.is_before((1, 25)) {
         let error = reply.error.expect("an error");
         assert_eq!((&*error.severity, &*error.code), ("ERROR", "F0000"));
         assert_eq!(error.text, "RELOAD failed, see logs for additional details");
@@ -689,11 +688,9 @@ drop_in!(minimum_of_a_forced_user_needs_no_clients, |brand| {
     let keys = "user=postgres min_pool_size=2";
     let lines = format!("[databases]\n{}", entry("warm", &database, keys));
     let drop_in = DropIn::start(brand, database, &lines);
-    // PgBouncer needs one until 1.20.
-    let _client = match brand {
-        Brand::PgBouncer => Some(client(&drop_in, "postgres", "warm")),
-        Brand::Ringbouncer(_) => None,
-    };
+    // It needs one until 1.20.
+    let is_old = brand.is_before((1, 20));
+    let _client = is_old.then(|| client(&drop_in, "postgres", "warm"));
     drop_in.database.wait_backends(2, "state = 'idle'");
 });
 
@@ -736,8 +733,8 @@ drop_in!(server_that_is_full_tells_so_by_its_own_words, |brand| {
     let drop_in = start(brand, &lines);
     let (_, reply) = log_in(&drop_in, "postgres", "full");
     reply.assert_fatal("sorry, too many clients already");
-    if let Brand::Ringbouncer(_) = brand {
-        // The server's own, as in PgBouncer from 1.20 on.
+    // The server's own.
+    if !brand.is_before((1, 20)) {
         assert_eq!(reply.code(), "53300");
     }
 });

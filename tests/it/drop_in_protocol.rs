@@ -111,10 +111,9 @@ drop_in!(packet_may_arrive_byte_by_byte, |brand| {
     let drop_in = start(brand, "");
     let params = [("user", "postgres"), ("database", &*drop_in.database.name)];
     let mut client = Client::connect(drop_in.address);
-    match brand {
-        // Not before 1.23.
-        Brand::PgBouncer => client.send(&startup(PROTOCOL_3_0, &params)),
-        Brand::Ringbouncer(_) => client.send_bytewise(&startup(PROTOCOL_3_0, &params)),
+    match brand.is_before((1, 23)) {
+        true => client.send(&startup(PROTOCOL_3_0, &params)),
+        false => client.send_bytewise(&startup(PROTOCOL_3_0, &params)),
     }
     assert_eq!(client.reply().status, b'I');
     client.send_bytewise(&query("select 'slow'"));
@@ -130,7 +129,7 @@ drop_in!(
         );
         for (name, refused) in [
             ("work_mem", true),
-            ("search_path", true),
+            ("enable_seqscan", true),
             ("extra_float_digits", false),
             ("geqo", false),
             ("application_name", false),
@@ -362,6 +361,10 @@ drop_in!(copy_in_that_its_client_fails_stores_nothing, |brand| {
 drop_in!(
     copy_in_that_the_server_fails_leaves_client_and_server_in_step,
     |brand| {
+        // 1.24 never answers what follows; mended in 1.26.
+        if brand.is_from((1, 24)) && brand.is_before((1, 26)) {
+            return;
+        }
         let (drop_in, mut client) = with_table(brand);
         client.send(&query("copy t from stdin"));
         client.expect(b'G');

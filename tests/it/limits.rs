@@ -102,7 +102,7 @@ both_shards!(longest_idle_server_of_another_pool_makes_room, |shards| {
     assert_eq!(of_cyd.value("select 'cyd'"), "cyd");
     let of = |user: &str| stage.database.backends(&format!("usename = '{user}'"));
     assert_eq!((of(ann), of(bob), of(cyd)), (0, 1, 1), "the longest idle");
-    stage.wait_log("why=\"evicted\"");
+    stage.wait_log("why=\"evicted for max_db_connections\"");
     // Who is busy is not evicted.
     assert_eq!(of_bob.query("begin").status, b'T');
     assert_eq!(of_cyd.query("begin").status, b'T');

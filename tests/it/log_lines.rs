@@ -244,12 +244,12 @@ drop_in!(failed_connections_are_told_with_their_place, |brand| {
         "{line}"
     );
     let place = postgres.to_string();
-    server_says(
-        &drop_in,
-        "unknown",
-        &place,
-        "closing because: login failed (age=0s)",
-    );
+    let reason = match brand.is_from((1, 20)) {
+        true => "database \"no_such_database\" does not exist",
+        false => "login failed",
+    };
+    let text = format!("closing because: {reason} (age=0s)");
+    server_says(&drop_in, "unknown", &place, &text);
     let line = line_with(&drop_in, "server login failed: FATAL");
     let text = "server login failed: FATAL database \"no_such_database\" does not exist";
     assert!(

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::drop_in::free_port;
+use crate::support::drop_in::{Brand, DropIn, free_port};
 use crate::support::*;
 
 /// Poolers that know each other, with ids 1, 2, .., all before one database.
@@ -139,4 +139,44 @@ both_shards!(cancel_requests_for_a_peer_are_counted, |shards| {
     released.store(true, Ordering::Release);
     requests.iter_mut().for_each(Client::expect_closed);
     assert_eq!(counts(), [0, 0, 0]);
+});
+
+/// A pooler with the id `own` among `all`.
+fn peer_of(brand: Brand, database: Database, own: u16, all: &[(u16, u16)]) -> DropIn {
+    let line = |(id, port): &(u16, u16)| format!("{id} = host=127.0.0.1 port={port}\n");
+    let lines: String = all.iter().map(line).collect();
+    let (_, port) = all[usize::from(own) - 1];
+    let more = format!("listen_port = {port}\npeer_id = {own}\n[peers]\n{lines}");
+    let mut pooler = DropIn::start(brand, database, &more);
+    pooler.address.set_port(port);
+    pooler
+}
+
+// Keys of PgBouncer before 1.21 are laid out otherwise.
+both_shards!(cancel_requests_pass_between_pgbouncer_and_us, |shards| {
+    if !reference::is_since((1, 21)) {
+        return;
+    }
+    let all = [1, 2].map(|id| (id, free_port()));
+    let brands = [Brand::PgBouncer, Brand::Ringbouncer(shards)];
+    let poolers: Vec<_> = (1..)
+        .zip(brands)
+        .map(|(own, brand)| peer_of(brand, Postgres::shared().database(), own, &all))
+        .collect();
+    for (own, other) in [(0, 1), (1, 0), (0, 0), (1, 1)] {
+        let mut client = poolers[own].client();
+        client.send(&wire::query("select pg_sleep(600)"));
+        let asleep = "query = 'select pg_sleep(600)' and state = 'active'";
+        poolers[own].database.wait_backends(1, asleep);
+        peer::cancel(poolers[other].address, &client.key);
+        assert_eq!(client.reply().code(), "57014", "by {other} to {own}");
+        assert_eq!(client.value("select 'goes on'"), "goes on");
+    }
+    let row = |(id, port): (u16, u16)| {
+        let columns = [&*id.to_string(), "127.0.0.1", &*port.to_string(), "20"];
+        columns.map(|column| Some(column.to_owned())).to_vec()
+    };
+    for pooler in &poolers {
+        assert_eq!(pooler.console("SHOW PEERS").rows, all.map(row));
+    }
 });

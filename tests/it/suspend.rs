@@ -6,6 +6,7 @@ use crate::support::*;
 compared!(
     suspended_clients_wait_for_the_resume,
     since(1, 8),
+    until(1, 26),
     |subject| {
         let (mut idle, mut busy) = (subject.client(), subject.client());
         idle.value("select 1");
@@ -37,6 +38,7 @@ compared!(
 compared!(
     suspension_ends_with_the_session_that_ordered_it,
     since(1, 8),
+    until(1, 26),
     |subject| {
         let mut client = subject.client();
         let mut admin = subject.admin();
@@ -77,6 +79,7 @@ both_shards!(
 compared!(
     nothing_is_suspended_while_a_database_is_paused,
     since(1, 8),
+    until(1, 26),
     |subject| {
         let mut admin = subject.admin();
         assert_eq!(

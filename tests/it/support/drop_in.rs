@@ -13,6 +13,7 @@ use tempfile::TempDir;
 use super::peer::{Client, Reply};
 use super::pooler::program;
 use super::postgres::{Database, spawn_mortal};
+use super::reference::{self, Version};
 use super::wait::{PATIENCE, holds_within, wait_until};
 
 /// Which pooler.
@@ -24,14 +25,20 @@ pub enum Brand {
 }
 
 impl Brand {
+    /// Whether it is a PgBouncer from before `version`.
+    pub fn is_before(self, version: Version) -> bool {
+        matches!(self, Brand::PgBouncer) && reference::version() < version
+    }
+
+    /// Whether it is a PgBouncer of `version` or later.
+    pub fn is_from(self, version: Version) -> bool {
+        matches!(self, Brand::PgBouncer) && reference::version() >= version
+    }
+
     /// The program, as whoever runs the tests; the file is still to be added.
     pub fn command(self) -> Command {
         match self {
-            Brand::PgBouncer => {
-                let path = Path::new("/usr/sbin/pgbouncer");
-                assert!(path.exists(), "apt-get install pgbouncer");
-                Command::new(path)
-            }
+            Brand::PgBouncer => Command::new(reference::path()),
             Brand::Ringbouncer(shards) => {
                 let mut command = program();
                 command.env("RINGBOUNCER_SHARDS", shards.to_string());
@@ -267,9 +274,19 @@ pub fn prefix(line: &str, letter: char) -> &str {
     rest
 }
 
-/// One claim about both, with one shard and with three: `drop_in!(claim, |brand| { .. })`.
+/// One claim about both, with one shard and with three: `drop_in!(claim, |brand| { .. })`, or for what PgBouncer has
+/// from a version on, or until one, `drop_in!(claim, since(1, 25), |brand| { .. })`.
 macro_rules! drop_in {
     ($name:ident, $claim:expr) => {
+        drop_in!($name, since(0, 0), until(u32::MAX, 0), $claim);
+    };
+    ($name:ident, since $since:expr, $claim:expr) => {
+        drop_in!($name, since $since, until(u32::MAX, 0), $claim);
+    };
+    ($name:ident, until $until:expr, $claim:expr) => {
+        drop_in!($name, since(0, 0), until $until, $claim);
+    };
+    ($name:ident, since $since:expr, until $until:expr, $claim:expr) => {
         mod $name {
             #[allow(unused_imports)]
             use super::*;
@@ -277,7 +294,10 @@ macro_rules! drop_in {
             #[test]
             fn pgbouncer() {
                 let claim: fn(Brand) = $claim;
-                claim(Brand::PgBouncer);
+                use $crate::support::reference;
+                if reference::is_since($since) && reference::is_until($until) {
+                    claim(Brand::PgBouncer);
+                }
             }
 
             #[test]

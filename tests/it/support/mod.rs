@@ -13,6 +13,7 @@ pub mod pooler;
 pub mod postgres;
 pub mod psql;
 pub mod random;
+pub mod reference;
 pub mod scram;
 pub mod scrape;
 pub mod sockets;

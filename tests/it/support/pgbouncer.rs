@@ -1,11 +1,10 @@
-//! The distribution's PgBouncer on the same stage: proves that a test's expectations are PgBouncer's own behaviour.
+//! PgBouncer on the same stage: proves that a test's expectations are PgBouncer's own behaviour.
 
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -13,6 +12,7 @@ use tempfile::TempDir;
 use super::peer::{Client, Reply};
 use super::pooler::Topology;
 use super::postgres::{Database, Postgres, free_port, spawn_mortal, unprivileged_user};
+use super::reference::{self, Version};
 use super::stage::Stage;
 use super::wait::holds_within;
 
@@ -39,10 +39,9 @@ pub struct Subject {
 }
 
 impl Subject {
-    /// PgBouncer, if this machine has at least version `since`.
-    pub fn theirs(since: (u32, u32), settings: &[(&str, &str)]) -> Option<Subject> {
-        if version()? < since {
-            eprintln!("PgBouncer is older than {since:?}: not compared");
+    /// PgBouncer, if it is at least of version `since`.
+    pub fn theirs(since: Version, settings: &[(&str, &str)]) -> Option<Subject> {
+        if !reference::is_since(since) {
             return None;
         }
         let databases = [(), ()].map(|()| Postgres::shared().database());
@@ -52,6 +51,16 @@ impl Subject {
             databases,
             is_theirs: true,
         })
+    }
+
+    /// Whether it is a PgBouncer from before `version`.
+    pub fn is_before(&self, version: Version) -> bool {
+        self.is_theirs && reference::version() < version
+    }
+
+    /// Whether it is a PgBouncer of `version` or later.
+    pub fn is_from(&self, version: Version) -> bool {
+        self.is_theirs && reference::version() >= version
     }
 
     /// Ringbouncer with so many shards.
@@ -151,7 +160,7 @@ impl PgBouncer {
         }
         let path = directory.path().join("pgbouncer.ini");
         fs::write(&path, ini).unwrap();
-        let mut command = Command::new("pgbouncer");
+        let mut command = Command::new(reference::path());
         command.arg(path).stdin(Stdio::null());
         command.stdout(Stdio::null()).stderr(Stdio::null());
         // It refuses to run as root.
@@ -180,25 +189,20 @@ impl Drop for PgBouncer {
     }
 }
 
-/// Major and minor version of the installed PgBouncer.
-fn version() -> Option<(u32, u32)> {
-    static VERSION: OnceLock<Option<(u32, u32)>> = OnceLock::new();
-    *VERSION.get_or_init(|| {
-        let output = Command::new("pgbouncer").arg("-V").output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let mut numbers = text.split_whitespace().nth(1)?.split('.');
-        let mut number = || numbers.next()?.parse().ok();
-        Some((number()?, number()?))
-    })
-}
-
-/// One claim, checked against the distribution's PgBouncer if that has the behaviour (which proves the test), and
-/// against Ringbouncer with one shard and with three: `compared!(claim, since (1, 8), |subject| { .. })`.
+/// One claim, checked against PgBouncer if that has the behaviour (which proves the test), and
+/// against Ringbouncer with one shard and with three: `compared!(claim, since(1, 8), |subject| { .. })`, or for what a
+/// later version has given up `compared!(claim, since(1, 8), until(1, 26), |subject| { .. })`.
 macro_rules! compared {
     ($name:ident, since $since:expr, $claim:expr) => {
-        compared!($name, since $since, with &[], $claim);
+        compared!($name, since $since, until (u32::MAX, 0), with &[], $claim);
+    };
+    ($name:ident, since $since:expr, until $until:expr, $claim:expr) => {
+        compared!($name, since $since, until $until, with &[], $claim);
     };
     ($name:ident, since $since:expr, with $settings:expr, $claim:expr) => {
+        compared!($name, since $since, until (u32::MAX, 0), with $settings, $claim);
+    };
+    ($name:ident, since $since:expr, until $until:expr, with $settings:expr, $claim:expr) => {
         mod $name {
             #[allow(unused_imports)]
             use super::*;
@@ -208,6 +212,9 @@ macro_rules! compared {
 
             #[test]
             fn theirs() {
+                if !$crate::support::reference::is_until($until) {
+                    return;
+                }
                 if let Some(subject) = Subject::theirs($since, SETTINGS) {
                     CLAIM(&subject);
                 }
