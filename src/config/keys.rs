@@ -304,7 +304,7 @@ settings! {
         min_pool_size: u32 = CONNECTIONS, default("0"), Live,
             "Server connections that a pool keeps open, at most its size: if the database has a user of its own, else while it has clients.";
         reserve_pool_size: u32 = CONNECTIONS, default("0"), Live,
-            "Server connections beyond its size that a pool may open for clients that have waited for reserve_pool_timeout; they close when nobody waits.";
+            "Server connections beyond its size that a pool may open for clients that have waited for reserve_pool_timeout, 2047 at most; they close when nobody waits.";
         reserve_pool_timeout: Duration = SPAN, default(r#""5 s""#), Live,
             "Wait after which the reserve is used; 0 turns it off.";
         autodb_idle_timeout: Duration = SPAN, default(r#""1 h""#), Live,

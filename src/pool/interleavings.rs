@@ -78,6 +78,53 @@ fn nothing_opens_under_a_limit_that_has_fallen() {
     });
 }
 
+/// Shards of a pool with 1 server and a reserve of 2, all of them open but the last: it may be taken under that
+/// configuration, and never under the next one.
+#[test]
+fn nothing_opens_beyond_a_reserve_that_has_gone() {
+    explore(|| {
+        let shared = Arc::new(SharedPool::new(1, 1, Vec::new()));
+        let (waited, at_once) = (Duration::from_secs(1), Duration::ZERO);
+        shared.set_limits(1, 2, waited);
+        assert!((0..2).all(|_| shared.try_permit(waited, at(1))));
+        let theirs = shared.clone();
+        let taker = thread::spawn(move || theirs.try_permit(waited, at(1)));
+        shared.set_limits(1, 0, at_once);
+        let open = shared.open();
+        assert!(!shared.try_permit(waited, at(1)));
+        let is_taken = taker.join().unwrap();
+        assert_eq!([open, shared.open()], [2 + u32::from(is_taken); 2]);
+    });
+}
+
+/// From 1 and a reserve of 2 to 2 and none: neither allows a fourth server.
+#[test]
+fn limit_and_reserve_change_in_one_step() {
+    explore(|| {
+        let shared = Arc::new(SharedPool::new(1, 1, Vec::new()));
+        let waited = Duration::from_secs(1);
+        shared.set_limits(1, 2, waited);
+        assert!((0..3).all(|_| shared.try_permit(waited, at(1))));
+        let theirs = shared.clone();
+        let taker = thread::spawn(move || theirs.try_permit(waited, at(1)));
+        shared.set_limits(2, 0, waited);
+        assert!(!taker.join().unwrap(), "no configuration allows so many");
+    });
+}
+
+/// Whoever finds a new reserve also finds for whom it is.
+#[test]
+fn a_new_reserve_is_for_those_who_have_waited_long_enough_for_it() {
+    explore(|| {
+        let shared = Arc::new(SharedPool::new(1, 1, Vec::new()));
+        assert!(shared.try_permit(Duration::ZERO, at(1)));
+        let theirs = shared.clone();
+        let taker = thread::spawn(move || theirs.try_permit(Duration::ZERO, at(1)));
+        shared.set_limits(1, 1, Duration::from_secs(1));
+        assert!(!taker.join().unwrap(), "it had not waited");
+    });
+}
+
 #[test]
 fn a_limit_lowered_in_mid_flight_retires_exactly_the_surplus() {
     explore(|| {
@@ -85,7 +132,7 @@ fn a_limit_lowered_in_mid_flight_retires_exactly_the_surplus() {
         assert!(permits.try_take() && permits.try_take());
         let retire = |permits: Arc<Permits>| {
             move || {
-                let is_surplus = permits.try_retire(0);
+                let is_surplus = permits.try_retire(false);
                 if is_surplus {
                     permits.give_back_retired();
                 }

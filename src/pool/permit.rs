@@ -2,19 +2,27 @@
 //! knows nothing of shards, waiters or servers.
 //!
 //! Invariants, at every instant and for every interleaving:
-//! - `open` grows only while it is below `limit`, and both stand in the same word: no permit is
-//!   ever granted against a limit that has already been lowered;
+//! - `open` grows only while it is below `limit`, or `limit` and `reserve` for who may use that, and all
+//!   stand in the same word: no permit is ever granted against a limit or reserve that has already been
+//!   lowered, nor against the limit of one configuration and the reserve of another;
 //! - at most `open - limit` servers are retired after a limit was lowered, however many shards
 //!   look for surplus servers at the same time.
 
 use crate::base::sync::{AtomicU64, Ordering::SeqCst};
 use std::sync::Arc;
 
-const FIELD_BITS: u32 = 21;
-const FIELD_MASK: u64 = (1 << FIELD_BITS) - 1;
+const COUNT_BITS: u32 = 21;
+/// Two of these and two of the others fill the word.
+const SMALL_BITS: u32 = 11;
 
 /// Largest limit, in server connections; what "unlimited" means.
-pub const PERMITS_MAX: u32 = (1 << FIELD_BITS) - 1;
+pub const PERMITS_MAX: u32 = (1 << COUNT_BITS) - 1;
+
+/// Largest reserve, in server connections.
+pub const RESERVE_MAX: u32 = (1 << SMALL_BITS) - 1;
+
+/// Most servers that are being closed as surplus at a time; the next one is found when one of them has closed.
+const RETIRING_MAX: u32 = (1 << SMALL_BITS) - 1;
 
 /// How many server connections may be open and how many are. One per pool, and one for each
 /// limit on a database, a user or the process that spans pools.
@@ -34,6 +42,7 @@ impl Permits {
             limit: limit.min(PERMITS_MAX),
             open: 0,
             retiring: 0,
+            reserve: 0,
         };
         Permits {
             word: AtomicU64::new(counts.pack()),
@@ -53,26 +62,28 @@ impl Permits {
 
     /// Whether [`Permits::try_take`] would succeed now.
     pub fn has_free(&self) -> bool {
-        self.has_free_with(0)
+        let counts = self.counts();
+        counts.open < counts.limit
     }
 
-    /// Whether [`Permits::try_take_to`] would succeed now for `reserve` beyond the limit.
-    pub fn has_free_with(&self, reserve: u32) -> bool {
+    /// Whether a permit is free beyond the limit, if not within it.
+    pub fn has_free_in_reserve(&self) -> bool {
         let counts = self.counts();
-        counts.open < counts.limit.saturating_add(reserve)
+        counts.open < counts.limit + counts.reserve
     }
 
     /// Takes a permit if one is free.
     pub fn try_take(&self) -> bool {
-        self.try_take_to(|limit| limit)
+        self.try_take_to(|limit, _| limit)
     }
 
-    /// Takes a permit if no more than `most` are taken then, given the limit: more than it where a
-    /// reserve may be used, fewer where only a minimum is wanted.
-    pub fn try_take_to(&self, most: impl Fn(u32) -> u32) -> bool {
+    /// Takes a permit if no more than `most` are taken then, given the limit and the reserve: their sum where
+    /// that may be used, fewer than the limit where only a minimum is wanted. What `most` reads
+    /// is at least as new as what it is given.
+    pub fn try_take_to(&self, most: impl Fn(u32, u32) -> u32) -> bool {
         self.update(|counts| {
             let open = counts.open + 1;
-            let is_free = open <= most(counts.limit).min(PERMITS_MAX);
+            let is_free = open <= most(counts.limit, counts.reserve).min(PERMITS_MAX);
             is_free.then_some(Counts { open, ..counts })
         })
     }
@@ -98,22 +109,32 @@ impl Permits {
         self.update(|counts| Some(Counts { limit, ..counts }));
     }
 
+    /// Changes limit and reserve in one step, cut to [`PERMITS_MAX`] and [`RESERVE_MAX`].
+    pub fn set_limits(&self, limit: u32, reserve: u32) {
+        let (limit, reserve) = (limit.min(PERMITS_MAX), reserve.min(RESERVE_MAX));
+        self.update(|counts| {
+            Some(Counts {
+                limit,
+                reserve,
+                ..counts
+            })
+        });
+    }
+
     /// Whether more are taken than the limit allows, those not counted that are being closed for it.
     pub fn has_surplus(&self) -> bool {
-        self.counts().has_surplus(0)
+        self.counts().has_surplus(false)
     }
 
     /// Claims the duty to close one surplus server. True for exactly as many callers as there
-    /// are more open than the limit allows and `tolerated` beyond it; such a caller must close a server
+    /// are more open than the limit allows, and the reserve where that `is_in_use`; such a caller must close a server
     /// and then call [`Permits::give_back_retired`].
-    pub fn try_retire(&self, tolerated: u32) -> bool {
+    pub fn try_retire(&self, is_in_use: bool) -> bool {
         // Asked at every release: look before the read-modify-write, which nearly never happens.
-        self.counts().has_surplus(tolerated)
+        self.counts().has_surplus(is_in_use)
             && self.update(|counts| {
-                let retiring = counts.retiring + 1;
-                counts
-                    .has_surplus(tolerated)
-                    .then_some(Counts { retiring, ..counts })
+                let is_due = counts.has_surplus(is_in_use);
+                is_due.then_some(counts.retiring_one_more()?)
             })
     }
 
@@ -121,8 +142,8 @@ impl Permits {
     /// than that, those not counted that are being closed for this or the limit.
     pub fn try_retire_above(&self, least: u32) -> bool {
         self.update(|counts| {
-            let retiring = counts.retiring + 1;
-            (counts.staying() > least).then_some(Counts { retiring, ..counts })
+            let is_due = counts.staying() > least;
+            is_due.then_some(counts.retiring_one_more()?)
         })
     }
 
@@ -172,32 +193,42 @@ struct Counts {
     open: u32,
     /// Open servers that somebody has undertaken to close as surplus.
     retiring: u32,
+    /// How many more than the limit may be open for who has waited long enough.
+    reserve: u32,
 }
 
 impl Counts {
     fn pack(self) -> u64 {
-        let fields = [self.limit, self.open, self.retiring];
-        debug_assert!(fields.iter().all(|&field| field <= PERMITS_MAX));
-        fields
-            .iter()
-            .fold(0, |word, &field| word << FIELD_BITS | u64::from(field))
+        let small = [self.retiring, self.reserve];
+        debug_assert!(self.limit <= PERMITS_MAX && self.open <= PERMITS_MAX);
+        debug_assert!(small.iter().all(|&field| field <= RESERVE_MAX));
+        let counts = u64::from(self.limit) << COUNT_BITS | u64::from(self.open);
+        let [retiring, reserve] = small.map(u64::from);
+        (counts << SMALL_BITS | retiring) << SMALL_BITS | reserve
     }
 
     fn unpack(word: u64) -> Counts {
-        let field = |place: u32| (word >> (place * FIELD_BITS) & FIELD_MASK) as u32;
+        let field = |from: u32, max: u32| (word >> from) as u32 & max;
         Counts {
-            limit: field(2),
-            open: field(1),
-            retiring: field(0),
+            limit: field(2 * SMALL_BITS + COUNT_BITS, PERMITS_MAX),
+            open: field(2 * SMALL_BITS, PERMITS_MAX),
+            retiring: field(SMALL_BITS, RETIRING_MAX),
+            reserve: field(0, RESERVE_MAX),
         }
     }
 
-    fn has_surplus(self, tolerated: u32) -> bool {
-        self.staying() > self.limit.saturating_add(tolerated)
+    fn has_surplus(self, is_reserve_in_use: bool) -> bool {
+        let tolerated = if is_reserve_in_use { self.reserve } else { 0 };
+        self.staying() > self.limit + tolerated
     }
 
     fn staying(self) -> u32 {
         self.open.saturating_sub(self.retiring)
+    }
+
+    fn retiring_one_more(self) -> Option<Counts> {
+        let retiring = self.retiring + 1;
+        (retiring <= RETIRING_MAX).then_some(Counts { retiring, ..self })
     }
 }
 
@@ -221,10 +252,10 @@ mod tests {
         let permits = Permits::new(10);
         assert!((0..10).all(|_| permits.try_take()));
         permits.set_limit(7);
-        assert_eq!((0..10).filter(|_| permits.try_retire(0)).count(), 3);
+        assert_eq!((0..10).filter(|_| permits.try_retire(false)).count(), 3);
         (0..3).for_each(|_| permits.give_back_retired());
         assert_eq!(permits.open(), 7);
-        assert!(!permits.try_take() && !permits.try_retire(0));
+        assert!(!permits.try_take() && !permits.try_retire(false));
     }
 
     #[test]
@@ -242,7 +273,7 @@ mod tests {
         let permits = Permits::new(2);
         assert!(permits.try_take() && permits.try_take());
         permits.set_limit(1);
-        assert!(permits.try_retire(0));
+        assert!(permits.try_retire(false));
         permits.set_limit(2);
         assert!(!permits.try_take(), "two are still open");
         permits.give_back_retired();
@@ -255,6 +286,20 @@ mod tests {
         assert_eq!(permits.limit(), PERMITS_MAX);
         assert!(permits.try_take());
         assert_eq!((permits.limit(), permits.open()), (PERMITS_MAX, 1));
+    }
+
+    #[test]
+    fn more_surplus_than_the_field_counts_is_retired_in_turns() {
+        let permits = Permits::new(PERMITS_MAX);
+        let all = RETIRING_MAX + 5;
+        assert!((0..all).all(|_| permits.try_take()));
+        permits.set_limits(2, RESERVE_MAX + 9);
+        assert!((0..RETIRING_MAX).all(|_| permits.try_retire(false)));
+        assert!(!permits.try_retire(false) && !permits.try_retire_above(0));
+        assert_eq!((permits.limit(), permits.open()), (2, all));
+        permits.give_back_retired();
+        assert!(permits.has_surplus() && permits.try_retire(false));
+        assert!(!permits.try_retire(true), "those of the reserve are in use");
     }
 
     #[test]

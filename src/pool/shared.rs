@@ -42,8 +42,8 @@ pub struct SharedPool {
     openings: Permits,
     /// The same, of all pools whose servers are on the same machine.
     openings_there: Option<Arc<Permits>>,
-    reserve: AtomicU32,
-    /// How long somebody must have waited before the reserve is used, in nanoseconds.
+    /// How long somebody must have waited before the reserve is used, in nanoseconds. Written before the
+    /// reserve and read after it.
     reserve_after: AtomicU64,
     /// 0: servers can be opened. `LOGIN_ON_TRIAL`: one attempt is under way to find out. Else
     /// the nanosecond before which nobody tries.
@@ -100,7 +100,6 @@ impl SharedPool {
             levels: iter::once(own).chain(outer).collect(),
             openings: Permits::new(OPENINGS_MAX),
             openings_there: None,
-            reserve: AtomicU32::new(0),
             reserve_after: AtomicU64::new(0),
             retry_at: CachePadded::new(AtomicU64::new(LOGIN_WORKS)),
             failures: AtomicU32::new(0),
@@ -139,12 +138,12 @@ impl SharedPool {
         self.own().set_limit(limit);
     }
 
-    /// Lets `size` servers more than the limit be opened for clients that have waited for `after` or
-    /// longer; they close when nobody waits any more. As for a limit, poke every shard then.
-    pub fn set_reserve(&self, size: u32, after: Duration) {
+    /// As [`SharedPool::set_limit`], and in the same step lets `reserve` servers more than the limit be opened for
+    /// clients that have waited for `after` or longer; they close when nobody waits any more.
+    pub fn set_limits(&self, limit: u32, reserve: u32, after: Duration) {
         let after = u64::try_from(after.as_nanos()).unwrap_or(u64::MAX);
         self.reserve_after.store(after, Relaxed);
-        self.reserve.store(size, Relaxed);
+        self.own().set_limits(limit, reserve);
     }
 
     /// Since when the oldest client of any shard has waited.
@@ -195,34 +194,33 @@ impl SharedPool {
     /// Whether a limit that spans pools is all that keeps a server from being opened.
     pub(super) fn lacks_outer(&self, waited: Duration, now: Moment) -> bool {
         self.retry_at.load(SeqCst) <= now.nanos()
-            && self.own().has_free_with(self.reserve_for(waited))
+        let own = self.own();
+            && (own.has_free() || self.may_use_reserve(waited) && own.has_free_in_reserve())
             && self.levels[1..].iter().any(|level| !level.has_free())
     }
 
-    /// How many servers beyond the limit there may be for a client that has waited so long.
-    fn reserve_for(&self, waited: Duration) -> u32 {
-        let after = Duration::from_nanos(self.reserve_after.load(Relaxed));
-        if waited >= after {
-            self.reserve.load(Relaxed)
-        } else {
-            0
-        }
+    /// Whether the reserve is for a client that has waited so long.
+    fn may_use_reserve(&self, waited: Duration) -> bool {
+        waited >= Duration::from_nanos(self.reserve_after.load(Relaxed))
     }
 
     /// Takes the right to open one server for a client that has waited for `waited`. After a failed
     /// attempt nobody gets it before the retry time, and then one shard alone until its attempt is
     /// decided.
     pub(super) fn try_permit(&self, waited: Duration, now: Moment) -> bool {
-        let reserve = self.reserve_for(waited);
-        self.try_permit_to(|limit| limit.saturating_add(reserve), now)
+        let most = |limit, reserve| match self.may_use_reserve(waited) {
+            true => limit + reserve,
+            false => limit,
+        };
+        self.try_permit_to(most, now)
     }
 
     /// The same for a pool that has fewer servers than `minimum`, whoever waits.
     pub(super) fn try_permit_below(&self, minimum: u32, now: Moment) -> bool {
-        self.try_permit_to(|limit| limit.min(minimum), now)
+        self.try_permit_to(|limit, _| limit.min(minimum), now)
     }
 
-    fn try_permit_to(&self, most: impl Fn(u32) -> u32, now: Moment) -> bool {
+    fn try_permit_to(&self, most: impl Fn(u32, u32) -> u32, now: Moment) -> bool {
         let retry_at = self.retry_at.load(SeqCst);
         if retry_at > now.nanos() || !self.take_opening() {
             return false;
@@ -285,7 +283,7 @@ impl SharedPool {
         let mut must = false;
         for (level, permits) in self.levels.iter().enumerate() {
             // Looking first: most pools have no surplus and no reserve.
-            if permits.has_surplus() && permits.try_retire(self.tolerated(level)) {
+            if permits.has_surplus() && permits.try_retire(level == 0 && self.anyone_waits()) {
                 must = true;
                 retiring.add(level);
             }
@@ -300,15 +298,6 @@ impl SharedPool {
             retiring.add(0);
         }
         may
-    }
-
-    /// Servers beyond the limit that stay for the time being.
-    fn tolerated(&self, level: usize) -> u32 {
-        if level == 0 && self.anyone_waits() {
-            self.reserve.load(Relaxed)
-        } else {
-            0
-        }
     }
 
     /// Whether some limit leaves no place for another server.
@@ -363,7 +352,7 @@ impl SharedPool {
             .is_ok()
     }
 
-    fn take_permits(&self, most: impl Fn(u32) -> u32) -> bool {
+    fn take_permits(&self, most: impl Fn(u32, u32) -> u32) -> bool {
         if !self.own().try_take_to(most) {
             return false;
         }

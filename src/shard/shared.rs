@@ -181,14 +181,14 @@ fn set_limits_of(pool: &SharedPool, key: &PoolKey, config: &Config) {
     let Some(database) = config.database(&key.database) else {
         return;
     };
-    pool.set_limit(unlimited_if_zero(config.pool_size(&database, &key.user)));
+    let limit = unlimited_if_zero(config.pool_size(&database, &key.user));
     let after = config.general.reserve_pool_timeout;
     let reserve = if after.is_zero() {
         0
     } else {
         config.reserve_pool_size(&database, &key.user)
     };
-    pool.set_reserve(reserve, after);
+    pool.set_limits(limit, reserve, after);
 }
 
 /// Everything that all shards share.

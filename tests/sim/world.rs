@@ -136,6 +136,8 @@ pub struct World {
     timeline: Timeline<Event>,
     shared: Arc<SharedPool>,
     outer: Arc<Permits>,
+    /// How many servers beyond the limit are allowed now.
+    reserve: u32,
     /// Servers of the other pool, all idle; some of them are being evicted.
     others: u32,
     evicting: u32,
@@ -163,7 +165,6 @@ impl World {
         let outer = Arc::new(Permits::new(rules.outer.unwrap_or(u32::MAX)));
         let levels = vec![outer.clone()];
         let shared = Arc::new(SharedPool::new(rules.shards, rules.limit, levels));
-        shared.set_reserve(rules.reserve.0, Duration::from_micros(rules.reserve.1));
         let homes = (0..rules.clients)
             .map(|_| home(&mut random, &rules))
             .collect();
@@ -188,9 +189,11 @@ impl World {
             random,
             shared,
             outer,
+            reserve: 0,
             others: 0,
             evicting: 0,
         };
+        world.set_limits(world.rules.limit, world.rules.reserve.0);
         world.begin();
         world
     }
@@ -522,7 +525,7 @@ impl World {
 
     fn open(&mut self, shard: ShardId) {
         assert!(
-            self.shared.open() <= self.shared.limit() + self.rules.reserve.0,
+            self.shared.open() <= self.shared.limit() + self.reserve,
             "opened above limit and reserve"
         );
         assert!(
@@ -637,14 +640,21 @@ impl World {
 
     fn change_limit(&mut self) {
         let limit = self.random.below(2 * self.rules.limit as usize + 1) as u32;
-        self.shared.set_limit(limit);
+        let reserve = self.random.below(2 * self.rules.reserve.0 as usize + 1) as u32;
+        self.set_limits(limit, reserve);
         self.tell_of_limits();
+    }
+
+    fn set_limits(&mut self, limit: u32, reserve: u32) {
+        let after = Duration::from_micros(self.rules.reserve.1);
+        self.shared.set_limits(limit, reserve, after);
+        self.reserve = reserve;
     }
 
     fn change_outer_limit(&mut self) {
         let mean = self.rules.outer.unwrap_or_default() as usize;
         self.outer.set_limit(self.random.below(2 * mean + 1) as u32);
-        while self.others > self.evicting && self.outer.try_retire(0) {
+        while self.others > self.evicting && self.outer.try_retire(false) {
             self.others -= 1;
             self.outer.give_back_retired();
         }
@@ -811,7 +821,7 @@ impl World {
             .sum();
         assert_eq!(self.shared.idle() as usize, idle);
         let (open, limit, waiting) = (self.shared.open(), self.shared.limit(), self.waiting());
-        let reserve = self.rules.reserve.0;
+        let reserve = self.reserve;
         if self.is_paused {
             let leased = |client: &&Client| matches!(client, Client::Leased(_));
             let leased = self.clients.iter().filter(leased).count();

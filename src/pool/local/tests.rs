@@ -473,7 +473,7 @@ fn waiters_are_taken_up_to_a_moment_oldest_first() {
 #[test]
 fn the_reserve_is_opened_for_who_has_waited_long_and_closes_when_nobody_waits() {
     let (mut here, mut there) = pools(1);
-    here.shared().set_reserve(1, Duration::from_millis(5));
+    here.shared().set_limits(1, 1, Duration::from_millis(5));
     stock(&mut here, 1, ms(0));
     assert_eq!(
         here.acquire('a', ms(0), &mut Vec::new()),
