@@ -5,6 +5,7 @@ use super::connect::{Target, connect};
 use super::error::DialError;
 use crate::net::Net;
 use crate::wire::cancel_request;
+use std::cell::Cell;
 
 /// Sends the request, encrypted if the connection is whose query it cancels, and waits until the server has dealt with it, which it shows by hanging up;
 /// the caller sets the deadline.
@@ -17,7 +18,9 @@ pub async fn send_cancel(
     is_encrypted: bool,
     key: &[u8],
 ) -> Result<(), DialError> {
-    let socket = connect(net, target, is_encrypted).await?;
+    // It is no session: nobody has to see it off.
+    let left = Cell::default();
+    let socket = connect(net, target, is_encrypted, &left).await?;
     let mut packet = Vec::new();
     cancel_request(&mut packet, key);
     socket.send(packet);

@@ -4,6 +4,8 @@ use super::error::DialError;
 use crate::config::SslMode;
 use crate::net::{Connector, Endpoint, Net, Socket, TcpOptions};
 use crate::wire::ssl_request;
+use std::cell::Cell;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// Where to connect, and how.
@@ -50,15 +52,51 @@ impl Target {
     }
 }
 
+/// A connection that is being made ready for use. If it is dropped before, it is `left` for whoever has to see it off.
+pub(super) struct Unfinished<'a> {
+    socket: Option<Socket>,
+    left: &'a Cell<Option<Socket>>,
+}
+
+impl Unfinished<'_> {
+    /// It is ready.
+    pub(super) fn finished(mut self) -> Socket {
+        let socket = self.socket.take();
+        socket.expect("only this and the drop take it")
+    }
+}
+
+impl Deref for Unfinished<'_> {
+    type Target = Socket;
+
+    fn deref(&self) -> &Socket {
+        let socket = self.socket.as_ref();
+        socket.expect("only the end of its life takes it")
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(socket) = self.socket.take() {
+            self.left.set(Some(socket));
+        }
+    }
+}
+
 /// Connects; with `encrypts`, the server is asked for TLS, and has to have it where the mode says so.
-pub(super) async fn connect(
+pub(super) async fn connect<'a>(
     net: Net,
     target: &Target,
     encrypts: bool,
-) -> Result<Socket, DialError> {
+    left: &'a Cell<Option<Socket>>,
+) -> Result<Unfinished<'a>, DialError> {
     let socket = Socket::connect(net, &target.endpoint, &target.tcp)
         .await
         .map_err(DialError::Connect)?;
+    let socket = Unfinished {
+        socket: Some(socket),
+        left,
+    };
     if encrypts && let Some(connector) = target.connector() {
         if asks_for_tls(&socket).await? {
             let handshake = socket.start_tls(connector, &target.tls.host);

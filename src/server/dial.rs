@@ -16,7 +16,7 @@ use crate::stats::PoolStats;
 use crate::wire::backend::{BackendKeyData, Fields, ParameterStatus};
 use crate::wire::tag::{backend as tag, frontend};
 use crate::wire::{Replication, message, startup_packet};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 /// Largest message of a login.
@@ -53,13 +53,19 @@ pub struct Wishes {
     pub params: Vec<(String, Vec<u8>)>,
 }
 
-/// Opens a connection; the caller sets the deadline.
+/// Opens a connection; the caller sets the deadline. One that was made and came to nothing, be it that this fails or
+/// that the caller drops it, is `left` for the caller to see off: PostgreSQL still has it.
 ///
 /// # Errors
 /// [`DialError`].
-pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server, DialError> {
+pub async fn dial(
+    net: Net,
+    target: &Target,
+    login: Login<'_>,
+    left: &Cell<Option<Socket>>,
+) -> Result<Server, DialError> {
     let mut greeting = Greeting::new(net, &login);
-    let mut socket = connect(net, target, target.begins_encrypted()).await?;
+    let mut socket = connect(net, target, target.begins_encrypted(), left).await?;
     let mut greeted = greeting.run(&socket, &login).await;
     // `allow`: the server's rules may ask for encryption, which it says before anything else.
     if let Err(error) = &greeted
@@ -68,7 +74,8 @@ pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server,
         && target.may_encrypt_instead()
     {
         greeting = Greeting::new(net, &login);
-        socket = connect(net, target, true).await?;
+        socket.hang_up(true).await;
+        socket = connect(net, target, true, left).await?;
         greeted = greeting.run(&socket, &login).await;
     }
     greeted?;
@@ -91,7 +98,7 @@ pub async fn dial(net: Net, target: &Target, login: Login<'_>) -> Result<Server,
     };
     let application_name = greeting.dialogue.application_name();
     Ok(Server {
-        socket,
+        socket: socket.finished(),
         dialogue: Box::new(greeting.dialogue),
         entry: ServerEntry::new(identity, application_name, login.stats),
     })

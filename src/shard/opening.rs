@@ -8,7 +8,7 @@ use crate::auth::{NONCE_RANDOM_BYTES, ServerCredentials};
 use crate::base::{Moment, ServerId, ShardId};
 use crate::client::Farewell;
 use crate::config::{Database, Dialect, LoadBalanceHosts, socket_path};
-use crate::net::{Endpoint, spawn};
+use crate::net::{Endpoint, Socket, spawn};
 use crate::pool::pause_after;
 use crate::server::{DialError, Login, Server, ServerTls, Target, Wishes, dial, run_query};
 use crate::wire::SqlState;
@@ -44,6 +44,7 @@ pub(super) fn begin(pool: Rc<Pool>) {
             None
         };
         let opened = futures_lite::future::or(opening, given_up).await;
+        attempt.cleared_away(&pool).await;
         let prepared = match opened {
             Some(Ok(server)) => Some(attempt.prepare(&pool, server).await),
             other => other,
@@ -65,6 +66,8 @@ pub(super) struct Attempt {
     remote: RefCell<Option<Endpoint>>,
     /// Which host of several it goes to; none before that is known.
     turn: Cell<Option<usize>>,
+    /// The connection, once it has come to nothing.
+    left: Cell<Option<Socket>>,
 }
 
 impl Attempt {
@@ -74,11 +77,12 @@ impl Attempt {
             begun: pool.shard.net.now(),
             remote: RefCell::default(),
             turn: Cell::default(),
+            left: Cell::default(),
         }
     }
 
     /// Opens a server connection: one of the pool, or with the `wishes` of a client that it is for alone. A failure
-    /// is counted and logged.
+    /// is counted and logged. However it ends, [`Attempt::cleared_away`] comes next.
     pub(super) async fn open(
         &self,
         pool: &Pool,
@@ -122,9 +126,18 @@ impl Attempt {
         };
         let opened = shard
             .net
-            .until(deadline, dial(shard.net, &target, login))
+            .until(deadline, dial(shard.net, &target, login, &self.left))
             .await;
         opened.unwrap_or(Err(DialError::Timeout))
+    }
+
+    /// Returns when PostgreSQL has nothing left of an attempt that failed or was given up: until it has hung up, the
+    /// permit is held.
+    pub(super) async fn cleared_away(&self, pool: &Pool) {
+        if let Some(socket) = self.left.take() {
+            pool.hung_up(socket.hang_up(true)).await;
+            socket.close().await;
+        }
     }
 
     /// Makes a server of the pool ready for clients, or sees it off: until PostgreSQL has hung up its permit

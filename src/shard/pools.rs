@@ -523,7 +523,6 @@ impl Pool {
         let insists = is_busy && !socket.is_ending();
         let (way, key) = (shard.way_to(&entry), entry.cancel_key.clone());
         drop(entry);
-        let timeout = shard.snapshot.borrow().config.general.close_timeout;
         // The first may overtake the query that it is meant for, and then hits nothing.
         let insisting = async {
             if insists {
@@ -534,7 +533,18 @@ impl Pool {
             }
             std::future::pending().await
         };
-        let leaving = futures_lite::future::or(socket.hang_up(!is_clean), insisting);
+        self.hung_up(futures_lite::future::or(
+            socket.hang_up(!is_clean),
+            insisting,
+        ))
+        .await;
+        socket.close().await;
+    }
+
+    /// Waits until a server has hung up, but no longer than `close_timeout`.
+    pub(super) async fn hung_up(&self, leaving: impl Future<Output = ()>) {
+        let net = self.shard.net;
+        let timeout = self.shard.snapshot.borrow().config.general.close_timeout;
         if net.until(net.now().after(timeout), leaving).await.is_err() {
             let (database, user) = (&self.common.key.database, &self.common.key.user);
             tracing::warn!(
@@ -543,7 +553,6 @@ impl Pool {
                 "server has not hung up, its place is given away"
             );
         }
-        socket.close().await;
     }
 
     fn log_closing(&self, server: &Server, why: &str) {

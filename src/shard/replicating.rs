@@ -86,7 +86,9 @@ impl Drop for Apart<'_> {
 
 async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
     pool.stats.sv_login.add(1);
-    let opened = Attempt::new(&pool).open(&pool, Some(wishes)).await;
+    let attempt = Attempt::new(&pool);
+    let opened = attempt.open(&pool, Some(wishes)).await;
+    attempt.cleared_away(&pool).await;
     pool.stats.sv_login.sub(1);
     pool.local.borrow_mut().ends_apart();
     match opened {

@@ -539,7 +539,8 @@ both_shards!(opening_that_hangs_does_not_hold_a_pause_up, |shards| {
         conversation.read_startup();
         conversation.stall_until(&hold);
     });
-    let stage = Stage::pooled(Topology::new(shards).database_at("hangs", server.address, &[]));
+    let topology = Topology::new(shards).set("close_timeout", "1 s");
+    let stage = Stage::pooled(topology.database_at("hangs", server.address, &[]));
     let mut client = Client::connect(stage.address());
     client.send(&startup(
         PROTOCOL_3_0,

@@ -410,3 +410,120 @@ both_shards!(
         );
     }
 );
+
+/// A server whose first connection hears no more than the start-up packet, says `words` and takes its time to leave; later
+/// ones are served.
+struct Sluggard {
+    server: FakeServer,
+    is_told: Arc<AtomicBool>,
+    may_leave: Arc<AtomicBool>,
+}
+
+impl Sluggard {
+    fn saying(words: Vec<u8>) -> Sluggard {
+        let [is_told, may_leave] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
+        let (told, leave) = (is_told.clone(), may_leave.clone());
+        let is_first = AtomicBool::new(true);
+        let server = FakeServer::start(move |mut server| {
+            if !is_first.swap(false, Ordering::AcqRel) {
+                if server.login() {
+                    server.serve("served");
+                }
+                return;
+            }
+            server.read_startup();
+            server.send(&words);
+            server.wait_closed();
+            told.store(true, Ordering::Release);
+            server.stall_until(&leave);
+        });
+        Sluggard {
+            server,
+            is_told,
+            may_leave,
+        }
+    }
+
+    /// A pool of one on it, and a client that has asked to be let in.
+    fn stage(&self, topology: Topology) -> (Stage, Client) {
+        let topology = topology.pool_size(1).set("server_login_retry", "50 ms");
+        let stage = Stage::pooled(topology.database_at("fake", self.server.address, &[]));
+        let client = knocking(&stage, 1).remove(0);
+        (stage, client)
+    }
+
+    fn wait_told(&self) {
+        wait_until("it has been hung up on", || {
+            self.is_told.load(Ordering::Acquire)
+        });
+    }
+
+    /// It still has the first connection, and sees no second one before it has let that go.
+    fn leaves(&self) {
+        self.wait_told();
+        let has_another = || self.server.connections() > 1;
+        assert!(!wait::holds_within(Duration::from_secs(1), has_another));
+        self.may_leave.store(true, Ordering::Release);
+    }
+}
+
+fn assert_served(mut client: Client) {
+    assert_eq!(client.reply().status, b'I');
+    assert_eq!(client.value("select 1"), "served");
+}
+
+both_shards!(
+    place_of_an_opening_that_took_too_long_is_free_once_the_server_has_hung_up,
+    |shards| {
+        // pool of 1 before a server that is slow in its start-up
+        let server = Sluggard::saying(Vec::new());
+        let topology = Topology::new(shards).set("server_connect_timeout", "300 ms");
+        let (_stage, client) = server.stage(topology);
+        server.leaves();
+        assert_served(client);
+    }
+);
+
+both_shards!(
+    place_of_an_opening_that_failed_is_free_once_the_server_has_hung_up,
+    |shards| {
+        // pool of 1 before a server whose greeting makes no sense
+        let server = Sluggard::saying(complete("WHAT"));
+        let (_stage, client) = server.stage(Topology::new(shards));
+        server.leaves();
+        assert_served(client);
+    }
+);
+
+both_shards!(
+    place_of_a_server_that_never_hangs_up_is_given_away_after_close_timeout,
+    |shards| {
+        let server = Sluggard::saying(complete("WHAT"));
+        let (stage, client) = server.stage(Topology::new(shards).set("close_timeout", "1 s"));
+        let told = Instant::now();
+        assert_served(client);
+        assert!(told.elapsed() >= Duration::from_millis(900));
+        stage.wait_log("server has not hung up, its place is given away");
+        server.may_leave.store(true, Ordering::Release);
+    }
+);
+
+both_shards!(
+    pause_is_answered_when_the_server_has_hung_up_on_an_opening,
+    |shards| {
+        // pool of 1 before a server that is slow in its start-up
+        let server = Sluggard::saying(Vec::new());
+        let (stage, client) = server.stage(Topology::new(shards));
+        wait_until("it is dialled", || server.server.connections() > 0);
+        let mut console = Client::login(stage.address(), "ringbouncer");
+        console.send(&query("PAUSE fake"));
+        server.wait_told();
+        let is_answered = || !console.has_nothing_to_read();
+        assert!(!wait::holds_within(Duration::from_secs(1), is_answered));
+        server.may_leave.store(true, Ordering::Release);
+        assert_eq!(console.reply().complete, ["PAUSE"]);
+        assert_eq!(server.server.connections(), 1);
+        assert_eq!(console.query("RESUME fake").complete, ["RESUME"]);
+        assert_served(client);
+    }
+);
