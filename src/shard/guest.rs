@@ -469,7 +469,12 @@ impl Guest {
 
     /// The client's places under the limits of its database and its user.
     fn sit_down(&self, database: &Arc<str>, user: &str) -> Result<[Permit; 2], Farewell> {
-        let [of_database, of_user] = self.shard.common.client_permits(database, user);
+        let knows = self.shard.snapshot();
+        let permits = self
+            .shard
+            .common
+            .client_permits(database, user, &knows.config);
+        let [of_database, of_user] = permits;
         let of_database = Permit::take(&of_database).ok_or(Farewell::TOO_MANY_DB_CLIENTS)?;
         let of_user = Permit::take(&of_user).ok_or(Farewell::TOO_MANY_USER_CLIENTS)?;
         Ok([of_database, of_user])

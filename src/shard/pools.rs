@@ -87,7 +87,7 @@ impl Shard {
         }
         let snapshot = self.snapshot();
         let limit = unlimited_if_zero(snapshot.config.pool_size(database, user));
-        let common = self.common.pool(&key, limit);
+        let common = self.common.pool(&key, limit, &snapshot.config);
         let pool = Rc::new(Pool {
             shard: self.clone(),
             stats: self.common.registry.pool(self.id, &key.database, &key.user),

@@ -141,8 +141,10 @@ enum Scope {
 }
 
 impl Directory {
-    fn permits(&mut self, scope: Scope, config: &Config) -> Arc<Permits> {
-        let limit = scope.limit(config);
+    /// A limit of the configuration in force; of the one that the caller `knows` if what it spans is gone there.
+    fn permits(&mut self, scope: Scope, in_force: &Config, knows: &Config) -> Arc<Permits> {
+        let limit = scope.limit(in_force).or_else(|| scope.limit(knows));
+        let limit = limit.unwrap_or(PERMITS_MAX);
         let permits = self.scopes.entry(scope);
         permits
             .or_insert_with(|| Arc::new(Permits::new(limit)))
@@ -151,23 +153,23 @@ impl Directory {
 }
 
 impl Scope {
-    fn limit(&self, config: &Config) -> u32 {
-        // What belongs to a database that is gone closes in any case.
+    /// None of a database that is gone. What belongs to it closes in any case, but until every shard has heard of that, the
+    /// old limit holds. A user without an entry has the general limit.
+    fn limit(&self, config: &Config) -> Option<u32> {
         let of_database = |name: &str, limit: fn(&Config, &Database) -> u32| {
-            config
-                .database(name)
-                .map_or(0, |database| limit(config, &database))
+            let database = config.database(name)?;
+            Some(limit(config, &database))
         };
         let limit = match self {
-            Scope::Database(name) => of_database(name, Config::db_connections_max),
+            Scope::Database(name) => of_database(name, Config::db_connections_max)?,
             Scope::User(name) => config.user_connections_max(name),
-            Scope::ClientsOfDatabase(name) => of_database(name, Config::db_clients_max),
+            Scope::ClientsOfDatabase(name) => of_database(name, Config::db_clients_max)?,
             Scope::ClientsOfUser(name) => config.user_clients_max(name),
             Scope::Peer(id) => config.peer_pool_size(*id),
             Scope::PeerQueue(_) => 0,
             Scope::Openings(..) => OPENINGS_THERE_MAX,
         };
-        unlimited_if_zero(limit)
+        Some(unlimited_if_zero(limit))
     }
 }
 
@@ -294,8 +296,9 @@ impl Common {
     }
 
     /// What all shards share of pool `key`, made if it is new: with the permits of the configuration
-    /// in force, which may be newer than the caller's, or `limit` if that has no such database.
-    pub fn pool(&self, key: &PoolKey, limit: u32) -> Arc<CommonPool> {
+    /// in force, which may be newer than the one that the caller `knows`, or of the latter, and `limit`, if that has no
+    /// such database.
+    pub fn pool(&self, key: &PoolKey, limit: u32, knows: &Config) -> Arc<CommonPool> {
         let mut directory = self.directory();
         if let Some(pool) = directory.pools.get(key) {
             return pool.clone();
@@ -305,12 +308,13 @@ impl Common {
             Scope::Database(key.database.clone()),
             Scope::User(key.user.clone()),
         ];
-        let outer = outer.map(|scope| directory.permits(scope, &config)).into();
+        let outer = outer.map(|scope| directory.permits(scope, &config, knows));
+        let outer = outer.into();
         let mut shared = SharedPool::new(self.mesh.shards(), limit, outer);
         if let Some(database) = config.database(&key.database) {
             let hosts: Vec<&str> = database.hosts().collect();
             let there = Scope::Openings(hosts.join(",").into(), database.port);
-            shared = shared.sharing_openings(directory.permits(there, &config));
+            shared = shared.sharing_openings(directory.permits(there, &config, knows));
         }
         set_limits_of(&shared, key, &config);
         let pool = Arc::new(CommonPool {
@@ -330,27 +334,33 @@ impl Common {
         pool
     }
 
-    /// The permits that a client of `database`, logged in as `user`, takes of each.
-    pub fn client_permits(&self, database: &Arc<str>, user: &str) -> [Arc<Permits>; 2] {
+    /// The permits that a client of `database`, logged in as `user`, takes of each; see [`Common::pool`].
+    pub fn client_permits(
+        &self,
+        database: &Arc<str>,
+        user: &str,
+        knows: &Config,
+    ) -> [Arc<Permits>; 2] {
         let config = self.snapshot.load().config.clone();
         let scopes = [
             Scope::ClientsOfDatabase(database.clone()),
             Scope::ClientsOfUser(user.into()),
         ];
         let mut directory = self.directory();
-        scopes.map(|scope| directory.permits(scope, &config))
+        scopes.map(|scope| directory.permits(scope, &config, knows))
     }
 
     /// The permits for cancel requests to peer `id`.
     pub fn peer_permits(&self, id: u16) -> Arc<Permits> {
         let config = self.snapshot.load().config.clone();
-        self.directory().permits(Scope::Peer(id), &config)
+        self.directory().permits(Scope::Peer(id), &config, &config)
     }
 
     /// The places in line for them.
     pub fn peer_queue(&self, id: u16) -> Arc<Permits> {
         let config = self.snapshot.load().config.clone();
-        self.directory().permits(Scope::PeerQueue(id), &config)
+        self.directory()
+            .permits(Scope::PeerQueue(id), &config, &config)
     }
 
     /// Takes pools and limits off the list that are in nobody's hands; `gone` hears of each pool.
@@ -417,7 +427,9 @@ impl Common {
         // Under the lock, so that a pool being made is either seen here or sees the new limit.
         let directory = self.directory();
         for (scope, permits) in &directory.scopes {
-            permits.set_limit(scope.limit(&config));
+            if let Some(limit) = scope.limit(&config) {
+                permits.set_limit(limit);
+            }
         }
         for pool in directory.pools.values() {
             set_limits_of(&pool.shared, &pool.key, &config);
@@ -474,3 +486,6 @@ impl Common {
         let _ = self.control.send(request);
     }
 }
+
+#[cfg(test)]
+mod tests;
