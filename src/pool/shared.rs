@@ -161,13 +161,14 @@ impl SharedPool {
         self.desks.iter().map(|desk| desk.idle.load(Relaxed)).sum()
     }
 
-    /// Since when the longest idle server of any shard has been idle, and where it is.
-    pub fn longest_idle(&self) -> Option<(Moment, ShardId)> {
+    /// Since when the longest idle server of the shards that are meant has been idle, and where it is.
+    pub fn longest_idle(&self, is_meant: impl Fn(ShardId) -> bool) -> Option<(Moment, ShardId)> {
         let idle = self.idling.iter_from(0).filter_map(|shard| {
             let desk = self.desk(shard);
             // Relaxed: a choice that is out of date costs an eviction that finds nothing.
             let since = Moment::from_nanos(desk.idle_since.load(Relaxed));
-            (desk.idle.load(Relaxed) > 0).then_some((since, shard))
+            let has_one = desk.idle.load(Relaxed) > 0 && is_meant(shard);
+            has_one.then_some((since, shard))
         });
         idle.min_by_key(|(since, _)| *since)
     }
@@ -193,8 +194,8 @@ impl SharedPool {
 
     /// Whether a limit that spans pools is all that keeps a server from being opened.
     pub(super) fn lacks_outer(&self, waited: Duration, now: Moment) -> bool {
-        self.retry_at.load(SeqCst) <= now.nanos()
         let own = self.own();
+        self.retry_at.load(SeqCst) <= now.nanos()
             && (own.has_free() || self.may_use_reserve(waited) && own.has_free_in_reserve())
             && self.levels[1..].iter().any(|level| !level.has_free())
     }

@@ -85,9 +85,9 @@ impl Shard {
                     pool.step(|local, now, actions| local.poke(now, actions));
                 }
             }
-            Mail::Evict { pool, why } => {
+            Mail::Evict { pool, due, why } => {
                 if let Some(pool) = self.pool_of(&pool) {
-                    pool.evict(why);
+                    pool.evict(due, why);
                 }
             }
             Mail::LoginRefused { pool, farewell } => {

@@ -4,7 +4,7 @@
 use super::moving::Traveller;
 use super::shared::{Phase, Snapshot};
 use crate::admin::{ClientRow, Pick, ServerRow, StatementRow};
-use crate::base::ShardId;
+use crate::base::{Moment, ShardId};
 use crate::client::{Farewell, Greeted};
 use crate::net::Detached;
 use crate::server::Parcel;
@@ -53,6 +53,8 @@ pub enum Mail {
     Evict {
         /// The pool that has it.
         pool: PoolKey,
+        /// Void when it is heard of later: then another shard may have been asked.
+        due: Moment,
         /// What is logged of it.
         why: &'static str,
     },

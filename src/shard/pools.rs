@@ -5,7 +5,7 @@ use super::message::Mail;
 use super::opening;
 use super::orders::Standing;
 use super::root::Shard;
-use super::shared::{CommonPool, Phase, unlimited_if_zero};
+use super::shared::{CommonPool, Phase, Victim, unlimited_if_zero};
 use crate::base::{Clock, Moment, ShardId};
 use crate::client::{ClientEntry, Farewell};
 use crate::config::{Config, Database, General};
@@ -118,6 +118,31 @@ impl Shard {
         }
         let database = self.snapshot().config.database(&key.database)?;
         Some(self.pool(&database, &key.user))
+    }
+
+    /// Has an idle server closed, here or elsewhere.
+    pub(super) fn evict(self: &Rc<Self>, victim: Victim) {
+        let Victim {
+            pool,
+            shard,
+            due,
+            why,
+        } = victim;
+        if shard == self.id {
+            if let Some(pool) = self.pool_of(&pool.key) {
+                pool.evict(due, why);
+            }
+        } else {
+            let key = pool.key.clone();
+            let mail = Mail::Evict {
+                pool: key,
+                due,
+                why,
+            };
+            if self.post(shard, mail).is_err() {
+                pool.has_been_asked();
+            }
+        }
     }
 }
 
@@ -647,18 +672,17 @@ impl Pool {
 
     /// Has the longest idle server of another pool closed whose limit keeps this one from opening.
     pub(super) fn make_room(self: &Rc<Self>) {
-        let Some((key, shard, why)) = self.shard.common.victim(&self.common) else {
-            return;
-        };
-        if shard != self.shard.id {
-            let _ = self.shard.post(shard, Mail::Evict { pool: key, why });
-        } else if let Some(pool) = self.shard.pool_of(&key) {
-            pool.evict(why);
+        let now = self.shard.net.now();
+        if let Some(victim) = self.shard.common.victim(&self.common, now) {
+            self.shard.evict(victim);
         }
     }
 
-    /// Gives another pool the place of the longest idle server.
-    pub(super) fn evict(self: &Rc<Self>, why: &'static str) {
+    /// Gives another pool the place of the longest idle server, if it was asked in time.
+    pub(super) fn evict(self: &Rc<Self>, due: Moment, why: &'static str) {
+        if self.shard.net.now() > due {
+            return;
+        }
         let evicted = self.local.borrow_mut().evict();
         if let Some(server) = evicted {
             self.common.evictions.fetch_add(1, Ordering::Relaxed);
@@ -669,6 +693,7 @@ impl Pool {
                 pool.common.evictions.fetch_sub(1, Ordering::Relaxed);
             });
         }
+        self.common.has_been_asked();
     }
 
     /// Feeds the scheduler and performs what it wants.

@@ -1,7 +1,6 @@
 //! Replication: a client that asks for it has a server connection of its own from its login to its end, opened with
 //! the client's own start-up parameters. It counts in its pool, and goes to nobody else.
 
-use super::message::Mail;
 use super::opening::{Attempt, farewell, log_success};
 use super::pools::{Counter, Pool};
 use crate::base::ClientId;
@@ -15,7 +14,6 @@ use crate::wire::{Replication, StartupPacket};
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 /// PgBouncer's word for a replication in its log.
@@ -116,17 +114,13 @@ async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
 impl Pool {
     /// Has an idle server closed, here or elsewhere, or one of another pool whose limit is in the way.
     fn clear_a_place(self: &Rc<Self>) {
-        let is_in_the_way = self.common.shared.is_full();
-        if !is_in_the_way || self.common.evictions.load(Ordering::Relaxed) > 0 {
+        let now = self.shard.net.now();
+        if !self.common.shared.is_full() || self.common.is_making_room(now) {
             return;
         }
-        let why = "evicted for pool_size";
-        match self.common.shared.longest_idle() {
-            Some((_, shard)) if shard == self.shard.id => self.evict(why),
-            Some((_, shard)) => {
-                let pool = self.common.key.clone();
-                let _ = self.shard.post(shard, Mail::Evict { pool, why });
-            }
+        let common = &self.shard.common;
+        match common.longest_idle(std::iter::once(&self.common), now) {
+            Some(victim) => self.shard.evict(victim),
             None => self.make_room(),
         }
     }

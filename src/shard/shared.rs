@@ -92,7 +92,9 @@ pub struct CommonPool {
     /// Attempts that were made.
     pub attempts: AtomicUsize,
     /// Servers that are being closed for another pool's sake and still have their permits.
-    pub evictions: AtomicUsize,
+    pub(super) evictions: AtomicUsize,
+    /// Before when the shard that has been asked to close one has it in its mailbox, as far as others know.
+    eviction_due: AtomicU64,
     /// Why the last attempt to open a server failed, until one succeeds.
     pub last_failure: ArcSwapOption<Farewell>,
     /// Words of a server that refused a login, which those who wait are told as soon as no other server is left for them.
@@ -101,7 +103,30 @@ pub struct CommonPool {
     aged_out: AtomicU64,
 }
 
+/// A shard that has been asked for the place of an idle server and has not turned since gives it up no more, and
+/// another one may be asked.
+const EVICTION_SPAN: Duration = Duration::from_millis(50);
+
 impl CommonPool {
+    /// Whether one of its servers makes room for another pool already.
+    pub(super) fn is_making_room(&self, now: Moment) -> bool {
+        // Relaxed, here and below: whoever errs asks for one too many, or again at the next tick.
+        self.evictions.load(Ordering::Relaxed) > 0
+            || self.eviction_due.load(Ordering::Relaxed) > now.nanos()
+    }
+
+    /// Notes that a shard is being asked for a place, and before when it has to have heard of it.
+    pub(super) fn ask_for_room(&self, now: Moment) -> Moment {
+        let due = now.after(EVICTION_SPAN);
+        self.eviction_due.store(due.nanos(), Ordering::Relaxed);
+        due
+    }
+
+    /// That shard has heard of it, or will not.
+    pub(super) fn has_been_asked(&self) {
+        self.eviction_due.store(0, Ordering::Relaxed);
+    }
+
     /// Whether a server may be closed for its age now, which is one if so: between two of them lies `gap`,
     /// as servers that were opened together would else be closed together.
     pub fn ages_out(&self, now: Moment, gap: Duration) -> bool {
@@ -112,6 +137,16 @@ impl CommonPool {
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
         turn.is_ok()
     }
+}
+
+/// Who is to close an idle server for another pool's sake.
+pub(super) struct Victim {
+    pub(super) pool: Arc<CommonPool>,
+    pub(super) shard: ShardId,
+    /// See [`CommonPool::ask_for_room`].
+    pub(super) due: Moment,
+    /// What is logged of it.
+    pub(super) why: &'static str,
 }
 
 /// Every pool, and the limits that span pools.
@@ -326,6 +361,7 @@ impl Common {
             hosts_left: AtomicUsize::new(0),
             attempts: AtomicUsize::new(0),
             evictions: AtomicUsize::new(0),
+            eviction_due: AtomicU64::new(0),
             last_failure: ArcSwapOption::empty(),
             refusal: ArcSwapOption::empty(),
             aged_out: AtomicU64::new(0),
@@ -437,9 +473,9 @@ impl Common {
     }
 
     /// The pool, and the shard, with the longest idle server among those that share a limit with `pool`
-    /// which keeps it from opening one, and what is logged of it; none while one of them makes room already. Takes a mutex and looks at every pool: for a client that waits
+    /// which keeps it from opening one: that shard is to be asked for it. None while one of them makes room already. Takes a mutex and looks at every pool: for a client that waits
     /// while the limit is used up, at most once in 10 ms and shard.
-    pub fn victim(&self, pool: &CommonPool) -> Option<(PoolKey, ShardId, &'static str)> {
+    pub(super) fn victim(&self, pool: &CommonPool, now: Moment) -> Option<Victim> {
         let directory = self.directory();
         let is_full = |scope: Scope| {
             let permits = directory.scopes.get(&scope);
@@ -454,17 +490,37 @@ impl Common {
                     || user_is_full && other.key.user == key.user)
         };
         let mut others = directory.pools.values().filter(shares);
-        if others.any(|other| other.evictions.load(Ordering::Relaxed) > 0) {
+        if others.any(|other| other.is_making_room(now)) {
             return None;
         }
-        let others = directory.pools.values().filter(shares);
-        let idle = others.filter_map(|other| Some((other.shared.longest_idle()?, &other.key)));
-        let ((_, shard), key) = idle.min_by_key(|((since, _), _)| *since)?;
-        let why = match database_is_full && key.database == pool.key.database {
+        let victim = self.longest_idle(directory.pools.values().filter(shares), now)?;
+        let why = match database_is_full && victim.pool.key.database == key.database {
             true => "evicted for max_db_connections",
             false => "evicted for max_user_connections",
         };
-        Some((key.clone(), shard, why))
+        Some(Victim { why, ..victim })
+    }
+
+    /// The longest idle server of `pools`; one of a stalled shard only if the others have none.
+    pub(super) fn longest_idle<'a>(
+        &self,
+        pools: impl Iterator<Item = &'a Arc<CommonPool>> + Clone,
+        now: Moment,
+    ) -> Option<Victim> {
+        let turns = |shard| !self.registry.shard(shard).beat.is_stalled(now);
+        let among = |is_meant: &dyn Fn(ShardId) -> bool| {
+            let idle =
+                |pool: &'a Arc<CommonPool>| Some((pool.shared.longest_idle(is_meant)?, pool));
+            let idle = pools.clone().filter_map(idle);
+            idle.min_by_key(|((since, _), _)| *since)
+        };
+        let ((_, shard), pool) = among(&turns).or_else(|| among(&|_| true))?;
+        Some(Victim {
+            pool: pool.clone(),
+            shard,
+            due: pool.ask_for_room(now),
+            why: "evicted for pool_size",
+        })
     }
 
     /// Every pool of the process.

@@ -401,8 +401,9 @@ fn a_limit_that_spans_pools_is_taken_with_the_pools_own_and_given_back_with_it()
     let (mut one, mut two) = (pool(3), pool(1));
     stock(&mut one, 1, ms(0));
     stock(&mut one, 2, ms(1));
-    assert_eq!(two.shared().longest_idle(), None);
-    assert_eq!(one.shared().longest_idle(), Some((ms(0), HERE)));
+    assert_eq!(two.shared().longest_idle(|_| true), None);
+    assert_eq!(one.shared().longest_idle(|_| true), Some((ms(0), HERE)));
+    assert_eq!(one.shared().longest_idle(|shard| shard != HERE), None);
     assert_eq!(did(|out| two.acquire('a', ms(2), out)), [Action::Evict]);
     assert_eq!(did(|out| two.tick(ms(3), out)), [], "it was asked for");
     assert_eq!(one.evict(), Some(1));

@@ -1,4 +1,4 @@
-//! Limits that span pools, across reloads.
+//! Limits that span pools, across reloads, and who has to make room.
 
 use super::*;
 use crate::pool::{Acquired, Action, LocalPool};
@@ -113,4 +113,94 @@ fn reload_puts_the_limits_of_those_that_stay_in_force() {
     let none = LIMITED.replace("= 3", "= 0");
     common.reload(config(&none, &["a"]));
     assert_eq!(common.client_limits("a", "ann"), [PERMITS_MAX; 2]);
+}
+
+/// 3 shards, `ann` has servers that idle on shards 0 and 1, the longer one on shard 0, and `bob` none: the database
+/// has no place left for his.
+struct Crowded {
+    common: Common,
+    bob: Arc<CommonPool>,
+    ann: [Local; 2],
+}
+
+impl Crowded {
+    const NOW: u64 = 100;
+
+    fn new() -> Crowded {
+        let text = LIMITED.replace("max_db_connections = 3", "max_db_connections = 2");
+        let common = common(3, config(&text, &["a"]));
+        let [ann, bob] = ["ann", "bob"].map(|user| common.pool_of("a", user));
+        let mut parts = [0, 1].map(|shard| {
+            let (local, opened) = open(&ann, shard, 1, ms(0));
+            assert_eq!(opened, 1);
+            local
+        });
+        for part in &mut parts {
+            assert_eq!(part.take_waiters(Moment::NEVER), ['c']);
+        }
+        for (part, number) in parts.iter_mut().zip(0..) {
+            part.opened(number, ms(number.into()), &mut Vec::new());
+        }
+        let crowded = Crowded {
+            common,
+            bob,
+            ann: parts,
+        };
+        (0..3).for_each(|shard| crowded.turns(shard, Crowded::NOW));
+        crowded
+    }
+
+    fn turns(&self, shard: u16, millis: u64) {
+        self.common
+            .registry
+            .shard(ShardId(shard))
+            .beat
+            .works(ms(millis));
+    }
+
+    fn victim(&self, millis: u64) -> Option<u16> {
+        let victim = self.common.victim(&self.bob, ms(millis));
+        victim.map(|victim| victim.shard.0)
+    }
+}
+
+#[test]
+fn shards_that_lack_a_place_at_once_ask_for_one_eviction() {
+    let crowded = Crowded::new();
+    assert_eq!(
+        crowded
+            .ann
+            .iter()
+            .map(|part| part.idle().len())
+            .sum::<usize>(),
+        2
+    );
+    assert_eq!(crowded.victim(100), Some(0));
+    assert_eq!(crowded.victim(100), None, "another shard has asked");
+    assert_eq!(
+        crowded.victim(110),
+        None,
+        "nor does it ask again at the next tick"
+    );
+    let ann = crowded.common.pool_of("a", "ann");
+    ann.has_been_asked();
+    assert_eq!(crowded.victim(110), Some(0), "it had none after all");
+    ann.evictions.fetch_add(1, Ordering::Relaxed);
+    ann.has_been_asked();
+    assert_eq!(crowded.victim(110), None, "it is being closed");
+}
+
+#[test]
+fn shard_that_is_stalled_makes_room_only_if_no_other_can() {
+    let mut crowded = Crowded::new();
+    let late = 100 + EVICTION_SPAN.as_millis() as u64;
+    assert_eq!(crowded.victim(100), Some(0));
+    crowded.turns(1, late);
+    assert_eq!(
+        crowded.victim(late),
+        Some(1),
+        "shard 0 has not turned since"
+    );
+    assert!(crowded.ann[1].evict().is_some());
+    assert_eq!(crowded.victim(2 * late), Some(0), "nobody else has any");
 }
