@@ -1,5 +1,6 @@
 //! Limits on server connections that span pools: of a database, of a user, and who has to make room.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -264,51 +265,222 @@ both_shards!(
     }
 );
 
-/// Runs `work` while `clients` clients have transactions on 3 shards.
-fn under_load(stage: &Stage, clients: usize, work: impl FnOnce()) {
+/// Runs `work` while clients of each login have transactions.
+fn under_load(stage: &Stage, logins: &[(&str, &str)], clients: usize, work: impl FnOnce()) {
     let is_over = AtomicBool::new(false);
+    // All are inside before it begins: a pool that is busy makes no room for another.
+    let come = |(entry, user): &(&str, &str)| client(stage, entry, user);
+    let crowd: Vec<_> = logins.iter().cycle().take(clients).map(come).collect();
     thread::scope(|scope| {
-        for id in 0..clients {
+        for (id, mut client) in crowd.into_iter().enumerate() {
             let is_over = &is_over;
             scope.spawn(move || {
-                let mut client = stage.client();
+                let mark = id.to_string();
                 while !is_over.load(Ordering::Acquire) {
-                    let mark = id.to_string();
                     assert_eq!(client.value(&format!("begin; select '{mark}'")), mark);
                     assert_eq!(client.query("commit").status, b'I');
                 }
             });
         }
+        let _over = wait::Over(&is_over);
         work();
-        is_over.store(true, Ordering::Release);
     });
 }
 
-both_shards!(reload_that_lowers_a_limit_lets_nobody_above_it, |shards| {
-    let topology = Topology::new(shards);
-    let stage = Stage::pooled(topology.clone().pool_size(8));
-    let of_pool = "datname = current_database()";
-    under_load(&stage, 24, || {
+/// Waits for so many more transactions of all logins together.
+fn wait_transactions(stage: &Stage, logins: &[(&str, &str)], count: u64) {
+    let entries: BTreeSet<_> = logins.iter().map(|(entry, _)| *entry).collect();
+    let of = |entry: &&str| stage.stats(entry, "total_xact_count");
+    let served = || entries.iter().map(of).sum::<u64>();
+    let enough = served() + count;
+    wait_until("transactions", || served() >= enough);
+}
+
+/// Under load, lowers and raises a limit from 8 by what `topology` makes of each size: the connections for which
+/// `condition` holds are never more than before or now, and once they are as few as are now allowed never more.
+fn limit_holds_across_reloads(
+    stage: &Stage,
+    logins: &[(&str, &str)],
+    condition: &str,
+    topology: impl Fn(u32) -> Topology,
+) {
+    let database = &stage.database;
+    under_load(stage, logins, 24, || {
+        let mut before = 8;
         for size in [2, 8, 3, 6, 1] {
-            let before = stage.database.most_backends(of_pool, || {
-                let smaller = topology.clone().pool_size(size);
-                stage.rewrite(&smaller.database(&stage.entry, &stage.database, &[]));
+            let during = database.most_backends(condition, || {
+                stage.rewrite(&topology(size).database(&stage.entry, database, &[]));
                 assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
             });
-            assert!(before <= 8, "{before} while {size} came into force");
+            let most = size.max(before);
+            assert!(during <= most, "{during} while {size} came into force");
             wait_until("too many have gone", || {
-                stage.database.backends("true") <= size as usize
+                database.backends_anywhere(condition) <= size
             });
-            let after = stage.database.most_backends(of_pool, || {
-                let served = || stage.stats(&stage.entry, "total_xact_count");
-                let enough = served() + 200;
-                wait_until("200 transactions", || served() >= enough);
+            let after = database.most_backends(condition, || {
+                wait_transactions(stage, logins, 200);
             });
             assert!((1..=size).contains(&after), "{after} of {size}");
+            before = size;
         }
     });
     stage.assert_no_leak();
+}
+
+const OF_POOL: &str = "datname = current_database()";
+
+both_shards!(reload_that_lowers_a_limit_lets_nobody_above_it, |shards| {
+    let topology = |size| Topology::new(shards).pool_size(size);
+    let stage = Stage::pooled(topology(8));
+    let logins = [(&*stage.entry, "postgres")];
+    limit_holds_across_reloads(&stage, &logins, OF_POOL, topology);
 });
+
+both_shards!(
+    reload_that_lowers_the_reserve_lets_nobody_above_it,
+    |shards| {
+        // a pool of 1, and as many more in need as make up the size
+        let topology = |size: u32| {
+            Topology::new(shards)
+                .pool_size(1)
+                .set("reserve_pool_size", size - 1)
+                .set("reserve_pool_timeout", "1 ms")
+        };
+        let stage = Stage::pooled(topology(8));
+        let logins = [(&*stage.entry, "postgres")];
+        limit_holds_across_reloads(&stage, &logins, OF_POOL, topology);
+    }
+);
+
+both_shards!(
+    reload_that_exchanges_servers_for_a_reserve_keeps_the_sum,
+    |shards| {
+        // 2 and a reserve of 6, then 6 and none, and back: never 12, and of 6 and none never 8
+        let topology = |size: u32, reserve: u32| {
+            Topology::new(shards)
+                .pool_size(size)
+                .set("reserve_pool_size", reserve)
+                .set("reserve_pool_timeout", "1 ms")
+        };
+        let stage = Stage::pooled(topology(2, 6));
+        let logins = [(&*stage.entry, "postgres")];
+        under_load(&stage, &logins, 24, || {
+            let most = stage.database.most_backends(OF_POOL, || {
+                for (size, reserve) in [(6, 0), (2, 6), (6, 0), (2, 6), (6, 0)] {
+                    let next = topology(size, reserve);
+                    stage.rewrite(&next.database(&stage.entry, &stage.database, &[]));
+                    assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+                    wait_transactions(&stage, &logins, 50);
+                }
+            });
+            assert!((6..=8).contains(&most), "{most} connections");
+        });
+        stage.assert_no_leak();
+    }
+);
+
+both_shards!(
+    reload_that_lowers_the_limit_of_a_database_lets_nobody_above_it,
+    |shards| {
+        // two pools of 8 in one database
+        let database = Postgres::shared().database();
+        let (ann, bob) = (role(&database, "ann"), role(&database, "bob"));
+        let topology = |limit: u32| {
+            Topology::new(shards)
+                .pool_size(8)
+                .set("max_db_connections", limit)
+                .user_secret(&ann, "")
+                .user_secret(&bob, "")
+        };
+        let stage = Stage::on(database, topology(8), &[]);
+        let logins = [&ann, &bob].map(|user| (&*stage.entry, &**user));
+        let condition = format!("{OF_POOL} and usename in ('{ann}', '{bob}')");
+        limit_holds_across_reloads(&stage, &logins, &condition, topology);
+    }
+);
+
+both_shards!(
+    reload_that_lowers_the_limit_of_a_user_lets_nobody_above_it,
+    |shards| {
+        // pools of 8 in two databases
+        let (one, two) = (Postgres::shared().database(), Postgres::shared().database());
+        let ann = role(&one, "ann");
+        let topology = |limit: u32| {
+            Topology::new(shards)
+                .pool_size(8)
+                .database("two", &two, &[])
+                .user_secret(&ann, "")
+                .user(&ann, "max_user_connections", limit)
+        };
+        let stage = Stage::on(one, topology(8), &[]);
+        let logins = [(&*stage.entry, &*ann), ("two", &ann)];
+        let condition = format!("usename = '{ann}'");
+        limit_holds_across_reloads(&stage, &logins, &condition, topology);
+    }
+);
+
+/// 4 clients may be here, then 2: those who are here stay, and nobody comes in until only one of them is left.
+fn lowered_client_limit(
+    shards: usize,
+    told: &str,
+    limited: impl Fn(Topology, &str, u32) -> Topology,
+) {
+    let database = Postgres::shared().database();
+    let ann = role(&database, "ann");
+    let topology = |limit| limited(Topology::new(shards).user_secret(&ann, ""), &ann, limit);
+    let stage = Stage::on(database, topology(4), &[]);
+    let come = || client(&stage, &stage.entry, &ann);
+    let refused = |stage: &Stage| assert_eq!(refusal(stage, &stage.entry, &ann), told);
+    let mut clients: Vec<_> = (0..4).map(|_| come()).collect();
+    refused(&stage);
+    stage.rewrite(&topology(2).database(&stage.entry, &stage.database, &[]));
+    assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+    for left in [4, 3, 2] {
+        wait_until("who has left is gone", || {
+            stage.pools(&stage.entry, "cl_active") == left
+        });
+        for client in &mut clients {
+            assert_eq!(client.value("select 'here'"), "here");
+        }
+        refused(&stage);
+        drop(clients.pop());
+    }
+    wait_until("one is left", || {
+        stage.pools(&stage.entry, "cl_active") == 1
+    });
+    clients.push(come());
+    refused(&stage);
+}
+
+both_shards!(
+    reload_that_lowers_max_client_conn_lets_nobody_in_above_it,
+    |shards| {
+        let told = "no more connections allowed (max_client_conn)";
+        lowered_client_limit(shards, told, |topology, _, limit| {
+            topology.set("max_client_conn", limit)
+        });
+    }
+);
+
+both_shards!(
+    reload_that_lowers_the_clients_of_a_database_lets_nobody_in_above_it,
+    |shards| {
+        let told = "client connections exceeded (max_db_client_connections)";
+        lowered_client_limit(shards, told, |topology, _, limit| {
+            topology.set("max_db_client_connections", limit)
+        });
+    }
+);
+
+both_shards!(
+    reload_that_lowers_the_clients_of_a_user_lets_nobody_in_above_it,
+    |shards| {
+        let told = "client connections exceeded (max_user_client_connections)";
+        lowered_client_limit(shards, told, |topology, ann, limit| {
+            topology.user(ann, "max_user_client_connections", limit)
+        });
+    }
+);
 
 both_shards!(crowd_gets_as_many_places_as_there_are, |shards| {
     let topology = Topology::new(shards)

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::certs::{Authority, Signed};
 use super::peer::{Client, Reply};
-use super::wait::{PATIENCE, holds_within, wait_until};
+use super::wait::{Over, PATIENCE, holds_within, wait_until};
 
 /// One cluster: its data directory and the postmaster that runs on it.
 pub struct Postgres {
@@ -218,20 +218,24 @@ impl Database {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
             let watch = scope.spawn(|| {
-                let sql = format!(
-                    "select count(*) from pg_stat_activity where application_name <> 'observer' \
-                     and backend_type = 'client backend' and {condition}"
-                );
+                let sql = count_anywhere(condition);
                 let (mut direct, mut most) = (self.direct(), 0);
                 while !is_over.load(Ordering::Acquire) {
                     most = most.max(direct.value(&sql).parse::<u32>().unwrap());
                 }
                 most
             });
+            let over = Over(&is_over);
             work();
-            is_over.store(true, Ordering::Release);
+            drop(over);
             watch.join().unwrap()
         })
+    }
+
+    /// How many connections there are, of any database, for which `condition` holds.
+    pub fn backends_anywhere(&self, condition: &str) -> u32 {
+        let count = self.sql(&count_anywhere(condition));
+        count.value().parse().unwrap()
     }
 
     /// Waits until exactly `count` backends of this database satisfy `condition`.
@@ -240,6 +244,13 @@ impl Database {
         let what = format!("{count} backends: {condition}");
         wait_until(&what, || self.backends(condition) == count);
     }
+}
+
+fn count_anywhere(condition: &str) -> String {
+    format!(
+        "select count(*) from pg_stat_activity where application_name <> 'observer' \
+         and backend_type = 'client backend' and {condition}"
+    )
 }
 
 /// A live postmaster. Dropping it kills it and waits for its end.
