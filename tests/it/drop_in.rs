@@ -82,7 +82,7 @@ drop_in!(
             assert!(line.contains("] WARNING C-0x"), "{line}");
             line_with(
                 &drop_in,
-                &format!("closing because: no such database: {nowhere} (age=0s)"),
+                &format!("closing because: no such database: {nowhere} (age="),
             );
         }
     }
@@ -319,7 +319,7 @@ drop_in!(without_listen_addr_there_is_the_unix_socket_only, |brand| {
     let mode =
         std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&socket).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o750);
-    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    assert!(sockets::listeners(child.id()).is_empty());
     drop(client);
     kill_process(Pid::from_child(&child), Signal::QUIT).unwrap();
     child.wait().unwrap();

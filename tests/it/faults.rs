@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::support::peer::{Conversation, Reply};
+use crate::support::ports::Deaf;
 use crate::support::wire::*;
 use crate::support::*;
 
@@ -14,7 +15,9 @@ const MIB: usize = 1 << 20;
 /// A pooler with a good database and, as `fake`, a server that plays a script.
 fn stage_with_fake(shards: usize, server: SocketAddr) -> Stage {
     let topology = Topology::new(shards)
-        .set("query_wait_timeout", "2s")
+        // A second server would play the beginning of its script to a client that is to see how it goes on.
+        .pool_size(1)
+        .set("query_wait_timeout", "8s")
         .set("server_login_retry", "100ms");
     Stage::pooled(topology.database_at("fake", server, &[]))
 }
@@ -515,10 +518,9 @@ both_shards!(words_of_an_idle_server_reach_no_client, |shards| {
 both_shards!(
     client_that_waits_for_a_dead_server_is_seen_and_can_leave,
     |shards| {
-        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let closed = closed.local_addr().unwrap();
+        let deaf = Deaf::new();
         let topology = Topology::new(shards).set("client_login_timeout", "1 h");
-        let stage = Stage::pooled(topology.database_at("fake", closed, &[]));
+        let stage = Stage::pooled(topology.database_at("fake", deaf.address, &[]));
         let mut client = Client::connect(stage.address());
         let params = [("user", "postgres"), ("database", "fake")];
         client.send(&startup(PROTOCOL_3_0, &params));
@@ -540,12 +542,9 @@ both_shards!(
 );
 
 both_shards!(nobody_listening_is_reported_in_time, |shards| {
-    let closed = std::net::TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap();
+    let deaf = Deaf::new();
     let topology = Topology::new(shards).set("client_login_timeout", "1s");
-    let stage = Stage::pooled(topology.database_at("fake", closed, &[]));
+    let stage = Stage::pooled(topology.database_at("fake", deaf.address, &[]));
     let reply = ask_fake(&stage);
     let error = reply.error.as_ref().expect("a reason");
     assert!(

@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::certs::{Authority, Signed};
+use crate::support::ports::free_port;
 use crate::support::postgres::spawn_lasting;
 use crate::support::*;
 
@@ -163,10 +164,7 @@ impl Slapd {
 }
 
 fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
+    SocketAddr::from(([127, 0, 0, 1], free_port()))
 }
 
 fn stage(shards: usize, options: &str) -> Stage {
@@ -331,16 +329,23 @@ both_shards!(server_that_never_answers_holds_up_nobody_else, |shards| {
     fs::write(&hba, rules).unwrap();
     let topology = Topology::new(shards)
         .set("auth_type", "hba")
-        .set("client_login_timeout", "1 s")
         .set("auth_hba_file", hba.to_str().unwrap());
     let stage = Stage::with_keys(topology, &[("user", "postgres")]);
     std::thread::scope(|scope| {
         let stuck: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| driver::try_login(stage.address(), "stuck", "x", &stage.entry)))
             .collect();
+        wait_until("all are stuck", || {
+            let table = stage.console("SHOW LISTS").table();
+            let row = table.iter().find(|row| row["list"] == "login_clients");
+            row.unwrap()["items"] == "4"
+        });
         for _ in 0..20 {
             assert_eq!(stage.client().value("select 'served'"), "served");
         }
+        // Not before: it is for those who are served, too.
+        let set = stage.console("SET client_login_timeout = '100 ms'");
+        assert!(set.error.is_none(), "{set:?}");
         for login in stuck {
             assert_eq!(login.join().unwrap().unwrap_err().1, "client_login_timeout");
         }

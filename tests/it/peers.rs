@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::support::drop_in::{Brand, DropIn, free_port};
+use crate::support::drop_in::{Brand, DropIn};
+use crate::support::ports::free_port;
 use crate::support::*;
 
 /// Poolers that know each other, with ids 1, 2, .., all before one database.
@@ -138,7 +139,7 @@ both_shards!(cancel_requests_for_a_peer_are_counted, |shards| {
     });
     released.store(true, Ordering::Release);
     requests.iter_mut().for_each(Client::expect_closed);
-    assert_eq!(counts(), [0, 0, 0]);
+    wait_until("all have come home", || counts() == [0, 0, 0]);
 });
 
 /// A pooler with the id `own` among `all`.

@@ -2,7 +2,7 @@
 //! passes is a true statement about PgBouncer.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -12,6 +12,7 @@ use tempfile::TempDir;
 
 use super::peer::{Client, Reply};
 use super::pooler::program;
+pub use super::ports::free_port;
 use super::postgres::{Database, spawn_mortal};
 use super::reference::{self, Version};
 use super::wait::{PATIENCE, holds_within, wait_until};
@@ -46,12 +47,6 @@ impl Brand {
             }
         }
     }
-}
-
-/// A port that was free a moment ago: PgBouncer cannot choose one itself.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    listener.local_addr().unwrap().port()
 }
 
 /// A directory for configuration and sockets that an unprivileged user may write to.

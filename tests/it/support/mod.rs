@@ -10,6 +10,7 @@ pub mod mounts;
 pub mod peer;
 pub mod pgbouncer;
 pub mod pooler;
+pub mod ports;
 pub mod postgres;
 pub mod psql;
 pub mod random;

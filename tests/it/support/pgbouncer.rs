@@ -11,7 +11,8 @@ use tempfile::TempDir;
 
 use super::peer::{Client, Reply};
 use super::pooler::Topology;
-use super::postgres::{Database, Postgres, free_port, spawn_mortal, unprivileged_user};
+use super::ports::free_port;
+use super::postgres::{Database, Postgres, spawn_mortal, unprivileged_user};
 use super::reference::{self, Version};
 use super::stage::Stage;
 use super::wait::holds_within;

@@ -1,7 +1,7 @@
 //! A PostgreSQL that belongs to this test process alone and dies with it.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use super::certs::{Authority, Signed};
 use super::peer::{Client, Reply};
+use super::ports::free_port;
 use super::wait::{Over, PATIENCE, holds_within, wait_until};
 
 /// One cluster: its data directory and the postmaster that runs on it.
@@ -238,6 +239,18 @@ impl Database {
         count.value().parse().unwrap()
     }
 
+    /// Ends all backends of this database, those of [`Database::direct`] not, and waits until they have gone; how many.
+    #[track_caller]
+    pub fn kill_all(&self) -> usize {
+        let sql = format!("select pid, pg_terminate_backend(pid) {CLIENT_BACKENDS}");
+        let rows = self.sql(&sql).rows;
+        let pids: Vec<_> = rows.iter().map(|row| row[0].as_deref().unwrap()).collect();
+        if !pids.is_empty() {
+            self.wait_backends(0, &format!("pid in ({})", pids.join(", ")));
+        }
+        pids.len()
+    }
+
     /// Waits until exactly `count` backends of this database satisfy `condition`.
     #[track_caller]
     pub fn wait_backends(&self, count: usize, condition: &str) {
@@ -360,14 +373,6 @@ pub fn spawn_mortal(mut command: Command, signal: Signal) -> Child {
     command
         .spawn()
         .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"))
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port()
 }
 
 /// A data directory as initdb left it; clusters are copies of it.
