@@ -29,15 +29,43 @@ fn text(outcome: Result<String, (String, String)>) -> String {
     outcome.expect_err("a refusal").1
 }
 
-/// A function that counts its calls and gives what `row` says.
+/// A function that counts its calls and gives what `row` says, once nobody has [`delayed`] it.
 fn counted(database: &Database, row: &str) -> String {
     database.sql("create sequence calls");
-    let body = format!("select nextval('calls'); select pg_sleep(0.2); {row}");
+    let wait = "select pg_sleep(0.2); select pg_advisory_xact_lock_shared(1)";
+    let body = format!("select nextval('calls'); {wait}; {row}");
     database.sql(&format!(
         "create function look_up(wanted text) returns table (name text, secret text) \
          language sql security definer as $$ {body} $$"
     ));
     "select name, secret from public.look_up($1)".to_owned()
+}
+
+/// Questions wait until `go_on` has been called with this session.
+fn delayed(database: &Database) -> Client {
+    let mut holder = database.direct();
+    holder.value("select pg_advisory_lock(1)");
+    holder
+}
+
+fn go_on(holder: &mut Client) {
+    assert_eq!(holder.value("select pg_advisory_unlock(1)"), "t");
+}
+
+/// Waits until the server has been asked and the answer is [`delayed`].
+#[track_caller]
+fn wait_asked(database: &Database) {
+    database.wait_backends(1, "wait_event_type = 'Lock'");
+}
+
+/// Waits until so many clients are logging in.
+#[track_caller]
+fn wait_logging_in(stage: &Stage, count: usize) {
+    wait_until("they are logging in", || {
+        let table = stage.as_owner("SHOW LISTS").table();
+        let row = table.iter().find(|row| row["list"] == "login_clients");
+        row.unwrap()["items"] == count.to_string()
+    });
 }
 
 fn calls(database: &Database) -> String {
@@ -296,12 +324,8 @@ both_shards!(
             &[("user", "late"), ("database", &stage.entry)],
         );
         crowd.iter_mut().for_each(|client| client.send(&knock));
-        stage.database.wait_backends(1, "wait_event_type = 'Lock'");
-        wait_until("all are logging in", || {
-            let table = stage.as_owner("SHOW LISTS").table();
-            let row = table.iter().find(|row| row["list"] == "login_clients");
-            row.unwrap()["items"] == "100"
-        });
+        wait_asked(&stage.database);
+        wait_logging_in(&stage, 100);
         assert!(crowd.iter_mut().all(|client| client.has_nothing_to_read()));
         assert_eq!(holder.query("commit").status, b'I');
         for client in &mut crowd {
@@ -340,17 +364,18 @@ both_shards!(first_client_to_ask_may_leave, |shards| {
     let query = counted(&database, STORED);
     let stage = Stage::on(database, topology(shards).set("auth_query", query), &[]);
     let name = role();
+    let mut holder = delayed(&stage.database);
     let mut first = Client::connect(stage.address());
     first.send(&startup(
         PROTOCOL_3_0,
         &[("user", &name), ("database", &stage.entry)],
     ));
-    wait_until("the query runs", || {
-        stage.database.backends("state = 'active'") > 0
-    });
+    wait_asked(&stage.database);
     thread::scope(|scope| {
         let second = scope.spawn(|| login(&stage, &name, PASSWORD));
+        wait_logging_in(&stage, 2);
         drop(first);
+        go_on(&mut holder);
         assert_eq!(second.join().unwrap(), Ok(name.clone()));
     });
     assert_eq!(calls(&stage.database), "1");
@@ -363,19 +388,14 @@ both_shards!(
         let query = counted(&database, STORED);
         let stage = Stage::on(database, topology(shards).set("auth_query", query), &[]);
         let name = role();
+        let mut holder = delayed(&stage.database);
         thread::scope(|scope| {
             let victim = scope.spawn(|| login(&stage, &name, PASSWORD));
-            wait_until("the query runs", || {
-                stage.database.backends("state = 'active'") > 0
-            });
-            let kill =
-                "select count(pg_terminate_backend(pid)) from pg_stat_activity where datname = ";
-            stage.database.sql(&format!(
-                "{kill} '{}' and pid <> pg_backend_pid()",
-                stage.entry
-            ));
+            wait_asked(&stage.database);
+            assert_eq!(stage.database.kill_all(), 1);
             assert_eq!(text(victim.join().unwrap()), "bouncer config error");
         });
+        go_on(&mut holder);
         assert_eq!(login(&stage, &name, PASSWORD), Ok(name));
         stage.wait_log("auth_query failed");
     }

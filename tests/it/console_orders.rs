@@ -340,9 +340,14 @@ compared!(
     |subject| {
         let mut busy = subject.client();
         busy.query("begin");
+        let mut other = subject.client();
+        other.value("select 1");
+        let idle = || subject.pools(subject.entry(0), "sv_idle");
+        wait_until("its server is idle", || idle() > 0);
         let mut admin = subject.admin();
         admin.send(&query("PAUSE"));
-        let mut other = subject.client();
+        // Its shard has heard of it then.
+        wait_until("its server is closed", || idle() == 0);
         other.send(&query("select 2"));
         wait_until("it waits", || {
             subject.pools(subject.entry(0), "cl_waiting") == 1
@@ -561,7 +566,7 @@ both_shards!(signals_pause_and_resume, |shards| {
     client.value("select 1");
     let state = || stage.console("SHOW STATE").table()[1]["value"].clone();
     stage.signal(Signal::USR1);
-    wait_until("it is paused", || state() == "yes");
+    stage.wait_paused();
     client.send(&query("select 2"));
     wait_until("it waits", || stage.pools(&stage.entry, "cl_waiting") == 1);
     stage.signal(Signal::USR2);

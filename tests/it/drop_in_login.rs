@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use rustix::process::Signal;
+
 use crate::support::drop_in::*;
 use crate::support::postgres::{MUST_MD5, MUST_PASSWORD, MUST_SCRAM, Postgres};
 use crate::support::wire::*;
@@ -604,7 +606,7 @@ drop_in!(words_of_a_server_that_refuses_reach_the_client, |brand| {
 // ---- time --------------------------------------------------------------------------------------------------------
 
 drop_in!(login_that_takes_too_long_is_ended, |brand| {
-    let lines = "auth_type = md5\nclient_login_timeout = 1";
+    let lines = "auth_type = md5\nclient_login_timeout = 60";
     let drop_in = start(brand, lines, &[("ann", PASSWORD)]);
     let mut silent = Client::connect(drop_in.address);
     let mut asked = Client::connect(drop_in.address);
@@ -613,6 +615,10 @@ drop_in!(login_that_takes_too_long_is_ended, |brand| {
         &[("user", "ann"), ("database", "main")],
     ));
     asked.expect(b'R');
+    let file = drop_in.path("pgbouncer.ini");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.replace("timeout = 60", "timeout = 1")).unwrap();
+    drop_in.signal(Signal::HUP);
     for client in [&mut silent, &mut asked] {
         let reply = client.reply();
         assert_eq!(reply.code(), "08P01");

@@ -328,8 +328,7 @@ drop_in!(minimum_is_kept_while_there_are_clients, |brand| {
     let drop_in = start(brand, "min_pool_size = 3\nserver_idle_timeout = 1");
     let client = drop_in.client();
     drop_in.database.wait_backends(3, "true");
-    let kill = format!("select count(pg_terminate_backend(pid)) {CLIENT_BACKENDS}");
-    assert_eq!(drop_in.database.direct().value(&kill), "3");
+    assert_eq!(drop_in.database.kill_all(), 3);
     drop_in.database.wait_backends(3, "state = 'idle'");
     drop(client);
 });
@@ -450,9 +449,10 @@ drop_in!(timeouts_say_which_they_are, |brand| {
 });
 
 drop_in!(idle_session_that_has_its_server_is_spared, |brand| {
-    let drop_in = start(brand, "pool_mode = session\nclient_idle_timeout = 1");
+    let drop_in = start(brand, "pool_mode = session\nclient_idle_timeout = 0");
     let mut session = drop_in.client();
     assert_eq!(session.value("select 1"), "1");
+    drop_in.reload_with("client_idle_timeout = 0", "client_idle_timeout = 1");
     let mut idle = drop_in.client();
     idle.reply().assert_fatal("client_idle_timeout");
     let mut again = drop_in.client();
@@ -801,8 +801,11 @@ drop_in!(
     }
 );
 
-/// Whether another client is served beside this one, whose only server the pool has.
-fn is_shared(drop_in: &DropIn, client: &mut Client) -> bool {
+/// Whether another client is served beside this one, whose only server the pool has; in its time, if that is `expected`.
+fn is_shared(drop_in: &DropIn, client: &mut Client, expected: bool) -> bool {
+    let seconds = if expected { 20 } else { 1 };
+    let set = drop_in.console(&format!("SET query_wait_timeout = {seconds}"));
+    assert!(set.error.is_none(), "{set:?}");
     assert_eq!(client.value("select 1"), "1");
     let mut other = Client::connect(drop_in.address);
     let params = [("user", "postgres"), ("database", &*drop_in.database.name)];
@@ -816,19 +819,20 @@ fn is_shared(drop_in: &DropIn, client: &mut Client) -> bool {
 }
 
 drop_in!(mode_of_a_reload_holds_for_everybody, |brand| {
-    let more = "default_pool_size = 1\nquery_wait_timeout = 1\npool_mode = ";
+    let more = "default_pool_size = 1\npool_mode = ";
     for (before, after) in [("session", "transaction"), ("transaction", "session")] {
         let drop_in = start(brand, &format!("{more}{before}"));
         let was_shared = before == "transaction";
         let mut old = drop_in.client();
-        assert_eq!(is_shared(&drop_in, &mut old), was_shared, "{before}");
+        let is_old_shared = is_shared(&drop_in, &mut old, was_shared);
+        assert_eq!(is_old_shared, was_shared, "{before}");
         let [old_line, new_line] = [before, after].map(|mode| format!("pool_mode = {mode}"));
         let reply = drop_in.reload_with(&old_line, &new_line);
         assert_eq!(reply.complete, ["RELOAD"]);
-        let is_old_shared = is_shared(&drop_in, &mut old);
+        let is_old_shared = is_shared(&drop_in, &mut old, !was_shared);
         assert_eq!(is_old_shared, !was_shared, "{after}, old");
         drop(old);
-        let is_new_shared = is_shared(&drop_in, &mut drop_in.client());
+        let is_new_shared = is_shared(&drop_in, &mut drop_in.client(), !was_shared);
         assert_eq!(is_new_shared, !was_shared, "{after}, new");
     }
 });

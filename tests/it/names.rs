@@ -253,8 +253,9 @@ drop_in!(name_that_is_not_known_is_left_alone_for_its_time, |brand| {
         return;
     }
     let names = Names::new(&[]);
-    let more = "client_login_timeout = 3\nserver_login_retry = 1\ndns_nxdomain_ttl = ";
-    let patient = names.start(brand, database(), &format!("{more}3600"));
+    let more = "server_login_retry = 1\ndns_nxdomain_ttl = ";
+    let patient = format!("client_login_timeout = 3\n{more}3600");
+    let patient = names.start(brand, database(), &patient);
     let eager = names.start(brand, database(), &format!("{more}1"));
     let mut clients = [&patient, &eager].map(|drop_in| Client::connect(drop_in.address));
     for client in &mut clients {

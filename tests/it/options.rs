@@ -372,11 +372,16 @@ both_shards!(
     server_idle_for_long_is_checked_once_it_is_wanted,
     |shards| {
         let topology = Topology::new(shards).pool_size(1);
-        let topology = topology.set("server_check_delay", "200ms");
+        let topology = topology.set("server_check_delay", "1 h");
         let stage = Stage::pooled(topology.set("server_check_query", "set work_mem = '5MB'"));
+        let set_delay = |span: &str| {
+            let set = stage.console(&format!("SET server_check_delay = '{span}'"));
+            assert!(set.error.is_none(), "{set:?}");
+        };
         let mut client = stage.client();
         let pid = client.value(&format!("set work_mem = '77MB'; {PID}"));
         assert_eq!(client.value("show work_mem"), "77MB");
+        set_delay("200ms");
         wait_until("it has been idle for long", || {
             stage.pools(&stage.entry, "sv_used") == 1
         });
@@ -386,6 +391,7 @@ both_shards!(
             servers.iter().any(|row| row["state"] == "used"),
             "{servers:?}"
         );
+        set_delay("1 h");
         assert_eq!(client.value("show work_mem"), "5MB");
         assert_eq!(client.value(PID), pid);
         assert_eq!(stage.pools(&stage.entry, "sv_used"), 0);
@@ -409,9 +415,7 @@ both_shards!(
             }
             server.serve("second");
         });
-        let topology = Topology::new(shards)
-            .pool_size(1)
-            .set("server_connect_timeout", "300ms");
+        let topology = Topology::new(shards).pool_size(1);
         let topology = topology
             .set("server_check_delay", 0)
             .set("close_timeout", "100ms");
@@ -419,11 +423,24 @@ both_shards!(
         let mut client = Client::login(stage.address(), "fake");
         // The login itself has used the server already.
         assert_eq!(client.value("select 1"), "first");
+        // Not before, as it holds for logins, too.
+        let set = stage.console("SET server_connect_timeout = '1 s'");
+        assert!(set.error.is_none(), "{set:?}");
         assert_eq!(client.value("select 1"), "second");
         // And one to cancel what the silent one may be doing.
         assert!(server.connections() >= 2);
     }
 );
+
+/// A check of servers that lasts while another session has the lock.
+const LONG_CHECK: &str = "select pg_advisory_xact_lock_shared(1)";
+
+/// From now on, until this session gives the lock back.
+fn long_checks(database: &Database) -> Client {
+    let mut holder = database.direct();
+    holder.value("select pg_advisory_lock(1)");
+    holder
+}
 
 both_shards!(
     client_whose_server_does_not_answer_the_check_is_served_by_the_next_that_is_free,
@@ -476,8 +493,9 @@ both_shards!(
         let topology = Topology::new(shards)
             .pool_size(1)
             .set("server_check_delay", 0);
-        let stage = Stage::pooled(topology.set("server_check_query", "select pg_sleep(0.3)"));
+        let stage = Stage::pooled(topology.set("server_check_query", LONG_CHECK));
         stage.client().value("select 1");
+        let mut holder = long_checks(&stage.database);
         let mut impatient = stage.client();
         impatient.send(&query("select 1"));
         wait_until("its server is checked", || {
@@ -485,6 +503,7 @@ both_shards!(
         });
         assert_eq!(stage.pools(&stage.entry, "cl_waiting"), 1);
         impatient.reset();
+        holder.value("select pg_advisory_unlock(1)");
         assert_eq!(stage.client().value("select 2"), "2");
         stage.assert_no_leak();
     }
@@ -496,14 +515,19 @@ both_shards!(
         let topology = Topology::new(shards)
             .pool_size(1)
             .set("server_check_delay", 0);
-        let stage = Stage::pooled(topology.set("server_check_query", "select pg_sleep(0.3)"));
+        let stage = Stage::pooled(topology.set("server_check_query", LONG_CHECK));
         let mut client = stage.client();
         client.value("select 1");
+        let mut holder = long_checks(&stage.database);
         client.send(&query("select 2"));
         wait_until("its server is checked", || {
             stage.pools(&stage.entry, "sv_tested") == 1
         });
-        assert_eq!(stage.console("PAUSE").complete, ["PAUSE"]);
+        let mut admin = Client::login(stage.address(), "ringbouncer");
+        admin.send(&query("PAUSE"));
+        stage.wait_paused();
+        holder.value("select pg_advisory_unlock(1)");
+        assert_eq!(admin.reply().complete, ["PAUSE"]);
         assert!(client.has_nothing_to_read());
         assert_eq!(stage.console("RESUME").complete, ["RESUME"]);
         assert_eq!(client.reply().value(), "2");

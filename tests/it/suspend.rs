@@ -135,6 +135,8 @@ both_shards!(
         deaf.send(&query(
             "select repeat('x', 1000) from generate_series(1, 200000)",
         ));
+        let blocked = "wait_event = 'ClientWrite'";
+        stage.database.wait_backends(1, blocked);
         let (mut sent, mut times) = (0, 0);
         wait_until("nothing flows any more", || {
             let now = stage.stats(&stage.entry, "total_sent");

@@ -83,6 +83,17 @@ impl Stage {
         self.pooler.as_mut().expect("a stage with a pooler")
     }
 
+    /// Waits until every shard has heard that all is paused.
+    #[track_caller]
+    pub fn wait_paused(&self) {
+        wait_until("the pause has begun", || {
+            self.console("SHOW STATE").table()[1]["value"] == "yes"
+        });
+        // Every shard acts by the order before when this one is answered.
+        let order = self.console(&format!("ENABLE {}", self.entry));
+        assert_eq!(order.complete, ["ENABLE"]);
+    }
+
     /// A client that has logged in.
     #[track_caller]
     pub fn client(&self) -> Client {
