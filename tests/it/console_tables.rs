@@ -251,6 +251,7 @@ compared!(
 compared!(
     servers_have_the_application_name_of_their_last_client,
     since(1, 18),
+    with & [("default_pool_size", "1")],
     |subject| {
         let named = |name: &str| {
             let params = [

@@ -246,11 +246,14 @@ both_shards!(
         let mut client = stage.client();
         let pid = client.value("prepare s as select * from t; select pg_backend_pid()");
         client.exchange(&[parse("p", "select a from t"), sync()].concat());
-        let mut other = stage.client();
-        wait_until("the other client has that server", || {
-            other.value("rollback");
-            other.value("begin; select pg_backend_pid()") == pid
-        });
+        // Between them they have both servers; the one that does not know the statement is given back.
+        let mut others = [stage.client(), stage.client()];
+        let pids = others
+            .each_mut()
+            .map(|other| other.value("begin; select pg_backend_pid()"));
+        let unknowing = pids.iter().position(|other| *other != pid).unwrap();
+        assert_eq!(pids[1 - unknowing], pid);
+        others[unknowing].value("rollback");
         stage.database.sql("drop table t");
         for command in ["execute s", "execute p"] {
             let reply = client.query(command);
