@@ -126,8 +126,9 @@ struct Wait {
 }
 
 /// 1,000 clients ask again at once until there have been `ROUNDS` times as many answers, then each gets
-/// its last. The requests of the first round are left out: they came at one moment, in no order.
-fn waits(stage: &Stage, sql: &str) -> Vec<Wait> {
+/// its last. The requests of the first round are left out: they came at one moment, in no order. Beside the waits: how
+/// often the one was answered who was answered least.
+fn waits(stage: &Stage, sql: &str) -> (Vec<Wait>, usize) {
     let mut askers: Vec<Asker> = (0..CROWD).map(|_| Asker::new(stage)).collect();
     askers.iter_mut().for_each(|asker| asker.ask(sql, 0));
     let (mut answers, mut waits) = (0, Vec::new());
@@ -156,11 +157,7 @@ fn waits(stage: &Stage, sql: &str) -> Vec<Wait> {
         }
     }
     let fewest = askers.iter().map(|asker| asker.answers).min();
-    assert!(
-        fewest > Some(1),
-        "somebody was answered once in {ROUNDS} rounds"
-    );
-    waits
+    (waits, fewest.expect("a crowd"))
 }
 
 /// Which of those who wait for an answer have got something.
@@ -188,34 +185,49 @@ fn percentile<T: Ord + Copy>(values: impl Iterator<Item = T>, percent: usize) ->
 
 /// Whoever waits, waits as long as the others: p99 within 1.5 times the median, counted in transactions of others that
 /// ended meanwhile, as the machine may be slower at one time than at another; what it is in time is printed. `sql` keeps
-/// the pool busier than the machine: a shard that gets no core serves nobody, which is not its scheduler's doing.
+/// the pool busier than the machine: a shard that gets no core serves nobody, which is not its scheduler's doing. So a run
+/// in which the machine stalled says nothing against the scheduler, up to twice in a row.
 fn waiting_times_are_alike(pool_size: u32, sql: &str) {
     let _alone = alone();
     for shards in SHARDS {
-        let stage = Stage::pooled(Topology::new(shards).pool_size(pool_size));
-        let mut waits = Vec::new();
-        let span = Span::begin();
-        let most = stage
-            .database
-            .most_backends("datname = current_database()", || {
-                waits = self::waits(&stage, sql);
-            });
-        let stalled = span.stalled();
-        assert!((1..=pool_size).contains(&most), "{most} on {shards} shards");
-        let overtakers = |percent| percentile(waits.iter().map(|wait| wait.overtakers), percent);
-        let time = |percent| percentile(waits.iter().map(|wait| wait.time), percent).as_secs_f64();
-        let ratio = overtakers(99) as f64 / overtakers(50) as f64;
-        println!(
-            "pool of {pool_size} on {shards} shards: p50 {} transactions, p99 {}, most {}, ratio {ratio:.3}; \
-             in time: p50 {:.1} ms, ratio {:.3}, stalled {stalled:?}",
-            overtakers(50),
-            overtakers(99),
-            overtakers(100),
-            time(50) * 1000.0,
-            time(99) / time(50),
-        );
-        assert!(ratio < 1.5, "p99 is {ratio:.3} times the median");
+        for run in 1.. {
+            let (judgement, stalled) = judge(pool_size, shards, sql);
+            let Err(wrong) = judgement else { break };
+            assert!(run < 3 && !stalled.is_zero(), "run {run}: {wrong}");
+        }
     }
+}
+
+/// One run: what is wrong with its waits, and for how long the machine stalled.
+fn judge(pool_size: u32, shards: usize, sql: &str) -> (Result<(), String>, Duration) {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(pool_size));
+    let (mut waits, mut fewest) = (Vec::new(), 0);
+    let span = Span::begin();
+    let most = stage
+        .database
+        .most_backends("datname = current_database()", || {
+            (waits, fewest) = self::waits(&stage, sql);
+        });
+    let stalled = span.stalled();
+    assert!((1..=pool_size).contains(&most), "{most} on {shards} shards");
+    let overtakers = |percent| percentile(waits.iter().map(|wait| wait.overtakers), percent);
+    let time = |percent| percentile(waits.iter().map(|wait| wait.time), percent).as_secs_f64();
+    let ratio = overtakers(99) as f64 / overtakers(50) as f64;
+    println!(
+        "pool of {pool_size} on {shards} shards: p50 {} transactions, p99 {}, most {}, ratio {ratio:.3}; \
+         in time: p50 {:.1} ms, ratio {:.3}, stalled {stalled:?}",
+        overtakers(50),
+        overtakers(99),
+        overtakers(100),
+        time(50) * 1000.0,
+        time(99) / time(50),
+    );
+    let judgement = match (fewest, ratio) {
+        (..=1, _) => Err(format!("somebody was answered once in {ROUNDS} rounds")),
+        (_, 1.5..) => Err(format!("p99 is {ratio:.3} times the median")),
+        _ => Ok(()),
+    };
+    (judgement, stalled)
 }
 
 #[test]

@@ -6,12 +6,13 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 
 use crate::support::pooler::{collect, program};
 use crate::support::postgres::{MUST_MD5, MUST_SCRAM, binaries, spawn_mortal, unprivileged_user};
-use crate::support::wait::alone;
+use crate::support::wait::{alone, holds_within};
 use crate::support::*;
 
 const PASSWORD: &str = "päss 'word' $HOME `id` \\";
@@ -336,6 +337,9 @@ both_shards!(setup_that_cannot_log_in_undoes_everything, |shards| {
     installation.assert_logins();
 });
 
+/// How long it may take, which starts two servers and measures them: longer than one step of a test.
+const SCRIPT_PATIENCE: Duration = Duration::from_secs(90);
+
 /// Marks everything that a run of `quickstart.sh` starts: it is in the environment of each.
 const MARK: &str = "QUICKSTART_OF_TEST";
 
@@ -390,9 +394,10 @@ impl Quickstart {
     /// Waits until it invites the user to try it, and does as the terminal does at Ctrl-C.
     #[track_caller]
     fn interrupt_while_it_waits(&mut self, servers: &[&str]) {
-        wait_until("it waits for Ctrl-C", || {
+        let invites = holds_within(SCRIPT_PATIENCE, || {
             self.has_ended().is_some() || self.said().contains("Ctrl-C stops everything")
         });
+        assert!(invites, "{}", self.said());
         let processes = self.processes();
         for server in servers {
             assert!(
@@ -421,7 +426,8 @@ impl Quickstart {
     /// Its end, with this exit status: it has measured, reported, and left nothing behind.
     #[track_caller]
     fn ends_with(mut self, code: i32) {
-        wait_until("quickstart.sh has ended", || self.has_ended().is_some());
+        let ends = holds_within(SCRIPT_PATIENCE, || self.has_ended().is_some());
+        assert!(ends, "quickstart.sh goes on: {}", self.said());
         wait_until("it has said everything", || {
             Arc::strong_count(&self.said) == 1 && Arc::strong_count(&self.complained) == 1
         });

@@ -1,6 +1,8 @@
 //! A low steady load with bursts: where a lost wake-up shows as a stall. SOAK_SECONDS (8).
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +19,7 @@ const CANARY_STEP: Duration = Duration::from_millis(2);
 /// A stall of the machine excuses what happened this close to it: a core that was taken away hits several threads,
 /// one after the other.
 const NEAR: Duration = Duration::from_millis(300);
-/// How much longer than PostgreSQL itself, at the same time, a transaction may take.
+/// How much longer than PostgreSQL itself, at the same time, a transaction may take, the shards' time without a core aside.
 const STALL: Duration = Duration::from_millis(100);
 /// The same while a burst logs in and stands in line before it, and for the burst itself: 200 threads compete for the cores as
 /// well. Less than what it takes until the upkeep finds mail whose wake-up was lost.
@@ -29,13 +31,15 @@ both_shards!(no_transaction_stalls, |shards| {
     let start = Instant::now();
     let until = start + seconds_from_env("SOAK_SECONDS", 8);
     let straight = stage.database.postgres.address();
+    let queues = Queues::of(&stage);
     let (pooled, mut direct, (bursts, in_bursts)) = thread::scope(|scope| {
-        let bursts = scope.spawn(|| run_bursts(&stage, until));
+        let bursts = scope.spawn(|| run_bursts(&stage, &queues, until));
         let canaries: Steady = (0..CANARIES)
             .map(|_| scope.spawn(move || canary(until)))
             .collect();
-        let direct = spawn_steady(scope, straight, &stage.entry, start, until);
-        let pooled = spawn_steady(scope, stage.address(), &stage.entry, start, until);
+        let direct = spawn_steady(scope, straight, &stage.entry, (start, until), None);
+        let address = stage.address();
+        let pooled = spawn_steady(scope, address, &stage.entry, (start, until), Some(&queues));
         (
             collect(pooled),
             collect(direct)
@@ -82,6 +86,12 @@ struct Sample {
 }
 
 impl Sample {
+    fn of(work: impl FnOnce()) -> Sample {
+        let began = Instant::now();
+        work();
+        Sample::since(began)
+    }
+
     fn since(began: Instant) -> Sample {
         Sample {
             began,
@@ -92,6 +102,40 @@ impl Sample {
     fn overlaps(&self, other: &Sample) -> bool {
         other.began <= self.began + self.took + NEAR
             && self.began <= other.began + other.took + NEAR
+    }
+}
+
+/// What the kernel says of the threads that are shards: for how long each could have run, and had no core.
+struct Queues(Vec<PathBuf>);
+
+impl Queues {
+    fn of(pooler: &Pooler) -> Queues {
+        let threads = fs::read_dir(format!("/proc/{}/task", pooler.pid())).unwrap();
+        let is_shard = |path: &PathBuf| {
+            fs::read_to_string(path.join("comm")).is_ok_and(|name| name.starts_with("shard-"))
+        };
+        let shards = threads.map(|entry| entry.unwrap().path()).filter(is_shard);
+        let files: Vec<_> = shards.map(|path| path.join("schedstat")).collect();
+        assert!(files.len() >= pooler.shards, "{files:?}");
+        Queues(files)
+    }
+
+    /// All their time in the queue; zero from a kernel that does not count it.
+    fn waited(&self) -> Duration {
+        let of = |path: &PathBuf| {
+            let text = fs::read_to_string(path).unwrap_or_default();
+            let waited = text.split_whitespace().nth(1);
+            waited.map_or(0, |nanos| nanos.parse().unwrap())
+        };
+        Duration::from_nanos(self.0.iter().map(of).sum())
+    }
+
+    /// How long `work` takes, less that time.
+    fn sample(&self, work: impl FnOnce()) -> Sample {
+        let before = self.waited();
+        let mut sample = Sample::of(work);
+        sample.took = sample.took.saturating_sub(self.waited() - before);
+        sample
     }
 }
 
@@ -116,8 +160,8 @@ fn spawn_steady<'scope>(
     scope: &'scope thread::Scope<'scope, '_>,
     address: SocketAddr,
     entry: &'scope str,
-    start: Instant,
-    until: Instant,
+    (start, until): (Instant, Instant),
+    queues: Option<&'scope Queues>,
 ) -> Steady<'scope> {
     let step = Duration::from_secs(1) * CLIENTS / TRANSACTIONS_PER_SECOND;
     let run = move |id: u32| {
@@ -126,9 +170,11 @@ fn spawn_steady<'scope>(
         let mut samples = Vec::new();
         while next < until {
             pace_until(next);
-            let began = Instant::now();
-            assert_eq!(client.value(&format!("select {id}")), id.to_string());
-            samples.push(Sample::since(began));
+            let ask = || assert_eq!(client.value(&format!("select {id}")), id.to_string());
+            samples.push(match queues {
+                Some(queues) => queues.sample(ask),
+                None => Sample::of(ask),
+            });
             // Who is late does not catch up: a stall counts once.
             next = (next + step).max(Instant::now());
         }
@@ -147,7 +193,7 @@ fn collect(steady: Steady) -> Vec<Sample> {
 }
 
 /// Every [`BURST_EVERY`]: [`BURST_CLIENTS`] come at once, ask once, and leave. The bursts, and the transactions in them.
-fn run_bursts(stage: &Stage, until: Instant) -> (Vec<Sample>, Vec<Sample>) {
+fn run_bursts(stage: &Stage, queues: &Queues, until: Instant) -> (Vec<Sample>, Vec<Sample>) {
     let mut next = Instant::now() + BURST_EVERY / 3;
     let (mut bursts, mut transactions) = (Vec::new(), Vec::new());
     while next < until {
@@ -156,9 +202,7 @@ fn run_bursts(stage: &Stage, until: Instant) -> (Vec<Sample>, Vec<Sample>) {
         let began = Instant::now();
         let ask = |id: u32| {
             let mut client = stage.client();
-            let began = Instant::now();
-            assert_eq!(client.value(&format!("select {id}")), id.to_string());
-            Sample::since(began)
+            queues.sample(|| assert_eq!(client.value(&format!("select {id}")), id.to_string()))
         };
         thread::scope(|scope| {
             let clients: Vec<_> = (0..BURST_CLIENTS)

@@ -680,69 +680,79 @@ fn client_hello(authority: &Authority) -> Vec<u8> {
     hello
 }
 
+/// The only server has gone; so many clients, 400 a shard, have said hello before one that is in needs a new one: how many
+/// of them are answered before the server is.
+fn answered_before_a_server(shards: usize, crowd_size: usize) -> usize {
+    let authority = Authority::new("ours");
+    let shown = authority.sign();
+    let config = shown.server_config();
+    let (crowd, breaks) = (
+        Arc::new(Mutex::new(Vec::new())),
+        Arc::new(AtomicBool::new(false)),
+    );
+    let answered = Arc::new(AtomicUsize::new(crowd_size));
+    let (crowded, broken, count) = (crowd.clone(), breaks.clone(), answered.clone());
+    let server = FakeServer::start(move |mut conversation| {
+        if !conversation.encrypt(config.clone()) {
+            return;
+        }
+        if !broken.load(Ordering::Acquire) {
+            // the first: whoever waits for it breaks it as soon as it is in
+            conversation.login();
+            return conversation.stall_until(&broken);
+        }
+        let mut crowd = crowded.lock().unwrap();
+        let answered = |client: &mut Client| usize::from(!client.has_nothing_to_read());
+        count.store(crowd.iter_mut().map(answered).sum(), Ordering::Release);
+        drop(crowd);
+        conversation.login();
+        conversation.serve("served");
+    });
+    let topology = topology(shards, "require")
+        .pool_size(1)
+        .set("client_tls_sslmode", "allow")
+        .set("client_tls_cert_file", shown.certificate_path())
+        .set("client_tls_key_file", shown.key_path())
+        .database_at("db", server.address, &[]);
+    let pooler = Pooler::start(&topology);
+    let mut client = Client::login(pooler.address, "db");
+    breaks.store(true, Ordering::Release);
+    wait_until("the server has gone", || pooler.pools("db", "sv_idle") == 0);
+    let hello = client_hello(&authority);
+    let knocking = |_| {
+        let mut client = Client::connect(pooler.address);
+        client.send(&ssl_request());
+        assert_eq!(client.read_byte(), b'S');
+        client
+    };
+    crowd.lock().unwrap().extend((0..crowd_size).map(knocking));
+    let shard = client.shard();
+    let held = HeldShard::stop(&pooler, shard);
+    // Their clients stay unanswered: they are none of this shard's affair.
+    let others = (0..shards).filter(|other| *other != shard);
+    let _others: Vec<_> = others
+        .map(|other| HeldShard::stop(&pooler, other))
+        .collect();
+    let greets = |client: &mut Client| client.send(&hello);
+    crowd.lock().unwrap().iter_mut().for_each(greets);
+    client.send(&query("select 1"));
+    drop(held);
+    assert_eq!(client.reply().value(), "served");
+    answered.load(Ordering::Acquire)
+}
+
 both_shards!(
     handshake_with_a_server_goes_before_those_of_a_crowd_of_clients,
     |shards| {
-        // the only server has gone; 400 clients of a shard have said hello before one that is in needs a new one
-        let crowd_size = 400 * shards;
         let _alone = wait::alone();
-        let authority = Authority::new("ours");
-        let shown = authority.sign();
-        let config = shown.server_config();
-        let (crowd, breaks) = (
-            Arc::new(Mutex::new(Vec::new())),
-            Arc::new(AtomicBool::new(false)),
+        // without that order all 400, every time; with it those who fit between the server's answers, which take their time
+        // on a busy machine
+        let mut tries = (0..3).map(|_| answered_before_a_server(shards, 400 * shards));
+        let first = tries.next().unwrap();
+        let is_few = |answered: usize| answered < 300;
+        assert!(
+            is_few(first) || tries.any(is_few),
+            "{first} clients came first"
         );
-        let answered = Arc::new(AtomicUsize::new(crowd_size));
-        let (crowded, broken, count) = (crowd.clone(), breaks.clone(), answered.clone());
-        let server = FakeServer::start(move |mut conversation| {
-            if !conversation.encrypt(config.clone()) {
-                return;
-            }
-            if !broken.load(Ordering::Acquire) {
-                // the first: whoever waits for it breaks it as soon as it is in
-                conversation.login();
-                return conversation.stall_until(&broken);
-            }
-            let mut crowd = crowded.lock().unwrap();
-            let answered = |client: &mut Client| usize::from(!client.has_nothing_to_read());
-            count.store(crowd.iter_mut().map(answered).sum(), Ordering::Release);
-            drop(crowd);
-            conversation.login();
-            conversation.serve("served");
-        });
-        let topology = topology(shards, "require")
-            .pool_size(1)
-            .set("client_tls_sslmode", "allow")
-            .set("client_tls_cert_file", shown.certificate_path())
-            .set("client_tls_key_file", shown.key_path())
-            .database_at("db", server.address, &[]);
-        let pooler = Pooler::start(&topology);
-        let mut client = Client::login(pooler.address, "db");
-        breaks.store(true, Ordering::Release);
-        wait_until("the server has gone", || pooler.pools("db", "sv_idle") == 0);
-        let hello = client_hello(&authority);
-        let knocking = |_| {
-            let mut client = Client::connect(pooler.address);
-            client.send(&ssl_request());
-            assert_eq!(client.read_byte(), b'S');
-            client
-        };
-        crowd.lock().unwrap().extend((0..crowd_size).map(knocking));
-        let shard = client.shard();
-        let held = HeldShard::stop(&pooler, shard);
-        // Their clients stay unanswered: they are none of this shard's affair.
-        let others = (0..shards).filter(|other| *other != shard);
-        let _others: Vec<_> = others
-            .map(|other| HeldShard::stop(&pooler, other))
-            .collect();
-        let greets = |client: &mut Client| client.send(&hello);
-        crowd.lock().unwrap().iter_mut().for_each(greets);
-        client.send(&query("select 1"));
-        drop(held);
-        assert_eq!(client.reply().value(), "served");
-        let answered = answered.load(Ordering::Acquire);
-        // without that order all 400; with it those who fit between the server's answers, which take their time on a busy machine
-        assert!(answered < 300, "{answered} clients came first");
     }
 );

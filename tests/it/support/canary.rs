@@ -72,24 +72,14 @@ impl Span {
     /// Asserts that the span ends now: `after` its begin or up to a second later, not counting what the machine stalled.
     #[track_caller]
     pub fn assert_over(&self, what: &str, after: Duration) {
-        self.over_or(what, after).unwrap();
-    }
-
-    /// The same, or what is wrong.
-    pub fn over_or(&self, what: &str, after: Duration) -> Result<(), String> {
         let took = self.since.elapsed();
-        if took < after {
-            return Err(format!("{what} after {took:?} already"));
-        }
-        if took <= after + LATE_MAX {
-            return Ok(());
-        }
-        let stalled = self.stalled();
-        match took <= after + LATE_MAX + stalled {
-            true => Ok(()),
-            false => Err(format!(
+        assert!(took >= after, "{what} after {took:?} already");
+        if took > after + LATE_MAX {
+            let stalled = self.stalled();
+            assert!(
+                took <= after + LATE_MAX + stalled,
                 "{what} after {took:?}, of which the machine stalled {stalled:?}"
-            )),
+            );
         }
     }
 
