@@ -238,6 +238,9 @@ both_shards!(
         let at = start.rows[0][2].clone().unwrap();
         busy.send(&query(&format!("START_REPLICATION PHYSICAL {at}")));
         busy.expect(b'W');
+        let servers = stage.console("SHOW SERVERS").table();
+        let pids: Vec<_> = servers.iter().map(|row| &*row["remote_pid"]).collect();
+        assert_eq!(pids.len(), 2, "{servers:?}");
         assert_eq!(stage.console("RECONNECT").complete, ["RECONNECT"]);
         idle.reply().assert_fatal("database configuration changed");
         // What other tests write may come on this stream, too; in the middle of that it is told nothing.
@@ -252,12 +255,12 @@ both_shards!(
         });
         drop((idle, busy));
         stage.assert_no_leak();
-        wait_until("no walsender is left", || {
-            stage
-                .database
-                .sql("select count(*) from pg_stat_replication")
-                .value()
-                == "0"
+        let left = format!(
+            "select count(*) from pg_stat_activity where pid in ({})",
+            pids.join(", ")
+        );
+        wait_until("none of its walsenders is left", || {
+            stage.database.sql(&left).value() == "0"
         });
     }
 );

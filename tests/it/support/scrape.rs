@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
 use super::pooler::Pooler;
-use super::wait::PATIENCE;
+use super::wait::{PATIENCE, wait_until};
 
 type Labels = BTreeMap<String, String>;
 
@@ -20,10 +20,13 @@ pub struct Answer {
 /// Where a pooler with `metrics_listen` says that it serves them.
 #[track_caller]
 pub fn endpoint(pooler: &Pooler) -> SocketAddr {
-    pooler.wait_log("metrics at http://");
-    let log = pooler.log();
-    let (_, rest) = log.split_once("metrics at http://").unwrap();
-    rest.split_once('/').unwrap().0.parse().unwrap()
+    let said = || {
+        let log = pooler.log();
+        let (_, rest) = log.split_once("metrics at http://")?;
+        Some(rest.split_once('/')?.0.to_owned())
+    };
+    wait_until("it says where", || said().is_some());
+    said().unwrap().parse().unwrap()
 }
 
 /// Sends these bytes and reads until the end.
