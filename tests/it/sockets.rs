@@ -83,7 +83,9 @@ drop_in!(connections_are_not_probed_if_told_so, |brand| {
 });
 
 drop_in!(options_of_a_reload_are_those_of_new_connections, |brand| {
-    let more = "tcp_keepidle = 77\ntcp_user_timeout = 12345\nserver_lifetime = 0";
+    // A pool of one: another server that comes late, and is never used, would stay.
+    let more =
+        "tcp_keepidle = 77\ntcp_user_timeout = 12345\nserver_lifetime = 0\ndefault_pool_size = 1";
     let drop_in = DropIn::start(brand, database(), more);
     let (mut old, before) = (drop_in.client(), both_ends(&drop_in));
     drop_in.database.wait_backends(0, "true");
@@ -108,7 +110,11 @@ drop_in!(options_of_a_reload_are_those_of_new_connections, |brand| {
 });
 
 drop_in!(new_connections_are_not_probed_once_told_so, |brand| {
-    let drop_in = DropIn::start(brand, database(), "tcp_keepalive = 1\nserver_lifetime = 0");
+    let drop_in = DropIn::start(
+        brand,
+        database(),
+        "tcp_keepalive = 1\nserver_lifetime = 0\ndefault_pool_size = 1",
+    );
     assert!(both_ends(&drop_in).iter().all(|end| end.keepalive));
     drop_in.database.wait_backends(0, "true");
     let reply = drop_in.reload_with("tcp_keepalive = 1", "tcp_keepalive = 0");
