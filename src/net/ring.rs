@@ -1,7 +1,7 @@
 //! The io_uring itself: set-up, submission, the one blocking call.
 //!
 //! SINGLE_ISSUER | DEFER_TASKRUN, created on the shard's own thread, with a completion queue eight
-//! times the submission queue and a registered ring descriptor; always entered with GETEVENTS,
+//! times the submission queue and a registered ring descriptor; every turn enters it with GETEVENTS,
 //! since deferred work does not run otherwise. COOP_TASKRUN, one-shot receives and send(2) for every
 //! send cost 15 to 27% more in the prototype's measurements; fixed files brought nothing.
 

@@ -83,6 +83,43 @@ impl Asks {
     }
 }
 
+/// A check takes a round trip to the server; when it takes longer than this, its waiter counts as unprovided for.
+const CHECK_SPAN: Duration = Duration::from_millis(100);
+
+/// Servers that are being checked for the line.
+#[derive(Debug, Default)]
+pub(super) struct Checks {
+    /// When each began.
+    begun: Vec<Moment>,
+    /// How many of them are overdue.
+    slow: usize,
+}
+
+impl Checks {
+    pub(super) fn begin(&mut self, now: Moment) {
+        self.begun.push(now);
+    }
+
+    /// One that began at `begun` has ended.
+    pub(super) fn end(&mut self, begun: Moment) {
+        if let Some(at) = self.begun.iter().position(|since| *since == begun) {
+            self.begun.swap_remove(at);
+        }
+        self.slow = self.slow.min(self.begun.len());
+    }
+
+    /// Looks which are overdue.
+    pub(super) fn expire(&mut self, now: Moment) {
+        let is_slow = |since: &&Moment| now.since(**since) >= CHECK_SPAN;
+        self.slow = self.begun.iter().filter(is_slow).count();
+    }
+
+    /// How many may soon end.
+    pub(super) fn pending(&self) -> usize {
+        self.begun.len() - self.slow
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,6 +136,24 @@ mod tests {
         asks.settle(OTHER);
         asks.settle(OTHER);
         assert_eq!((asks.pending(), asks.spoken_for(OTHER)), (0, 0));
+    }
+
+    #[test]
+    fn a_slow_check_is_overdue_whatever_has_begun_since() {
+        let start = Moment::default();
+        let mut checks = Checks::default();
+        checks.begin(start);
+        checks.begin(start.after(CHECK_SPAN / 2));
+        checks.expire(start.after(CHECK_SPAN));
+        assert_eq!(checks.pending(), 1);
+        checks.end(start);
+        assert_eq!(
+            checks.pending(),
+            0,
+            "which one is overdue is found at the next look"
+        );
+        checks.expire(start.after(CHECK_SPAN));
+        assert_eq!(checks.pending(), 1);
     }
 
     #[test]

@@ -40,7 +40,7 @@
 //! costs time until the next `tick`.
 
 use super::action::{Acquired, Action, Closing, Idle};
-use super::ask::Asks;
+use super::ask::{Asks, Checks};
 use super::outlook::{Outlook, Pace};
 use super::shared::{Retiring, Seat, SharedPool};
 use super::waiter::{WaiterId, WaiterQueue};
@@ -90,6 +90,7 @@ pub struct LocalPool<S, W> {
     borrowed: Borrowed,
     retiring: Retiring,
     asks: Asks,
+    checks: Checks,
     pace: Pace,
     /// Before when no further eviction is asked for.
     evict_after: Moment,
@@ -113,6 +114,7 @@ impl<S, W> LocalPool<S, W> {
             borrowed: Borrowed::default(),
             retiring: Retiring::default(),
             asks: Asks::default(),
+            checks: Checks::default(),
             pace: Pace::default(),
             evict_after: Moment::default(),
             has_looked: false,
@@ -139,20 +141,19 @@ impl<S, W> LocalPool<S, W> {
 
     /// A server whose lease has ended is checked before the next of our line has it. Ends as an [`Action::Check`] does.
     pub fn check_begins(&mut self, now: Moment) {
-        // A question to ourselves, so to speak: if the answer takes long, others are asked.
-        self.asks.add(self.seat.me(), now);
+        self.checks.begin(now);
     }
 
-    /// A server has passed its check.
-    pub fn checked(&mut self, server: S, now: Moment, out: &mut Vec<Action<S, W>>) {
-        self.asks.settle(self.seat.me());
+    /// A server has passed its check, which began at `begun`.
+    pub fn checked(&mut self, server: S, begun: Moment, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.checks.end(begun);
         self.place(server, now, out);
         self.seek(now, out);
     }
 
     /// A server has not passed its check; it ends in [`LocalPool::closed`].
-    pub fn check_failed(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
-        self.asks.settle(self.seat.me());
+    pub fn check_failed(&mut self, begun: Moment, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.checks.end(begun);
         self.seek(now, out);
     }
 
@@ -193,7 +194,9 @@ impl<S, W> LocalPool<S, W> {
         let ahead = before as u64 + ahead;
         let may_grow = self.opening > 0 || self.seat.shared().may_open(now);
         let rate = self.seat.rate(now);
-        let is_known = rate > 0.0 && !may_grow;
+        // For whom a server is on its way or being checked, the line does not count.
+        let is_expected = before < self.asks.pending() + self.checks.pending();
+        let is_known = rate > 0.0 && !may_grow && !is_expected;
         let expected = is_known.then(|| (ahead + 1) as f64 / rate);
         Some(Outlook {
             ahead,
@@ -389,11 +392,30 @@ impl<S, W> LocalPool<S, W> {
         now: Moment,
         out: &mut Vec<Action<S, W>>,
     ) {
+        self.attempt_failed(retry_at, now, out);
+        self.attempt_cleared(now, out);
+    }
+
+    /// The first half of [`LocalPool::open_failed`]: nobody waits for that opening any more, but its permit is held until
+    /// [`LocalPool::attempt_cleared`].
+    pub fn attempt_failed(
+        &mut self,
+        retry_at: Option<Moment>,
+        now: Moment,
+        out: &mut Vec<Action<S, W>>,
+    ) {
         // First of all: whoever finds the place free that this opening leaves must know.
         match retry_at {
             Some(retry_at) => self.seat.shared().login_failed(retry_at),
             None => self.seat.shared().login_abandoned(now),
         }
+        self.spare = (self.spare + 1).min(self.opening);
+        self.seek(now, out);
+    }
+
+    /// The second half: the server has hung up as well.
+    pub fn attempt_cleared(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
+        self.spare = self.spare.saturating_sub(1);
         self.end_opening();
         self.seat.shared().return_permit();
         self.pass_permit_on(now, out);
@@ -414,6 +436,8 @@ impl<S, W> LocalPool<S, W> {
             out.extend(idle.map(|idle| Action::Close(idle.server, why)));
         }
         self.publish_idle();
+        // Ours first: an idle server beside a line waits to be checked.
+        self.seek(now, out);
         self.offer(0, out);
         self.pass_permit_on(now, out);
     }
@@ -422,6 +446,7 @@ impl<S, W> LocalPool<S, W> {
     /// or so while [`LocalPool::needs_tick`].
     pub fn tick(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
         self.asks.expire(now);
+        self.checks.expire(now);
         self.poke(now, out);
     }
 
@@ -530,7 +555,8 @@ impl<S, W> LocalPool<S, W> {
 
     /// How many clients in line no server elsewhere has been asked for, nor is one being checked for them.
     pub fn unasked(&self) -> usize {
-        self.waiters.len().saturating_sub(self.asks.pending())
+        let provided_for = self.asks.pending() + self.checks.pending();
+        self.waiters.len().saturating_sub(provided_for)
     }
 
     /// How many idle servers of `shard` have been asked for and not answered; more than it can have while

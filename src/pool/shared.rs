@@ -482,10 +482,6 @@ impl Seat {
         }
     }
 
-    pub(super) fn me(&self) -> ShardId {
-        self.me
-    }
-
     pub(super) fn shared(&self) -> &Arc<SharedPool> {
         &self.shared
     }

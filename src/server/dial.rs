@@ -75,6 +75,8 @@ pub async fn dial(
     {
         greeting = Greeting::new(net, &login);
         socket.hang_up(true).await;
+        // Nothing of it is left to see off, unlike the next one.
+        drop(socket.finished());
         socket = connect(net, target, true, left).await?;
         greeted = greeting.run(&socket, &login).await;
     }

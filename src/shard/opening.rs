@@ -44,16 +44,21 @@ pub(super) fn begin(pool: Rc<Pool>) {
             None
         };
         let opened = futures_lite::future::or(opening, given_up).await;
-        attempt.cleared_away(&pool).await;
-        let prepared = match opened {
+        let opened = match opened {
             Some(Ok(server)) => Some(attempt.prepare(&pool, server).await),
             other => other,
         };
+        // What it means for others is known now, although its permit is held for a while.
+        match &opened {
+            None => pool.step(|local, now, actions| local.attempt_failed(None, now, actions)),
+            Some(Err(error)) => failed(&pool, error),
+            Some(Ok(_)) => {}
+        }
+        attempt.cleared_away(&pool).await;
         pool.stats.sv_login.sub(1);
-        match prepared {
-            None => pool.step(|local, now, actions| local.open_failed(None, now, actions)),
+        match opened {
             Some(Ok(server)) => succeeded(&pool, server),
-            Some(Err(error)) => failed(&pool, &error),
+            _ => cleared(&pool),
         }
     });
 }
@@ -252,31 +257,41 @@ fn log_failure(pool: &Pool, attempt: &Attempt, error: &DialError) {
     }
 }
 
+/// An attempt has failed: what that means for others.
 fn failed(pool: &Rc<Pool>, error: &DialError) {
-    let (shard, key) = (&pool.shard, &pool.common.key);
+    let (shard, shared) = (&pool.shard, &pool.common.shared);
     let farewell = Arc::new(farewell(error));
+    // Attempts made together count as one.
+    let is_first = matches!(shared.retry_at(), None | Some(Moment::NEVER));
     pool.common.last_failure.store(Some(farewell.clone()));
     if is_final(error) {
         pool.common.refusal.store(Some(farewell));
+    } else if is_first {
+        // Words of another time.
+        pool.common.refusal.store(None);
     }
     let longest = shard.snapshot.borrow().config.general.server_login_retry;
-    let shared = &pool.common.shared;
-    // Attempts made together count as one.
-    let is_first = matches!(shared.retry_at(), None | Some(Moment::NEVER));
     let failures = (shared.failures() + u32::from(is_first)).max(1);
     let retry = shard
         .net
         .now()
         .after(pause_after(failures, longest, random_bytes()[0]));
-    pool.step(|local, now, actions| local.open_failed(Some(retry), now, actions));
+    pool.step(|local, now, actions| local.attempt_failed(Some(retry), now, actions));
+    shard.tick_pools();
+}
+
+/// Nothing is left of an attempt that has failed.
+fn cleared(pool: &Rc<Pool>) {
+    pool.step(|local, now, actions| local.attempt_cleared(now, actions));
     // While other servers of the pool work, or are being opened, those who wait may yet be served.
     let is_last = pool.common.shared.open() == 0;
+    let shard = &pool.shard;
     if is_last && let Some(farewell) = pool.common.refusal.swap(None) {
         for other in (0..shard.common.mesh.shards()).map(|id| ShardId(id as u16)) {
             if other == shard.id {
                 pool.fail_waiters(&farewell);
             } else {
-                let (pool, farewell) = (key.clone(), (*farewell).clone());
+                let (pool, farewell) = (pool.common.key.clone(), (*farewell).clone());
                 let _ = shard.post(other, Mail::LoginRefused { pool, farewell });
             }
         }

@@ -275,22 +275,16 @@ impl Pool {
 
     /// Checks a server that has been idle for long, for whoever waits.
     fn check(self: &Rc<Self>, server: Server) {
-        let pool = self.clone();
+        let (pool, begun) = (self.clone(), self.shard.net.now());
         spawn(self.shard.net, async move {
             match pool.checked(server).await {
                 Some(server) => {
-                    // One that nobody waits for any more is checked again before its next use, if all are.
-                    let rests = pool.local.borrow().waiting() == 0;
-                    server
-                        .entry
-                        .set_state(match rests && pool.checks_always.get() {
-                            true => ServerState::Used,
-                            false => ServerState::Idle,
-                        });
+                    server.entry.set_state(ServerState::Idle);
+                    pool.comes_to_rest(&server);
                     pool.watch(&server);
-                    pool.step(|local, now, actions| local.checked(server, now, actions));
+                    pool.step(|local, now, actions| local.checked(server, begun, now, actions));
                 }
-                None => pool.step(|local, now, actions| local.check_failed(now, actions)),
+                None => pool.step(|local, now, actions| local.check_failed(begun, now, actions)),
             }
         });
     }
@@ -303,18 +297,18 @@ impl Pool {
             let query = general.server_check_query.clone();
             (query, general.server_connect_timeout)
         };
-        if query.is_empty() {
-            return Some(server);
-        }
-        let query = if query == NO_QUERY { "" } else { &query };
-        server.entry.set_state(ServerState::Tested);
-        let net = self.shard.net;
-        let answered = net
-            .until(net.now().deadline(timeout), run_query(&mut server, query))
-            .await;
-        let why = match answered {
-            Ok(Ok(())) => self.reason_to_close(&server),
-            Ok(Err(_)) | Err(_) => Some("server check failed"),
+        let answers = query.is_empty() || {
+            let query = if query == NO_QUERY { "" } else { &query };
+            server.entry.set_state(ServerState::Tested);
+            let net = self.shard.net;
+            let answered = net
+                .until(net.now().deadline(timeout), run_query(&mut server, query))
+                .await;
+            matches!(answered, Ok(Ok(())))
+        };
+        let why = match answers {
+            true => self.reason_to_close(&server),
+            false => Some("server check failed"),
         };
         match why {
             None => Some(server),
@@ -743,6 +737,7 @@ impl Pool {
                 });
                 return pool.check(server);
             }
+            pool.comes_to_rest(&server);
             pool.watch(&server);
             pool.step(|local, now, actions| local.send_failed(server, to, now, actions));
         });
@@ -764,8 +759,16 @@ impl Pool {
             self.step(|local, now, actions| local.arrived_unchecked(from, now, actions));
             return self.check(server);
         }
+        self.comes_to_rest(&server);
         self.watch(&server);
         self.step(|local, now, actions| local.arrived(server, from, hops, now, actions));
+    }
+
+    /// One that nobody waits for is checked again before its next use, if all are.
+    fn comes_to_rest(&self, server: &Server) {
+        if self.checks_always.get() && self.local.borrow().waiting() == 0 {
+            server.entry.set_state(ServerState::Used);
+        }
     }
 
     /// Whether somebody waits who is not given it before it has been checked.

@@ -86,6 +86,9 @@ async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
     pool.stats.sv_login.add(1);
     let attempt = Attempt::new(&pool);
     let opened = attempt.open(&pool, Some(wishes)).await;
+    if let Err(error) = &opened {
+        waiter.serve(Err(farewell(error).into()));
+    }
     attempt.cleared_away(&pool).await;
     pool.stats.sv_login.sub(1);
     pool.local.borrow_mut().ends_apart();
@@ -103,11 +106,8 @@ async fn begin(pool: Rc<Pool>, wishes: Wishes, waiter: Rc<Waiter>) {
                 None => pool.close(server, "client disconnect while server was not ready"),
             }
         }
-        Err(error) => {
-            // It says nothing about logins without replication.
-            pool.step(|local, now, actions| local.open_failed(None, now, actions));
-            waiter.serve(Err(farewell(&error).into()));
-        }
+        // It says nothing about logins without replication.
+        Err(_) => pool.step(|local, now, actions| local.open_failed(None, now, actions)),
     }
 }
 

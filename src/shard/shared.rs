@@ -377,26 +377,30 @@ impl Common {
         user: &str,
         knows: &Config,
     ) -> [Arc<Permits>; 2] {
-        let config = self.snapshot.load().config.clone();
         let scopes = [
             Scope::ClientsOfDatabase(database.clone()),
             Scope::ClientsOfUser(user.into()),
         ];
+        // The lock first: limits that change meanwhile find these scopes, or these find the new limits.
         let mut directory = self.directory();
+        let config = self.snapshot.load().config.clone();
         scopes.map(|scope| directory.permits(scope, &config, knows))
     }
 
     /// The permits for cancel requests to peer `id`.
     pub fn peer_permits(&self, id: u16) -> Arc<Permits> {
-        let config = self.snapshot.load().config.clone();
-        self.directory().permits(Scope::Peer(id), &config, &config)
+        self.permits_of_peer(Scope::Peer(id))
     }
 
     /// The places in line for them.
     pub fn peer_queue(&self, id: u16) -> Arc<Permits> {
+        self.permits_of_peer(Scope::PeerQueue(id))
+    }
+
+    fn permits_of_peer(&self, scope: Scope) -> Arc<Permits> {
+        let mut directory = self.directory();
         let config = self.snapshot.load().config.clone();
-        self.directory()
-            .permits(Scope::PeerQueue(id), &config, &config)
+        directory.permits(scope, &config, &config)
     }
 
     /// Takes pools and limits off the list that are in nobody's hands; `gone` hears of each pool.

@@ -107,7 +107,9 @@ enum Event {
         mail: Mail,
     },
     OpenEnds(ShardId),
-    CheckEnds(ShardId, Server),
+    /// The server of a failed attempt has hung up as well.
+    AttemptCleared(ShardId),
+    CheckEnds(ShardId, Moment, Server),
     CloseEnds(ShardId, Server),
     Tick(ShardId),
     Poke(ShardId),
@@ -126,8 +128,8 @@ const TICK: Duration = Duration::from_millis(1);
 const OTHERS_MAX: u32 = 4;
 
 /// Within this after the last mishap, and the end of the last stall, everything must have settled:
-/// questions are forgotten after 50 ms, and some ticks more.
-const SETTLE: Duration = Duration::from_millis(100);
+/// questions are forgotten after 50 ms, the slowest checks take 150, and some ticks more.
+const SETTLE: Duration = Duration::from_millis(160);
 
 pub struct World {
     rules: Rules,
@@ -285,7 +287,7 @@ impl World {
             }
             Event::Mail { to, .. } => *to,
             Event::OpenEnds(shard) | Event::CloseEnds(shard, _) => *shard,
-            Event::CheckEnds(shard, _) => *shard,
+            Event::AttemptCleared(shard) | Event::CheckEnds(shard, ..) => *shard,
             Event::Tick(shard) | Event::Poke(shard) => *shard,
             Event::Hear(shard) | Event::Resume(shard) => *shard,
             Event::Mishap | Event::OtherCloses => return None,
@@ -301,7 +303,11 @@ impl World {
             Event::GiveUp(client, id) => self.give_up(client, id),
             Event::Mail { to, from, mail } => self.deliver(to, from, mail),
             Event::OpenEnds(shard) => self.end_opening(shard),
-            Event::CheckEnds(shard, server) => self.end_check(shard, server),
+            Event::AttemptCleared(shard) => {
+                self.opening -= 1;
+                self.with(shard, |pool, now, out| pool.attempt_cleared(now, out));
+            }
+            Event::CheckEnds(shard, begun, server) => self.end_check(shard, begun, server),
             Event::CloseEnds(shard, server) => self.end_closing(shard, server),
             Event::Tick(shard) => self.tick(shard),
             Event::Poke(shard) => self.with(shard, |pool, now, out| pool.poke(now, out)),
@@ -377,21 +383,26 @@ impl World {
         }
     }
 
-    /// Most checks take no time; some of them longer than a shard waits for an answer.
+    /// Most checks take no time; some of them longer than a shard waits for.
     fn check(&mut self, home: ShardId, server: Server) {
         self.move_server(&server, Whereabouts::Checked);
-        let longest = if self.random.chance(0.1) { 20_000 } else { 500 };
+        let longest = if self.random.chance(0.02) {
+            150_000
+        } else {
+            500
+        };
         let at = self.now.after(self.random.micros(50, longest));
-        self.timeline.add(at, Event::CheckEnds(home, server));
+        let ends = Event::CheckEnds(home, self.now, server);
+        self.timeline.add(at, ends);
     }
 
-    fn end_check(&mut self, home: ShardId, server: Server) {
+    fn end_check(&mut self, home: ShardId, begun: Moment, server: Server) {
         if !self.is_frozen && self.random.chance(self.rules.check_fails) {
             self.close(home, server);
-            self.with(home, |pool, now, out| pool.check_failed(now, out));
+            self.with(home, |pool, now, out| pool.check_failed(begun, now, out));
             return self.note_idle(home);
         }
-        self.put_back(home, |pool, now, out| pool.checked(server, now, out));
+        self.put_back(home, |pool, now, out| pool.checked(server, begun, now, out));
     }
 
     fn grant(&mut self, home: ShardId, client: usize, server: Server) {
@@ -539,14 +550,19 @@ impl World {
     }
 
     fn end_opening(&mut self, shard: ShardId) {
+        let is_given_up = !self.is_frozen && self.random.chance(self.rules.open_given_up);
+        if is_given_up || !self.is_frozen && self.random.chance(self.rules.open_fails) {
+            let pause = self.random.micros(100, 5000);
+            let retry_at = (!is_given_up).then_some(self.now.after(pause));
+            self.with(shard, |pool, now, out| {
+                pool.attempt_failed(retry_at, now, out);
+            });
+            // Most servers hang up at once, some do not.
+            let longest = if self.random.chance(0.1) { 20_000 } else { 50 };
+            let at = self.now.after(self.random.micros(1, longest));
+            return self.timeline.add(at, Event::AttemptCleared(shard));
+        }
         self.opening -= 1;
-        if !self.is_frozen && self.random.chance(self.rules.open_given_up) {
-            return self.with(shard, |pool, now, out| pool.open_failed(None, now, out));
-        }
-        if !self.is_frozen && self.random.chance(self.rules.open_fails) {
-            let retry_at = Some(self.now.after(self.random.micros(100, 5000)));
-            return self.with(shard, |pool, now, out| pool.open_failed(retry_at, now, out));
-        }
         let server = Server(self.servers.len());
         self.servers.push(Whereabouts::Travelling);
         self.put_back(shard, |pool, now, out| pool.opened(server, now, out));
