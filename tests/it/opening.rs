@@ -156,6 +156,63 @@ both_shards!(
     }
 );
 
+both_shards!(
+    words_of_an_earlier_refusal_are_not_told_after_a_failure_of_another_kind,
+    |shards| {
+        // pool of 2: a second server is refused while the first one works; then that one goes, and the next says nothing
+        let (is_refused, breaks) = (Arc::<AtomicBool>::default(), Arc::<AtomicBool>::default());
+        let (refused, broken, count) = (is_refused.clone(), breaks.clone(), AtomicUsize::new(0));
+        let server =
+            FakeServer::start(
+                move |mut server| match count.fetch_add(1, Ordering::AcqRel) {
+                    0 if server.login() => {
+                        let request = server.next_request();
+                        assert!(
+                            wait::holds_within(wait::PATIENCE, || refused.load(Ordering::Acquire))
+                        );
+                        server.send(&Conversation::one_row("served"));
+                        let again = request.and_then(|_| server.next_request());
+                        server.send(&Conversation::one_row("served"));
+                        again.iter().for_each(|_| server.stall_until(&broken));
+                    }
+                    1 if server.read_startup() => {
+                        let words = [(b'S', "FATAL"), (b'C', "53300"), (b'M', "no way in")];
+                        server.send(&error(&words));
+                        drop(server);
+                        refused.store(true, Ordering::Release);
+                    }
+                    2 => {
+                        server.read_startup();
+                    }
+                    _ if server.login() => server.serve("at last"),
+                    _ => {}
+                },
+            );
+        let topology = Topology::new(shards)
+            .pool_size(2)
+            .set("server_login_retry", "4 s");
+        let stage = Stage::pooled(topology.database_at("fake", server.address, &[]));
+        let login = |_| Client::login(stage.address(), "fake");
+        let [mut first, mut second] = [0, 1].map(login);
+        first.send(&query("select 1"));
+        wait_until("it is under way", || stage.pools("fake", "sv_active") == 1);
+        // Served by the first server before the next attempt is due, a sixteenth of that retry time later.
+        second.send(&query("select 2"));
+        assert_eq!(first.reply().value(), "served");
+        assert_eq!(second.reply().value(), "served");
+        breaks.store(true, Ordering::Release);
+        wait_until("the servers have gone", || {
+            ["sv_idle", "sv_active", "sv_login"]
+                .iter()
+                .all(|column| stage.pools("fake", column) == 0)
+        });
+        // Until that time is over, who asks hears of the refusal.
+        wait::pace_until(Instant::now() + Duration::from_millis(400));
+        first.send(&query("select 3"));
+        assert_eq!(first.reply().value(), "at last");
+    }
+);
+
 both_shards!(clients_wait_while_the_server_starts_up, |shards| {
     // pool of 1, 6 clients; three attempts are told to come later
     let door = Door::refusing(3);
