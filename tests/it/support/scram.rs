@@ -18,12 +18,22 @@ pub fn login(client: &mut Client, user: &str, database: &str, password: &str) ->
         &[("user", user), ("database", database)],
     ));
     client.expect(b'R');
-    client.send(&initial(&format!("n,,n=,{NONCE}")));
+    client.send(&first());
     let server_first = server_first(&client.expect(b'R').body);
-    let without_proof = without_proof(&server_first, "");
+    client.exchange(&right_final(password, &server_first))
+}
+
+/// The first message of a client that is to log in.
+pub fn first() -> Vec<u8> {
+    initial(&format!("n,,n=,{NONCE}"))
+}
+
+/// Its last message, with the proof that it knows the password.
+pub fn right_final(password: &str, server_first: &str) -> Vec<u8> {
+    let without_proof = without_proof(server_first, "");
     let signed = format!("n=,{NONCE},{server_first},{without_proof}");
-    let proof = proof(password, &server_first, &signed);
-    client.exchange(&message_p(&format!("{without_proof},p={proof}")))
+    let proof = proof(password, server_first, &signed);
+    message_p(&format!("{without_proof},p={proof}"))
 }
 
 /// A SASLInitialResponse with this client-first message.
