@@ -362,9 +362,9 @@ settings! {
         stats_users: Vec<String> = Kind::List, default("[]"), NewConnections,
             "Users who may read the SHOW tables of the console and nothing else.";
         ignore_startup_parameters: Vec<String> = Kind::List, default("[]"), NewConnections,
-            "Start-up parameters of clients that are dropped; options among them has unknown settings within options dropped.";
+            "Start-up parameters of clients that are dropped, tracked ones but application_name included; options among them has unknown settings within options dropped.";
         track_extra_parameters: Vec<String> = Kind::List, default(r#"["IntervalStyle"]"#), Restart,
-            "Settings that PostgreSQL reports (GUC_REPORT) and that follow a client from server to server when it changes them, beside DateStyle, IntervalStyle, client_encoding, TimeZone, standard_conforming_strings and application_name.";
+            "Settings that PostgreSQL reports (GUC_REPORT) and that follow a client from server to server when it changes them, beside DateStyle, IntervalStyle, client_encoding, TimeZone, standard_conforming_strings, application_name, default_transaction_read_only and search_path.";
         strict_startup_parameters: bool = Kind::Bool, default("false"), NewConnections,
             "Whether start-up parameters are refused that are neither tracked nor ignored, as PgBouncer does; else they are settings that follow the client from server to server.";
         application_name_add_host: bool = Kind::Bool, default("false"), NewConnections,

@@ -9,16 +9,23 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-/// Settings replayed because servers report them: PgBouncer's list, IntervalStyle included
-/// (its default for `track_extra_parameters`). The encoding is set first, as the other values are in it.
-pub const TRACKED: [&str; 6] = [
+/// Settings replayed because servers report them: all that PostgreSQL reports and lets clients change, as in PgBouncer
+/// since 1.26. The encoding is set first, as the other values are in it.
+pub const TRACKED: [&str; 8] = [
     "client_encoding",
     "application_name",
     "DateStyle",
     "IntervalStyle",
     "standard_conforming_strings",
     "TimeZone",
+    "default_transaction_read_only",
+    SEARCH_PATH,
 ];
+
+const SEARCH_PATH: &str = "search_path";
+
+/// Those of [`TRACKED`] that are extra settings with a server that is too old to report them (before 14 and 18).
+const ONCE_UNREPORTED: [&str; 2] = ["default_transaction_read_only", SEARCH_PATH];
 
 /// How many different settings of clients are remembered.
 const RECENT_MAX: usize = 8;
@@ -113,13 +120,20 @@ impl Settings {
     }
 
     /// Fills tracked settings that the client said nothing about, and takes over how the server spells
-    /// their names.
+    /// their names. What an old server does not report becomes an extra setting.
     pub fn fill(&mut self, from: &ServerParams) {
         for (index, name) in TRACKED.into_iter().enumerate() {
-            if self.0.tracked[index].is_none()
-                && let Some(value) = from.reported.get(name)
-            {
-                Arc::make_mut(&mut self.0).tracked[index] = Some(value.clone());
+            let is_wanted = self.0.tracked[index].is_some();
+            match from.reported.get(name) {
+                Some(value) if !is_wanted => {
+                    Arc::make_mut(&mut self.0).tracked[index] = Some(value.clone());
+                }
+                None if is_wanted && ONCE_UNREPORTED.contains(&name) => {
+                    let inner = Arc::make_mut(&mut self.0);
+                    let value = inner.tracked[index].take();
+                    inner.extra.extend(value.map(|value| (name.into(), value)));
+                }
+                _ => {}
             }
         }
         if self.0.more.is_empty() {
@@ -166,6 +180,14 @@ fn index(name: &str) -> Option<usize> {
 
 fn is_same(name: &str, other: &str) -> bool {
     name.eq_ignore_ascii_case(other)
+}
+
+/// As in PgBouncer; but there may be schemas of which only the case differs.
+fn is_same_value(name: &str, there: &[u8], wanted: &[u8]) -> bool {
+    match is_same(name, SEARCH_PATH) {
+        true => there == wanted,
+        false => there.eq_ignore_ascii_case(wanted),
+    }
 }
 
 /// What a server has reported, and which settings the pooler has made on it.
@@ -218,7 +240,7 @@ impl ServerParams {
         for (name, wanted) in client.all_tracked() {
             // What the server does not report, it does not have (an older version).
             let there = self.reported.get(name);
-            if there.is_some_and(|there| !there.eq_ignore_ascii_case(wanted)) {
+            if there.is_some_and(|there| !is_same_value(name, there, wanted)) {
                 todo.push(Setting {
                     name: name.into(),
                     value: Some(wanted.into()),
@@ -367,34 +389,34 @@ mod tests {
     #[test]
     fn setting_named_by_the_configuration_is_tracked_like_the_others() {
         let mut server = server();
-        server.report("Search_Path", b"public");
-        let tracking = || Settings::tracking(["search_path", "timezone"].into_iter());
+        server.report("Work_Mem", b"4MB");
+        let tracking = || Settings::tracking(["work_mem", "timezone"].into_iter());
         let (mut one, mut two) = (tracking(), tracking());
         one.fill(&server);
         two.fill(&server);
         let tracked = |client: &Settings| {
             let mut all = client.all_tracked();
-            let value = all.find_map(|(name, value)| (name == "Search_Path").then_some(value));
+            let value = all.find_map(|(name, value)| (name == "Work_Mem").then_some(value));
             value.map(<[u8]>::to_vec)
         };
-        assert_eq!(tracked(&one), Some(b"public".to_vec()));
+        assert_eq!(tracked(&one), Some(b"4MB".to_vec()));
         assert_eq!(server.differences(&mut one), []);
-        server.report_to("Search_Path", b"mine", &mut one);
-        assert_eq!(tracked(&one), Some(b"mine".to_vec()));
+        server.report_to("Work_Mem", b"8MB", &mut one);
+        assert_eq!(tracked(&one), Some(b"8MB".to_vec()));
         let todo = server.differences(&mut two);
         assert_eq!(
             todo,
             [Setting {
-                name: "Search_Path".into(),
-                value: Some((*b"public").into())
+                name: "Work_Mem".into(),
+                value: Some((*b"4MB").into())
             }]
         );
-        server.report_to("Search_Path", b"public", &mut two);
+        server.report_to("Work_Mem", b"4MB", &mut two);
         server.settled(&mut two);
         assert_eq!(server.differences(&mut two), []);
         assert_eq!(server.differences(&mut one).len(), 1);
         let without = Settings::default();
-        assert!(one.tracks("SEARCH_PATH") && !without.tracks("search_path"));
+        assert!(one.tracks("WORK_MEM") && !without.tracks("work_mem"));
     }
 
     #[test]
@@ -417,8 +439,49 @@ mod tests {
     }
 
     #[test]
+    fn search_path_is_tracked_where_it_is_reported() {
+        let mut server = server();
+        server.report("search_path", b"\"A\"");
+        let (mut one, mut two) = (client(&[("search_path", "\"a\"")]), client(&[]));
+        one.fill(&server);
+        two.fill(&server);
+        assert_eq!(one.tracked("search_path"), Some(&b"\"a\""[..]));
+        assert_eq!(server.differences(&mut two), []);
+        let wish = |value: &[u8]| {
+            let (name, value) = ("search_path".into(), Some(value.into()));
+            [Setting { name, value }]
+        };
+        assert_eq!(server.differences(&mut one), wish(b"\"a\""));
+        server.report_to("search_path", b"\"a\"", &mut one);
+        server.settled(&mut one);
+        server.report_to("search_path", b"set_by_one", &mut one);
+        assert_eq!(server.differences(&mut two), wish(b"\"A\""));
+    }
+
+    #[test]
+    fn search_path_is_an_extra_setting_where_it_is_not_reported() {
+        let mut server = server();
+        let (mut with, mut without) = (client(&[("search_path", "a")]), client(&[]));
+        with.fill(&server);
+        without.fill(&server);
+        assert_eq!(
+            (with.tracked("search_path"), with.all_tracked().count()),
+            (None, 2)
+        );
+        let made = server.differences(&mut with);
+        assert_eq!(made.len(), 1);
+        server.settled(&mut with);
+        let back = server.differences(&mut without);
+        assert_eq!((&*back[0].name, &back[0].value), ("search_path", &None));
+        server.settled(&mut without);
+        server.changed_by_sql();
+        assert_eq!(server.differences(&mut without), []);
+        assert_eq!(server.differences(&mut with).len(), 1);
+    }
+
+    #[test]
     fn extra_settings_are_made_again_after_a_set_or_reset() {
-        let (mut server, mut with) = (server(), client(&[("search_path", "a")]));
+        let (mut server, mut with) = (server(), client(&[("work_mem", "a")]));
         server.differences(&mut with);
         server.settled(&mut with);
         server.changed_by_sql();
@@ -429,10 +492,10 @@ mod tests {
 
     #[test]
     fn report_of_a_tracked_setting_does_not_hide_that_an_extra_one_was_changed() {
-        let (mut server, mut with) = (server(), client(&[("search_path", "a")]));
+        let (mut server, mut with) = (server(), client(&[("work_mem", "a")]));
         server.differences(&mut with);
         server.settled(&mut with);
-        // "set search_path = b; set timezone = 'Asia/Tokyo'"
+        // "set work_mem = b; set timezone = 'Asia/Tokyo'"
         server.changed_by_sql();
         server.report_to("TimeZone", b"Asia/Tokyo", &mut with);
         assert_eq!(server.differences(&mut with).len(), 1);

@@ -22,8 +22,8 @@ fn no_wishes(general: &General) -> Settings {
     Settings::tracking(names.map(String::as_str))
 }
 
-/// The settings that a start-up packet asks for. Tracked ones are taken, those of
-/// `ignore_startup_parameters` dropped, and others taken unless the configuration is strict.
+/// The settings that a start-up packet asks for. Those of `ignore_startup_parameters` are dropped, though a name that
+/// the client gives itself is not (as in PgBouncer), tracked ones taken, and others taken unless the configuration is strict.
 /// A server that is opened for replication gets `options` as they are.
 pub(super) fn settings(packet: &StartupPacket, general: &General) -> Result<Settings, Farewell> {
     let replication = packet.replication();
@@ -31,7 +31,7 @@ pub(super) fn settings(packet: &StartupPacket, general: &General) -> Result<Sett
     let is_ignored = |name: &str| ignored.iter().any(|one| one.eq_ignore_ascii_case(name));
     let is_taken = |settings: &Settings, name: &str| {
         let is_possible = !general.strict_startup_parameters && is_setting_name(name);
-        settings.tracks(name) || (is_possible && !is_ignored(name))
+        !is_ignored(name) && (is_possible || settings.tracks(name))
     };
     let mut settings = no_wishes(general);
     for (name, value) in packet.params() {
@@ -52,6 +52,7 @@ pub(super) fn settings(packet: &StartupPacket, general: &General) -> Result<Sett
                 }
             }
             "replication" => return Err(unsupported(name)),
+            "application_name" => settings.set(name, value),
             _ if is_taken(&settings, name) => settings.set(name, value),
             _ if is_ignored(name) => {}
             _ => return Err(unsupported(name)),

@@ -159,7 +159,76 @@ drop_in!(options_are_ignored_if_they_are_to_be, |brand| {
     assert_eq!(client.value("show geqo"), "on");
 });
 
+drop_in!(
+    parameter_that_is_tracked_is_ignored_if_it_is_to_be,
+    since(1, 26),
+    |brand| {
+        let more = "ignore_startup_parameters = TimeZone, search_path, application_name";
+        let drop_in = start(brand, more);
+        let ignored = [("TimeZone", "Asia/Tokyo"), ("search_path", "pg_catalog")];
+        let (mut client, reply) = start_up(&drop_in, &ignored);
+        assert_eq!(reply.status, b'I', "{reply:?}");
+        assert_ne!(client.value("show timezone"), "Asia/Tokyo");
+        assert_eq!(client.value("show search_path"), "\"$user\", public");
+        let options = [("options", "-c TimeZone=Asia/Tokyo -c application_name=x")];
+        let (mut client, reply) = start_up(&drop_in, &options);
+        assert_eq!(reply.status, b'I', "{reply:?}");
+        assert_ne!(client.value("show timezone"), "Asia/Tokyo");
+        assert_eq!(client.value("show application_name"), "");
+        // The name is taken nevertheless.
+        let (mut client, _) = start_up(&drop_in, &[("application_name", "x")]);
+        assert_eq!(client.value("show application_name"), "x");
+    }
+);
+
 // ---- parameters --------------------------------------------------------------------------------------------------
+
+drop_in!(
+    what_a_client_sets_does_not_reach_the_next_one,
+    since(1, 26),
+    |brand| {
+        let drop_in = start(brand, "pool_mode = transaction\ndefault_pool_size = 1");
+        let (mut one, mut two) = (drop_in.client(), drop_in.client());
+        for (name, value, other) in [
+            ("default_transaction_read_only", "on", "off"),
+            ("IntervalStyle", "iso_8601", "postgres"),
+            ("DateStyle", "German, DMY", "ISO, MDY"),
+        ] {
+            let reply = one.query(&format!("set {name} = {value}"));
+            assert_eq!(reply.complete, ["SET"], "{reply:?}");
+            for _ in 0..2 {
+                assert_eq!(two.value(&format!("show {name}")), other);
+                assert_eq!(one.value(&format!("show {name}")), value);
+            }
+        }
+        assert_eq!(
+            two.query("create table t (x int)").complete,
+            ["CREATE TABLE"]
+        );
+        assert_eq!(one.query("create table u (x int)").code(), "25006");
+    }
+);
+
+drop_in!(
+    what_old_servers_do_not_report_holds_from_the_first_packet_on,
+    since(1, 26),
+    |brand| {
+        let drop_in = start(brand, "pool_mode = transaction\ndefault_pool_size = 1");
+        let table = [
+            ("search_path", "pg_catalog"),
+            ("default_transaction_read_only", "on"),
+        ];
+        let (mut with, reply) = start_up(&drop_in, &table);
+        assert_eq!(reply.status, b'I', "{reply:?}");
+        let mut without = drop_in.client();
+        for _ in 0..2 {
+            assert_eq!(with.value("show search_path"), "pg_catalog");
+            assert_eq!(with.value("show default_transaction_read_only"), "on");
+            assert_eq!(without.value("show search_path"), "\"$user\", public");
+            assert_eq!(without.value("show default_transaction_read_only"), "off");
+        }
+    }
+);
 
 drop_in!(
     parameters_of_the_first_packet_hold_on_every_server,
