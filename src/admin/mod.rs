@@ -28,6 +28,6 @@ pub use office::{
     Access, ClientCounts, ClientRow, DatabaseFlags, FailureRow, Hold, Later, Office, Order,
     PeerLoad, PoolRow, Records, ServerRow, SetOutcome, Shutdown, StatementRow, UserRow,
 };
-pub use serve::{Session, serve};
+pub use serve::{Parting, Session, serve};
 pub use show::balance;
 pub use table::{Column, Type};

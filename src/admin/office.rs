@@ -316,6 +316,8 @@ pub trait Office {
     fn set<'a>(&'a self, name: &'a str, value: &'a str) -> Later<'a, SetOutcome>;
     /// Reads the configuration again; the error is for the log and says what was wrong.
     fn reload(&self) -> Later<'_, Result<(), String>>;
+    /// Takes note of what the session has been refused.
+    fn hear(&self, refusal: &Refusal);
     /// Shuts the process down.
     fn shutdown(&self, how: Shutdown);
 }

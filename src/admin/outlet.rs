@@ -3,7 +3,6 @@
 use super::error::Ended;
 use crate::base::{Clock, Moment};
 use crate::net::{Net, Socket};
-use crate::stats::PoolStats;
 use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
@@ -17,28 +16,24 @@ const TURN: Duration = Duration::from_millis(1);
 pub(super) struct Outlet<'a> {
     net: Net,
     socket: &'a Socket,
-    stats: &'a PoolStats,
     /// Replies that have not been sent.
     pub(super) bytes: Vec<u8>,
     turn_began: Moment,
 }
 
 impl<'a> Outlet<'a> {
-    pub(super) fn new(net: Net, socket: &'a Socket, stats: &'a PoolStats) -> Outlet<'a> {
+    pub(super) fn new(net: Net, socket: &'a Socket) -> Outlet<'a> {
         let (bytes, turn_began) = (net.spare(), Clock::now());
         Outlet {
             net,
             socket,
-            stats,
             bytes,
             turn_began,
         }
     }
 
-    /// Sends what has been collected, which is counted first: whoever has read the answer finds it
-    /// in the counters.
+    /// Sends what has been collected.
     pub(super) fn send(&mut self) {
-        self.stats.bytes_sent.add(self.bytes.len() as u64);
         let bytes = std::mem::replace(&mut self.bytes, self.net.spare());
         self.socket.send(bytes);
     }

@@ -8,7 +8,7 @@ use super::office::{Access, Office, SetOutcome, Shutdown};
 use super::outlet::Outlet;
 use super::show;
 use super::table::{Formats, Rows, Value, data_row, row_description};
-use crate::base::{Clock, Moment};
+use crate::base::Clock;
 use crate::client::Farewell;
 use crate::net::{Net, Socket};
 use crate::session::CancelKey;
@@ -45,6 +45,18 @@ pub struct Session {
     pub stats: Arc<PoolStats>,
 }
 
+/// How a session ended.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Parting {
+    /// By the client's Terminate, or with the process.
+    Terminated,
+    /// The client hung up.
+    Vanished,
+    /// The client has been sent away for that reason, and told so.
+    Dismissed(Farewell),
+}
+
 /// Serves a console session until the client leaves; the client has been authenticated, but not
 /// been told so yet. `ahead` has been read already.
 pub async fn serve(
@@ -53,18 +65,20 @@ pub async fn serve(
     ahead: Vec<u8>,
     session: &Session,
     office: &dyn Office,
-) {
+) -> Parting {
     let mut console = Console {
-        outlet: Outlet::new(net, socket, &session.stats),
+        outlet: Outlet::new(net, socket),
         extended: Extended::default(),
         access: session.access,
         stats: &session.stats,
         office,
-        began: None,
+        is_asked: false,
+        parting: Parting::Vanished,
     };
     console.welcome(&session.key);
     // Either way the session is over, and everybody has been told.
     let _ = console.converse(socket, &ahead).await;
+    console.parting
 }
 
 struct Console<'a> {
@@ -73,8 +87,10 @@ struct Console<'a> {
     access: Access,
     stats: &'a PoolStats,
     office: &'a dyn Office,
-    /// When the request under way began, if one is.
-    began: Option<Moment>,
+    /// Whether a request is under way.
+    is_asked: bool,
+    /// How the session has ended, once it has.
+    parting: Parting,
 }
 
 impl Console<'_> {
@@ -108,9 +124,10 @@ impl Console<'_> {
 
     async fn take(&mut self, message: &Message) -> Result<(), Ended> {
         if message.tag == tag::TERMINATE {
+            self.parting = Parting::Terminated;
             return Err(Ended);
         }
-        self.begin(message);
+        self.begin();
         match message.tag {
             tag::SYNC => {
                 self.extended.sync();
@@ -133,25 +150,20 @@ impl Console<'_> {
         self.outlet.settle().await
     }
 
-    /// Counts a message and, if it is the first of a request, the request.
-    fn begin(&mut self, message: &Message) {
-        self.stats.bytes_received.add(message.bytes());
-        if self.began.is_none() {
-            self.began = Some(Clock::now());
+    /// Counts a request with its first message. As in PgBouncer, no times and no bytes of the console are counted: a PAUSE
+    /// that waits for long would be all there is to see in the totals.
+    fn begin(&mut self) {
+        if !self.is_asked {
+            self.is_asked = true;
             self.stats.query_count.inc();
             self.stats.xact_count.inc();
         }
     }
 
-    /// Ends a request: its times are counted before the client can know.
+    /// Ends a request.
     fn ready(&mut self) {
         backend::ready_for_query(&mut self.outlet.bytes, TransactionStatus::Idle);
-        if let Some(began) = self.began.take() {
-            let span = Clock::now().since(began).as_nanos();
-            let nanos = u64::try_from(span).unwrap_or(u64::MAX);
-            self.stats.query_ended(nanos);
-            self.stats.transaction_ended(nanos);
-        }
+        self.is_asked = false;
         self.outlet.send();
     }
 
@@ -160,6 +172,7 @@ impl Console<'_> {
         match self.answer(body).await {
             Ok(()) => Ok(()),
             Err(Stop::Refused(refusal)) => {
+                self.office.hear(&refusal);
                 refusal.write(&mut self.outlet.bytes);
                 Ok(())
             }
@@ -181,6 +194,7 @@ impl Console<'_> {
         match self.run_portal(execution).await {
             Ok(()) => Ok(()),
             Err(Stop::Refused(refusal)) => {
+                self.office.hear(&refusal);
                 self.extended.fail(&refusal, &mut self.outlet.bytes);
                 Ok(())
             }
@@ -281,6 +295,7 @@ impl Console<'_> {
             Command::Shutdown(how) => {
                 self.office.shutdown(*how);
                 if *how == Shutdown::Now {
+                    self.parting = Parting::Terminated;
                     return Err(Stop::Ended);
                 }
             }
@@ -316,16 +331,17 @@ impl Console<'_> {
             hint: None,
         };
         backend::error_response(&mut self.outlet.bytes, &report);
-        self.dismiss(&Farewell::new("bad packet"))
+        self.dismiss(Farewell::new("bad packet"))
     }
 
     fn cannot_follow(&mut self, error: BadHeader) -> Ended {
-        self.dismiss(&Farewell::because(error.to_string()))
+        self.dismiss(Farewell::because(error.to_string()))
     }
 
-    fn dismiss(&mut self, farewell: &Farewell) -> Ended {
+    fn dismiss(&mut self, farewell: Farewell) -> Ended {
         farewell.write(&mut self.outlet.bytes);
         self.outlet.send();
+        self.parting = Parting::Dismissed(farewell);
         Ended
     }
 }

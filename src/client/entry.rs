@@ -195,6 +195,17 @@ impl ClientEntry {
         self.count(|gauge| gauge.add(1));
     }
 
+    /// Whether it waits for a server of the pool that counts there.
+    pub fn waits_in(&self, pool: &Arc<PoolStats>) -> bool {
+        let stats = self.stats.borrow();
+        let is_there = stats.as_ref().is_some_and(|stats| Arc::ptr_eq(stats, pool));
+        is_there
+            && matches!(
+                self.state.get(),
+                ClientState::WaitingLogin | ClientState::Waiting
+            )
+    }
+
     /// What it is doing.
     pub fn state(&self) -> ClientState {
         self.state.get()

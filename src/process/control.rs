@@ -9,8 +9,8 @@ use super::watch::CertificateWatch;
 use super::{log, sources, systemd};
 use crate::admin::{Hold, Order, SetOutcome};
 use crate::base::{Clock, ShardId};
-use crate::config::{Config, Reload, diff};
-use crate::shard::{Common, Mail, Phase, Request, Snapshot};
+use crate::config::{Config, Dialect, Reload, diff};
+use crate::shard::{Common, Mail, Phase, Request, Snapshot, log_dropped};
 use crate::stats::Averages;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::Signals;
@@ -162,6 +162,10 @@ fn serve(common: &Common, options: &Options, requests: &Receiver<Request>, resol
             Err(RecvTimeoutError::Timeout) => {}
         }
         if is_drained(common, phase) {
+            match phase {
+                Phase::WaitForServers => tracing::info!("server connections dropped, exiting"),
+                _ => tracing::info!("client connections dropped, exiting"),
+            }
             return;
         }
         if let Some(snapshot) = certificates.look(common) {
@@ -202,13 +206,15 @@ fn end_period(common: &Common) {
 /// PgBouncer's line of averages.
 fn stats_line(averages: &Averages) -> String {
     format!(
-        "stats: {} xacts/s, {} queries/s, {} client parses/s, {} server parses/s, {} binds/s, in {} B/s, out {} B/s, \
+        "stats: {} xacts/s, {} queries/s, {} client parses/s, {} server parses/s, {} binds/s, {} client logins/s, \
+         in {} B/s, out {} B/s, \
          xact {} us, query {} us, wait {} us",
         averages.xact_count,
         averages.query_count,
         averages.client_parse_count,
         averages.server_parse_count,
         averages.bind_count,
+        averages.client_login_count,
         averages.bytes_received,
         averages.bytes_sent,
         averages.xact_time_us,
@@ -304,6 +310,13 @@ fn apply(common: &Common, options: &Options, mut snapshot: Snapshot, version: u6
             Reload::Restart => tracing::warn!(key, old, new, "setting changed; it needs a restart"),
             reload => tracing::info!(key, old, new, "setting changed; it {}", reload.describe()),
         }
+    }
+    if snapshot.config.dialect == Dialect::Ini {
+        let kept = &snapshot.config.databases;
+        let dropped = old.config.databases.keys();
+        dropped
+            .filter(|name| !kept.contains_key(*name))
+            .for_each(|name| log_dropped(name));
     }
     snapshot.config = Arc::new(Config::clone(&snapshot.config).keeping(&old.config));
     let general = &snapshot.config.general;

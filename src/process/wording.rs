@@ -118,6 +118,18 @@ impl Event {
                 )
             }
             "pooler error" => format!("pooler error: {}", value("text")),
+            "command issued" => match &*value("database") {
+                "" => {
+                    return (
+                        self.severity,
+                        format!("{} command issued", value("command")),
+                    );
+                }
+                name => {
+                    let words = format!("{} '{name}' command issued", value("command"));
+                    return (self.severity, words);
+                }
+            },
             "closing client connection" | "closing server connection" => {
                 format!(
                     "closing because: {} (age={}s)",
@@ -146,7 +158,14 @@ impl Event {
                 let mut words = without_breaks(text);
                 self.append_fields(
                     &mut words,
-                    &["client", "server", "remote", "database", "user"],
+                    &[
+                        "client",
+                        "server",
+                        "remote",
+                        "database",
+                        "user",
+                        "is_unknown",
+                    ],
                 );
                 words
             }
@@ -169,7 +188,11 @@ impl Event {
             said if said.is_empty() => nobody.to_owned(),
             said => said,
         };
-        let (database, user) = (or("database", "(nodb)"), or("user", "(nouser)"));
+        let user = or("user", "(nouser)");
+        let database = match self.has("is_unknown") {
+            true => "(nodb)".to_owned(),
+            false => or("database", "(nodb)"),
+        };
         let remote = match self.value("remote") {
             said if said.is_empty() => said,
             said => format!("@{said}"),
@@ -294,6 +317,24 @@ mod tests {
                     ],
                 ),
                 "S-0x9: shop/ann@[::1]:5432 closing because: server lifetime over (age=3s)",
+            ),
+            (
+                event(
+                    "login attempt",
+                    &[&client[..], &named, &[("is_unknown", "%true")]].concat(),
+                ),
+                "C-0x2a: (nodb)/ann@127.0.0.1:53898 login attempt: db=shop user=ann tls=no replication=no",
+            ),
+            (
+                event(
+                    "command issued",
+                    &[("command", "PAUSE"), ("database", "a b")],
+                ),
+                "PAUSE 'a b' command issued",
+            ),
+            (
+                event("command issued", &[("command", "RELOAD")]),
+                "RELOAD command issued",
             ),
             (
                 event("got SIGHUP, re-reading config", &[]),

@@ -11,14 +11,14 @@ use super::replicating::{Dedicated, logged, open_apart, wishes as wishes_of};
 use super::root::{Present, Shard};
 use super::shared::{Phase, Snapshot};
 use super::startup::{add_host, settings};
-use crate::admin::{self, Access};
+use crate::admin::{self, Access, Parting, Refusal};
 use crate::auth::ServerCredentials;
 use crate::base::{ClientId, Clock};
 use crate::client::{
     ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake, IntakeError, Signal,
     Who, first_packet, greet, reject_protocol,
 };
-use crate::config::{AuthType, CONSOLE, Database, Dialect, is_console};
+use crate::config::{AuthType, CONSOLE, Config, Database, Dialect, is_console};
 use crate::net::{Detached, Socket};
 use crate::pool::Permit;
 use crate::relay::{Denial, Ending, Relay, RelaySettings, Servers, Waiter};
@@ -321,7 +321,8 @@ impl Guest {
         let config = &snapshot.config;
         if config.general.log_connections && config.dialect == Dialect::Ini {
             let replication = logged(packet.replication().unwrap_or_default());
-            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), tls = self.entry.tls.get().map(tracing::field::display), replication, "login attempt");
+            let is_unknown = is_unknown(config, packet.database());
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), is_unknown, tls = self.entry.tls.get().map(tracing::field::display), replication, "login attempt");
         }
     }
 
@@ -355,7 +356,7 @@ impl Guest {
             .logged_in(who, stats.clone(), self.shard.net.now());
         let session = admin::Session { access, key, stats };
         let (socket, ahead) = intake.into_parts();
-        let desk = super::inbox::Desk::new(self.shard.clone());
+        let desk = super::inbox::Desk::new(self.shard.clone(), self.entry.clone());
         let serve = admin::serve(self.shard.net, &socket, ahead, &session, &desk);
         let serve = self.unless_told(serve, |signal| match signal {
             Signal::Leave(farewell) => Some(Ending::SentAway(farewell)),
@@ -366,7 +367,9 @@ impl Guest {
             Signal::Notice | Signal::Retire | Signal::Suspend => None,
         });
         match serve.await {
-            Ok(()) => Stay::ended(Ending::Terminated),
+            Ok(Parting::Terminated) => Stay::ended(Ending::Terminated),
+            Ok(Parting::Vanished) => Stay::ended(Ending::Vanished),
+            Ok(Parting::Dismissed(farewell)) => Stay::ended(Ending::CutOff(farewell)),
             Err(ending) => {
                 say_farewell(&socket, &ending);
                 Stay::ended(ending)
@@ -590,7 +593,11 @@ impl Guest {
         let (who, claim) = (self.entry.who(), self.claim.take());
         let known = who.map(|who| (&*who.database, &*who.user));
         let claimed = claim.as_ref().map(|claim| (&*claim.database, &*claim.user));
-        let (database, user) = known.or(claimed).unwrap_or_default();
+        let (mut database, user) = known.or(claimed).unwrap_or_default();
+        let is_ini = snapshot.config.dialect == Dialect::Ini;
+        if is_ini && known.is_none() && is_unknown(&snapshot.config, database).is_some() {
+            database = "";
+        }
         let why = match ending {
             Ending::Terminated => "client close request",
             Ending::Vanished => "client unexpected eof",
@@ -598,8 +605,7 @@ impl Guest {
             // It has not left.
             Ending::Moving(_) | Ending::Displaced => return,
         };
-        let is_told =
-            self.entry.state() != ClientState::Login || snapshot.config.dialect == Dialect::Ini;
+        let is_told = self.entry.state() != ClientState::Login || is_ini;
         if general.log_disconnections && is_told {
             let age_us = Clock::unix_micros().saturating_sub(self.entry.connected_unix_us);
             tracing::info!(client = %id, %remote, database, user, why, age_s = age_us / 1_000_000, "closing client connection");
@@ -614,6 +620,32 @@ impl Guest {
             tracing::warn!(client = %id, %remote, database, user, text, "pooler error");
         }
     }
+}
+
+impl Shard {
+    /// In PgBouncer, what a console session has been refused is an error of the pooler, which it says twice. Our own form
+    /// has neither: a command may hold anything.
+    pub(super) fn log_refusal(&self, client: &ClientEntry, refusal: &Refusal) {
+        let snapshot = self.snapshot();
+        let Some(who) = client
+            .who()
+            .filter(|_| snapshot.config.dialect == Dialect::Ini)
+        else {
+            return;
+        };
+        tracing::error!("{refusal}");
+        if snapshot.config.general.log_pooler_errors {
+            let (database, user) = (&*who.database, &*who.user);
+            let text = refusal.to_string();
+            tracing::warn!(client = %client.id, remote = %client.remote, database, user, text, "pooler error");
+        }
+    }
+}
+
+/// True if there is no such database; else nothing.
+fn is_unknown(config: &Config, database: &str) -> Option<bool> {
+    let is_known = is_console(database) || config.database(database).is_some();
+    (!is_known).then_some(true)
 }
 
 /// Runs `work` unless the client hangs up first: whatever it said before, it does not wait any more.

@@ -386,6 +386,8 @@ fn statement_row(statement: &Rc<Statement>) -> StatementRow {
 /// The console's view of the process, from this shard.
 pub(super) struct Desk {
     shard: Rc<Shard>,
+    /// Whose session it is.
+    client: Rc<ClientEntry>,
     /// The order that the session waits for.
     under_way: RefCell<Option<Order>>,
     /// The version of the orders by which it has ordered a suspension, which ends with it.
@@ -393,10 +395,11 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) fn new(shard: Rc<Shard>) -> Desk {
+    pub(super) fn new(shard: Rc<Shard>, client: Rc<ClientEntry>) -> Desk {
         let under_way = RefCell::default();
         Desk {
             shard,
+            client,
             under_way,
             suspended_by: Cell::default(),
         }
@@ -511,6 +514,7 @@ impl Office for Desk {
     }
 
     fn wait_close<'a>(&'a self, database: Option<&'a str>) -> Later<'a, Result<(), Refusal>> {
+        tracing::info!(command = "WAIT_CLOSE", database, "command issued");
         Box::pin(self.shard.closed(database))
     }
 
@@ -523,12 +527,22 @@ impl Office for Desk {
     }
 
     fn reload(&self) -> Later<'_, Result<(), String>> {
+        tracing::info!(command = "RELOAD", "command issued");
         Box::pin(self.shard.request_reload())
+    }
+
+    fn hear(&self, refusal: &Refusal) {
+        self.shard.log_refusal(&self.client, refusal);
     }
 
     fn shutdown(&self, how: Shutdown) {
         use super::shared::{Phase, Request};
-        tracing::info!(how = ?how, "SHUTDOWN command issued");
+        let command = match how {
+            Shutdown::Now => "SHUTDOWN",
+            Shutdown::WaitForClients => "SHUTDOWN WAIT_FOR_CLIENTS",
+            Shutdown::WaitForServers => "SHUTDOWN WAIT_FOR_SERVERS",
+        };
+        tracing::info!(command, "command issued");
         self.shard.common.request(Request::Shutdown(match how {
             Shutdown::Now => None,
             Shutdown::WaitForClients => Some(Phase::WaitForClients),

@@ -26,3 +26,4 @@ mod upkeep;
 pub use message::{Answer, Ask, Mail, PoolKey};
 pub use root::{Listeners, Shard, run, tcp_options};
 pub use shared::{Common, Phase, Request, Snapshot};
+pub use unused::log_dropped;

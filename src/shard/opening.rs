@@ -27,13 +27,9 @@ const LOOKUP_LOOK: Duration = Duration::from_millis(10);
 /// Begins to open a server connection; the permit is held.
 pub(super) fn begin(pool: Rc<Pool>) {
     let net = pool.shard.net;
-    let (key, shared) = (&pool.common.key, &pool.common.shared);
+    let shared = &pool.common.shared;
     if shared.open() > shared.limit() {
-        tracing::warn!(
-            database = &*key.database,
-            user = &*key.user,
-            "taking connection from reserve_pool"
-        );
+        log_reserve(&pool);
     }
     spawn(net, async move {
         pool.stats.sv_login.add(1);
@@ -61,6 +57,24 @@ pub(super) fn begin(pool: Rc<Pool>) {
             _ => cleared(&pool),
         }
     });
+}
+
+/// The pool is at its limit: as in PgBouncer, this is said of the client that has waited for too long.
+fn log_reserve(pool: &Pool) {
+    let clients = pool.shard.clients.borrow();
+    let waiting = clients.iter().map(|(_, client)| client);
+    let waiting = waiting.filter(|client| client.waits_in(&pool.stats));
+    let first = waiting.min_by_key(|client| client.since.get());
+    let who = first.and_then(|client| client.who());
+    let key = &pool.common.key;
+    let (database, user) = who.map_or((&key.database, &key.user), |who| (&who.database, &who.user));
+    tracing::warn!(
+        client = first.map(|client| tracing::field::display(client.id)),
+        remote = first.map(|client| tracing::field::display(&client.remote)),
+        database = &**database,
+        user = &**user,
+        "taking connection from reserve_pool"
+    );
 }
 
 /// An attempt to open a server connection.

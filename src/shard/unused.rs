@@ -7,7 +7,7 @@ use super::pools::Pool;
 use super::root::Shard;
 use super::shared::Common;
 use crate::base::Moment;
-use crate::config::Config;
+use crate::config::{Config, Dialect};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -54,10 +54,29 @@ impl Pool {
     }
 }
 
+/// In PgBouncer's words: a database goes that is no longer configured, or that `*` stood for.
+pub fn log_dropped(name: &str) {
+    tracing::warn!(
+        "dropping database '{name}' as it does not exist anymore or inactive auto-database"
+    );
+}
+
 impl Common {
     /// Forgets what is shared of pools that no shard has a part of, and limits that nobody is under. Whoever has
     /// either got it under the same lock.
     fn drop_unused_pools(&self) {
-        self.forget_unused(|key| self.registry.remove_pool(&key.database, &key.user));
+        let config = self.snapshot.load().config.clone();
+        self.forget_unused(|key| {
+            self.registry.remove_pool(&key.database, &key.user);
+            let is_last = || {
+                let mut pools = self.registry.pools().into_iter();
+                pools.all(|pool| pool.database != key.database)
+            };
+            let name = &*key.database;
+            let is_auto = config.database(name).is_some() && !config.databases.contains_key(name);
+            if config.dialect == Dialect::Ini && is_auto && is_last() {
+                log_dropped(&key.database);
+            }
+        });
     }
 }

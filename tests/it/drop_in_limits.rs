@@ -351,3 +351,36 @@ drop_in!(
         assert_eq!(states, ["active", "idle", "waiting"]);
     }
 );
+
+// ---- what is counted ------------------------------------------------------------------------------------------------
+
+/// One column of `SHOW STATS` of one database.
+#[track_caller]
+fn counted(drop_in: &DropIn, database: &str, column: &str) -> u64 {
+    let table = drop_in.console("SHOW STATS").table();
+    let row = table.iter().find(|row| row["database"] == database);
+    row.expect("a row")[column].parse().unwrap()
+}
+
+drop_in!(console_counts_no_time_and_no_bytes, |brand| {
+    let drop_in = DropIn::start(
+        brand,
+        Postgres::shared().database(),
+        "pool_mode = transaction",
+    );
+    let mut holder = drop_in.client();
+    assert_eq!(holder.query("begin").status, b'T');
+    let mut pausing = Client::login(drop_in.address, "pgbouncer");
+    pausing.send(&query(&format!("PAUSE {}", drop_in.database.name)));
+    wait_until("it is pausing", || {
+        let table = drop_in.console("SHOW DATABASES").table();
+        table.iter().any(|row| row["paused"] == "1")
+    });
+    assert_eq!(holder.query("commit").status, b'I');
+    assert_eq!(pausing.reply().complete, ["PAUSE"]);
+    for column in ["received", "sent", "xact_time", "query_time", "wait_time"] {
+        let sum = counted(&drop_in, "pgbouncer", &format!("total_{column}"));
+        assert_eq!(sum, 0, "{column}");
+    }
+    assert!(counted(&drop_in, "pgbouncer", "total_query_count") > 0);
+});

@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::certs::{Authority, Signed};
@@ -262,6 +263,140 @@ drop_in!(failed_connections_are_told_with_their_place, |brand| {
     released.store(true, Ordering::Release);
 });
 
+// ---- the console ------------------------------------------------------------------------------
+
+/// A line that ends like this; nothing stands between the word for its severity and `text`.
+#[track_caller]
+fn pooler_says(drop_in: &DropIn, severity: &str, text: &str) {
+    let end = format!("] {severity} {text}");
+    let is_there = || drop_in.log().lines().any(|line| line.ends_with(&end));
+    wait_until(&end, is_there);
+}
+
+/// A line about a client of `place` that ends like this.
+#[track_caller]
+fn client_says(drop_in: &DropIn, severity: &str, place: &str, text: &str) {
+    let head = format!("] {severity} C-0x");
+    let place = format!(": {place}@127.0.0.1:");
+    let is_meant = |line: &str| line.contains(&head) && line.contains(&place);
+    let is_there = || {
+        let log = drop_in.log();
+        let mut lines = log.lines().filter(|line| is_meant(line));
+        lines.any(|line| line.contains(&format!(" {text}")))
+    };
+    wait_until(text, is_there);
+}
+
+drop_in!(orders_are_told_as_they_were_given, |brand| {
+    let drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+    let name = drop_in.database.name.clone();
+    for verb in ["PAUSE", "RESUME", "DISABLE", "ENABLE", "KILL", "RESUME"] {
+        console(&drop_in, &format!("{verb} {name}"));
+        pooler_says(&drop_in, "LOG", &format!("{verb} '{name}' command issued"));
+    }
+    for command in ["PAUSE", "RESUME", "RECONNECT", "RELOAD", "WAIT_CLOSE"] {
+        console(&drop_in, command);
+        pooler_says(&drop_in, "LOG", &format!("{command} command issued"));
+    }
+});
+
+drop_in!(refused_commands_are_errors, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    for (command, text) in [
+        (
+            "SHOW NOTHING",
+            "invalid command 'SHOW NOTHING', use SHOW HELP;",
+        ),
+        ("PAUSE nowhere", "no such database: nowhere"),
+    ] {
+        assert_eq!(drop_in.console(command).text(), text);
+        client_says(
+            &drop_in,
+            "WARNING",
+            "pgbouncer/postgres",
+            &format!("pooler error: {text}"),
+        );
+        pooler_says(&drop_in, "ERROR", text);
+    }
+});
+
+drop_in!(
+    console_session_that_hangs_up_is_told_from_one_that_says_so,
+    |brand| {
+        let drop_in = DropIn::start(brand, database(), "");
+        let mut leaving = Client::login(drop_in.address, "pgbouncer");
+        leaving.send(&wire::terminate());
+        leaving.expect_closed();
+        client_says(
+            &drop_in,
+            "LOG",
+            "pgbouncer/postgres",
+            "closing because: client close request (age=",
+        );
+        assert!(!drop_in.log().contains("client unexpected eof"));
+        drop(Client::login(drop_in.address, "pgbouncer"));
+        client_says(
+            &drop_in,
+            "LOG",
+            "pgbouncer/postgres",
+            "closing because: client unexpected eof (age=",
+        );
+    }
+);
+
+drop_in!(database_that_is_taken_out_is_told, |brand| {
+    let database = database();
+    let other = format!("[databases]\n{}", entry("other", &database, ""));
+    let drop_in = DropIn::start(brand, database, &other);
+    Client::login(drop_in.address, "other").value("select 1");
+    drop_in.reload_with("other = ", "another = ");
+    let text = "dropping database 'other' as it does not exist anymore or inactive auto-database";
+    pooler_says(&drop_in, "WARNING", text);
+});
+
+drop_in!(automatic_database_that_goes_is_told, |brand| {
+    let database = database();
+    let any = format!(
+        "autodb_idle_timeout = 1\nserver_idle_timeout = 1\n[databases]\n{}",
+        entry("*", &database, "")
+    );
+    let drop_in = DropIn::start(brand, database, &any);
+    Client::login(drop_in.address, "whatever").value("select 1");
+    let text =
+        "dropping database 'whatever' as it does not exist anymore or inactive auto-database";
+    pooler_says(&drop_in, "WARNING", text);
+});
+
+drop_in!(client_that_takes_from_the_reserve_is_named, |brand| {
+    let more = "pool_mode = transaction\ndefault_pool_size = 1\nreserve_pool_size = 1\nreserve_pool_timeout = 1";
+    let drop_in = DropIn::start(brand, database(), more);
+    let (mut one, mut two) = (client(&drop_in), client(&drop_in));
+    assert_eq!(one.query("begin").status, b'T');
+    assert_eq!(two.value("select 'served'"), "served");
+    let place = format!("{}/postgres", drop_in.database.name);
+    client_says(
+        &drop_in,
+        "WARNING",
+        &place,
+        "taking connection from reserve_pool",
+    );
+});
+
+drop_in!(last_line_tells_why_it_ends, |brand| {
+    let mut drop_in = DropIn::start(brand, database(), "");
+    client(&drop_in).value("select 1");
+    drop_in.signal(Signal::INT);
+    drop_in.wait_exit().expect("an end");
+    pooler_says(&drop_in, "LOG", "server connections dropped, exiting");
+});
+
+drop_in!(averages_have_the_logins, since(1, 26), |brand| {
+    let drop_in = DropIn::start(brand, database(), "stats_period = 1");
+    wait_until("a period", || drop_in.log().contains(" LOG stats: "));
+    let line = line_with(&drop_in, " LOG stats: ");
+    assert!(line.contains(" binds/s, 0 client logins/s, in "), "{line}");
+});
+
 // ---- who comes how ----------------------------------------------------------------------------
 
 drop_in!(client_of_the_unix_socket_is_named_by_its_process, |brand| {
@@ -274,6 +409,20 @@ drop_in!(client_of_the_unix_socket_is_named_by_its_process, |brand| {
     let line = line_with(&drop_in, "login attempt: ");
     let place = format!("{name}/postgres@unix({}):{port} ", std::process::id());
     assert!(prefix(&line, 'C').starts_with(&place), "{line}");
+});
+
+drop_in!(client_of_an_unknown_database_has_none, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    let params = [("user", "postgres"), ("database", "nowhere")];
+    let reply = Client::connect(drop_in.address).start(PROTOCOL_3_0, &params);
+    reply.assert_fatal("no such database: nowhere");
+    for (severity, text) in [
+        ("LOG", "login attempt: db=nowhere user=postgres tls=no"),
+        ("LOG", "closing because: no such database: nowhere (age=0s)"),
+        ("WARNING", "pooler error: no such database: nowhere"),
+    ] {
+        client_says(&drop_in, severity, "(nodb)/postgres", text);
+    }
 });
 
 drop_in!(server_behind_a_unix_socket_is_named_by_its_port, |brand| {
