@@ -731,7 +731,10 @@ async fn welcome(pool: &Rc<Pool>) -> Result<Arc<ServerParams>, Farewell> {
     if let Some(welcome) = pool.common.welcome.load_full() {
         return Ok(welcome);
     }
+    let began = pool.shard.net.now();
     let server = in_line(pool).await?;
+    pool.stats
+        .waited_for_welcome(pool.shard.net.now().since(began));
     let welcome = Arc::new(server.dialogue.params.clone());
     if pool.outdated(&server).is_none() {
         pool.common.welcome.store(Some(welcome.clone()));

@@ -91,6 +91,13 @@ impl PoolStats {
         self.transaction.record(nanos);
     }
 
+    /// A client that was logging in had to wait for the pool's first server, which it was not given: as in PgBouncer, a wait
+    /// without an assignment.
+    pub fn waited_for_welcome(&self, span: Duration) {
+        let micros = u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+        self.wait_time_us.add(micros);
+    }
+
     /// A client got a server after `nanos` in line: the assignment, its wait and histogram. Call it
     /// with 0 for a client that did not wait, as every assignment counts.
     #[inline]

@@ -384,3 +384,9 @@ drop_in!(console_counts_no_time_and_no_bytes, |brand| {
     }
     assert!(counted(&drop_in, "pgbouncer", "total_query_count") > 0);
 });
+
+drop_in!(login_that_waits_for_the_first_server_has_waited, |brand| {
+    let drop_in = DropIn::start(brand, Postgres::shared().database(), "");
+    let _client = drop_in.client();
+    assert!(counted(&drop_in, &drop_in.database.name, "total_wait_time") > 0);
+});
