@@ -78,7 +78,7 @@ impl Net {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::on_ring;
+    use crate::net::testing::on_ring;
     use std::sync::mpsc;
     use std::thread;
     use std::time::Duration;
