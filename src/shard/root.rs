@@ -241,9 +241,11 @@ async fn last_call(shard: &Rc<Shard>, listener: &Listener) {
             let handshakes = shard.net.sleep(HANDSHAKE_MAX);
             let_in(shard, listener, handshakes, |socket| shard.admit(socket)).await;
         }
-        Err(error) => {
+        // Some kernels want CAP_NET_ADMIN for it, which `user` has given up. Only where another process takes over does it matter.
+        Err(error) if shard.snapshot().config.general.so_reuseport => {
             tracing::warn!(shard = %shard.id, %error, "who connects just now may be reset");
         }
+        Err(_) => {}
     }
 }
 
