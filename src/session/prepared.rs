@@ -401,7 +401,12 @@ impl ClientStatements {
                     it.names.remove(&name);
                 }
             }
-            ClientChange::Closed { name, registered } => {
+            ClientChange::Closed {
+                name,
+                mut registered,
+            } => {
+                // If its Parse was skipped as well, that is undone next.
+                registered.is_confirmed = true;
                 it.names.entry(name).or_insert(registered);
             }
         }
@@ -857,6 +862,19 @@ mod tests {
             .unwrap();
         Change::from(first).undo(&mut client, &mut server);
         assert_eq!(client.get(b"s").unwrap().body(), b"2");
+    }
+
+    #[test]
+    fn name_whose_close_is_undone_goes_with_all_others() {
+        let mut statements = statements();
+        let (mut client, mut server) = (ClientStatements::default(), ServerStatements::default());
+        let statement = statements.intern(b"1", Form::Parse, 0).unwrap();
+        let registered = client.register(b"s", statement).unwrap();
+        let closed = client.close(b"s").unwrap();
+        Change::from(registered).confirm(&mut client, &mut server);
+        Change::from(closed).undo(&mut client, &mut server);
+        client.clear();
+        assert!(client.is_empty());
     }
 
     #[test]

@@ -52,6 +52,7 @@ mod soak;
 mod sockets;
 mod spoken;
 mod startup;
+mod statements;
 mod support;
 mod suspend;
 mod syslog;
