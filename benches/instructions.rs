@@ -43,7 +43,7 @@ fn relay(case: &str, count: usize) {
         "rows" => (query(), answer_to_query(100)),
         "extended" => (extended(b"", true), answer_to_extended(true)),
         "prepared" => {
-            rehearsal.transaction(&extended(b"named", true), &answer_to_extended(true));
+            rehearsal.transaction(&extended(b"named", true), &answer_to_named());
             (extended(b"named", false), answer_to_extended(false))
         }
         other => panic!("unknown case {other}"),
@@ -83,6 +83,16 @@ fn answer_to_query(rows: usize) -> Vec<u8> {
     }
     backend::command_complete(&mut out, "SELECT 1");
     backend::ready_for_query(&mut out, TransactionStatus::Idle);
+    out
+}
+
+/// The pooler asks for the type of the parameter, which the Parse leaves open.
+fn answer_to_named() -> Vec<u8> {
+    let mut out = Vec::new();
+    backend::parse_complete(&mut out);
+    backend::parameter_description(&mut out, &[oid::INT4]);
+    backend::no_data(&mut out);
+    out.extend(answer_to_extended(false));
     out
 }
 

@@ -238,6 +238,16 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
             let status = ParameterStatus::read(body)?;
             audience.dialogue.reported(&status, Some(audience.settings));
         }
+        tag::PARAMETER_DESCRIPTION if !forward => {
+            let Dialogue {
+                replies,
+                statements,
+                ..
+            } = &mut *audience.dialogue;
+            if let Some(change) = replies.describe_change() {
+                change.learned(body, statements);
+            }
+        }
         tag::COMMAND_COMPLETE => complete(body, audience),
         tag::ERROR_RESPONSE if reply.failed_mark > 0 => {
             forward = !hold_back(&reply, body, audience)

@@ -218,7 +218,7 @@ fn current(name: &[u8], statement: Rc<Statement>, exchange: &mut Exchange<'_>) -
     if statement.generation() == exchange.generation.current() {
         return statement;
     }
-    renewed(name, statement, exchange)
+    renewed(name, statement, false, exchange)
 }
 
 fn prepared(

@@ -6,8 +6,8 @@ use super::outlet::Outlet;
 use super::spoken::{self, AHEAD_OF_QUERY, Spoken, mark_of};
 use crate::server::Dialogue;
 use crate::session::{
-    Change, ClientStatements, Fate, Form, Generation, Kind, Preparation, Refusal, ServerChange,
-    Settings, Statement, Statements, server_name,
+    Change, ClientStatements, Fate, Finding, Form, Found, Generation, Kind, Preparation, Refusal,
+    ServerChange, Settings, Statement, Statements, server_name,
 };
 use crate::wire::frontend::{self, Bind, Parse, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
@@ -494,23 +494,64 @@ fn look_at_parse(
     let generation = exchange.generation.current();
     let interned = exchange.statements.intern(tail, form, generation);
     let registered = interned.and_then(|statement| {
-        let client = exchange.names.register(parse.name, statement.clone())?;
-        Ok((statement, client))
+        let finding = statement.is_open().then(Finding::default);
+        let names = &mut exchange.names;
+        let client = names.register_open(parse.name, statement.clone(), finding.clone())?;
+        Ok((statement, client, finding))
     });
-    let Ok((statement, client)) = registered else {
+    let Ok((statement, client, finding)) = registered else {
         refuse(Refusal::TooMany, NOTHING, outlet, exchange);
         return Ok(Looked::Rewritten);
     };
     let mut change = Change::from(client);
-    change.server = make_room(&statement, outlet, exchange);
-    statement.usage().wanted(change.server.is_none());
-    if change.server.is_some() {
-        send_parse(&statement, Fate::Forward, change, outlet, exchange);
-    } else {
-        let replies = &mut exchange.dialogue.replies;
-        replies.push(Kind::Parse, Fate::Fabricate, Some(Box::new(change)));
+    let server = make_room(&statement, outlet, exchange);
+    statement.usage().wanted(server.is_none());
+    match (server, finding) {
+        (Some(server), None) => {
+            change.server = Some(server);
+            send_parse(&statement, None, Fate::Forward, change, 0, outlet, exchange);
+            return Ok(Looked::Rewritten);
+        }
+        (Some(server), Some(finding)) => {
+            send_parse(
+                &statement,
+                None,
+                Fate::Drop,
+                server.into(),
+                0,
+                outlet,
+                exchange,
+            );
+            find_types(&statement, finding, outlet, exchange);
+        }
+        (None, Some(finding)) => find_types(&statement, finding, outlet, exchange),
+        (None, None) => {}
     }
+    let replies = &mut exchange.dialogue.replies;
+    replies.push(Kind::Parse, Fate::Fabricate, Some(Box::new(change)));
     Ok(Looked::Rewritten)
+}
+
+/// Finds the types of a statement that the server will have: it is asked for those that are not known.
+fn find_types(
+    statement: &Statement,
+    finding: Finding,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) {
+    let generation = statement.generation();
+    let on_server = &mut exchange.dialogue.statements;
+    if let Some(types) = on_server.types_of(statement.id()).cloned() {
+        let _ = finding.set(Found { generation, types });
+        return;
+    }
+    let change = Change {
+        finding: Some((finding, generation)),
+        ..Change::from(on_server.ask(statement.id()))
+    };
+    frontend::describe_statement(outlet.insert(), statement.name().as_bytes());
+    let replies = &mut exchange.dialogue.replies;
+    replies.push(Kind::Describe, Fate::Drop, Some(Box::new(change)));
 }
 
 /// Parse of the empty statement: text and parameter types.
@@ -565,12 +606,17 @@ fn look_at_bind(
         return unknown_name(tag::BIND, bind.statement, exchange);
     };
     exchange.counts.bind += u64::from(!body.is_repeated);
+    let is_typed = statement.is_open() && !bind.values_are_text();
     if statement.generation() != exchange.generation.current()
         && (body.is_repeated || is_flexible(&bind, rest == 0, body.behind))
     {
-        statement = renewed(bind.statement, statement, exchange);
+        statement = renewed(bind.statement, statement, is_typed, exchange);
     }
-    prepare(&statement, outlet, exchange);
+    if is_typed {
+        statement = prepare_typed(bind.statement, statement, outlet, exchange);
+    } else {
+        prepare(&statement, outlet, exchange);
+    }
     let out = outlet.insert();
     let name = statement.name().as_bytes();
     frontend::bind_renamed_head(out, bind.portal, name, bind.rest.len() + rest)
@@ -580,12 +626,20 @@ fn look_at_bind(
     Ok(Looked::Rewritten)
 }
 
-/// The client's name stands for the statement of the current generation from now on.
+/// The client's name stands for the statement of the current generation from now on; if `is_typed`, its
+/// parameters keep their types.
 pub(super) fn renewed(
     name: &[u8],
     old: Rc<Statement>,
+    is_typed: bool,
     exchange: &mut Exchange<'_>,
 ) -> Rc<Statement> {
+    if is_typed
+        && old.is_open()
+        && let Some(found) = exchange.names.found(name)
+    {
+        return pinned(name, &old, &found, exchange);
+    }
     if matches!(old.form(), Form::ParseOf(_)) {
         // Its text has the old name of another.
         return old;
@@ -595,6 +649,19 @@ pub(super) fn renewed(
     let Ok(statement) = exchange.statements.intern(old.body(), form, generation) else {
         return old;
     };
+    exchange.names.move_to(name, statement.clone());
+    statement
+}
+
+/// The client's name stands from now on for a statement whose parameters have these types on every server.
+fn pinned(
+    name: &[u8],
+    open: &Statement,
+    found: &Found,
+    exchange: &mut Exchange<'_>,
+) -> Rc<Statement> {
+    let generation = exchange.generation.current();
+    let statement = exchange.statements.pin(open, &found.types, generation);
     exchange.names.move_to(name, statement.clone());
     statement
 }
@@ -635,9 +702,9 @@ fn look_at_target(
     match (tag, named, known) {
         (tag::DESCRIBE, _, Some((name, mut statement))) => {
             if statement.generation() != exchange.generation.current() {
-                statement = renewed(name, statement, exchange);
+                statement = renewed(name, statement, true, exchange);
             }
-            prepare(&statement, outlet, exchange);
+            statement = prepare_typed(name, statement, outlet, exchange);
             frontend::describe_statement(outlet.insert(), statement.name().as_bytes());
             push_renamed(Kind::Describe, &statement, exchange);
             Ok(Looked::Rewritten)
@@ -682,9 +749,63 @@ pub(super) fn prepare(
     if matches!(statement.form(), Form::Sql) {
         spoken::send_prepare(statement, server.into(), outlet, exchange);
     } else {
-        send_parse(statement, Fate::Drop, server.into(), outlet, exchange);
+        let mark = AHEAD_OF_QUERY;
+        send_parse(
+            statement,
+            None,
+            Fate::Drop,
+            server.into(),
+            mark,
+            outlet,
+            exchange,
+        );
     }
     true
+}
+
+/// As [`prepare`], for a client that relies on the types found for its name: gives the statement that has them.
+fn prepare_typed(
+    name: &[u8],
+    statement: Rc<Statement>,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> Rc<Statement> {
+    let found = statement.is_open().then(|| exchange.names.found(name));
+    // If they are not known yet, this very batch has prepared it.
+    let Some(found) = found.flatten() else {
+        prepare(&statement, outlet, exchange);
+        return statement;
+    };
+    let on_server = &mut exchange.dialogue.statements;
+    let id = statement.id();
+    let types = on_server.types_of(id);
+    let max = exchange.rules.prepared_max;
+    if types.is_some_and(|types| *types == found.types) {
+        statement.usage().wanted(true);
+        on_server.prepare_typed(id, max);
+    } else if !on_server.has(id) && found.generation == statement.generation() {
+        statement.usage().wanted(false);
+        let needed = on_server.prepare_typed(id, max);
+        on_server.declare(id, found.types.clone());
+        if let Some(server) = carry_out(&statement, needed, outlet, exchange) {
+            let types = Some(&*found.types);
+            let change = server.into();
+            send_parse(
+                &statement,
+                types,
+                Fate::Drop,
+                change,
+                AHEAD_OF_QUERY,
+                outlet,
+                exchange,
+            );
+        }
+    } else {
+        let pinned = pinned(name, &statement, &found, exchange);
+        prepare(&pinned, outlet, exchange);
+        return pinned;
+    }
+    statement
 }
 
 /// Closes what is in the way of preparing the statement; `None` if the server has it.
@@ -693,10 +814,8 @@ fn make_room(
     outlet: &mut Outlet<'_>,
     exchange: &mut Exchange<'_>,
 ) -> Option<ServerChange> {
-    let needed = exchange
-        .dialogue
-        .statements
-        .prepare(statement.id(), exchange.rules.prepared_max);
+    let max = exchange.rules.prepared_max;
+    let needed = exchange.dialogue.statements.prepare(statement.id(), max);
     carry_out(statement, needed, outlet, exchange)
 }
 
@@ -724,23 +843,27 @@ pub(super) fn carry_out(
     Some(ServerChange::Prepared(statement.id(), batch))
 }
 
+/// With these types of its parameters instead of those that its own Parse gives.
 fn send_parse(
     statement: &Statement,
+    types: Option<&[u8]>,
     fate: Fate,
     change: Change,
+    mark: u32,
     outlet: &mut Outlet<'_>,
     exchange: &mut Exchange<'_>,
 ) {
     exchange.counts.server_parse += 1;
     message(outlet.insert(), tag::PARSE, |body| {
         put_cstr(body, statement.name());
-        body.extend_from_slice(statement.body());
+        match types {
+            Some(types) => {
+                put_cstr(body, statement.body());
+                body.extend_from_slice(types);
+            }
+            None => body.extend_from_slice(statement.body()),
+        }
     });
-    let mark = if fate == Fate::Drop {
-        AHEAD_OF_QUERY
-    } else {
-        0
-    };
     let replies = &mut exchange.dialogue.replies;
     replies.push_marked(Kind::Parse, fate, Some(Box::new(change)), mark);
 }

@@ -1,7 +1,9 @@
 //! What the pooler must know about a conversation with a server: the replies it owes, prepared
 //! statements, settings, cancel keys. Pure: no I/O, no clock.
 
+mod budget;
 mod cancel_key;
+mod on_server;
 mod packed;
 mod params;
 mod prepared;
@@ -9,12 +11,14 @@ mod replies;
 pub mod sql;
 mod usage;
 
+pub use budget::{Budget, TooMany};
 pub use cancel_key::{CancelKey, Handle, PeerAddress, SLOTS_MAX};
+pub use on_server::{Preparation, ServerChange, ServerStatements, StatementId, Types, server_name};
 pub use packed::PackedStatements;
 pub use params::{RecentSettings, ServerParams, Setting, Settings, TRACKED, is_setting_name};
 pub use prepared::{
-    Budget, Change, ClientChange, ClientStatements, Form, Generation, Preparation, Refusal,
-    ServerChange, ServerStatements, Statement, StatementId, Statements, TooMany, server_name,
+    Change, ClientChange, ClientStatements, Finding, Form, Found, Generation, Refusal, Statement,
+    Statements,
 };
 pub use replies::{Fate, Kind, OutOfStep, Replies, Reply};
 pub use usage::Usage;

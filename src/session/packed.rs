@@ -1,9 +1,10 @@
 //! A client's names on their way to another shard, each with the statement's text: statements are
 //! shared by the clients of one shard only.
 
-use super::prepared::{
-    Charge, ClientStatements, Form, Names, Registered, Statement, StatementId, Statements,
-};
+use super::budget::Charge;
+use super::on_server::StatementId;
+use super::prepared::{ClientStatements, Form, Found, Names, Registered, Statement, Statements};
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -20,6 +21,7 @@ struct PackedName {
     name: Box<[u8]>,
     serial: u64,
     is_confirmed: bool,
+    found: Option<Found>,
     /// Which of the texts.
     statement: usize,
     charge: Charge,
@@ -77,6 +79,7 @@ impl ClientStatements {
             name,
             serial: registered.serial,
             is_confirmed: registered.is_confirmed,
+            found: registered.found.and_then(|it| it.get().cloned()),
             statement: packing.place_of(&registered.statement),
             charge: registered.charge,
         });
@@ -104,6 +107,7 @@ impl PackedStatements {
             let registered = Registered {
                 serial: packed.serial,
                 statement: here[packed.statement].clone(),
+                found: packed.found.map(|it| Rc::new(OnceCell::from(it))),
                 is_confirmed: packed.is_confirmed,
                 charge: packed.charge,
             };
@@ -156,6 +160,27 @@ mod tests {
         assert!(Rc::ptr_eq(other, moved.get(b"s").unwrap()));
         let again = there.intern(b"select 1\0\0\0", Form::Parse, 3).unwrap();
         assert!(Rc::ptr_eq(&again, moved.get(b"p").unwrap()));
+    }
+
+    #[test]
+    fn types_found_for_a_name_move_with_it() {
+        let (_, mut here, mut there) = shards(1 << 20);
+        let mut client = ClientStatements::default();
+        let statement = here.intern(b"select $1\0\0\0", Form::Parse, 3).unwrap();
+        let types = Arc::from(&b"\0\x01\0\0\0\x17"[..]);
+        let found = Found {
+            generation: 3,
+            types,
+        };
+        let finding = Rc::new(OnceCell::from(found));
+        client
+            .register_open(b"s", statement, Some(finding))
+            .unwrap();
+        let moved = client.pack().unpack(&mut there).found(b"s").unwrap();
+        assert_eq!(
+            (moved.generation, &*moved.types),
+            (3, &b"\0\x01\0\0\0\x17"[..])
+        );
     }
 
     #[test]

@@ -1,40 +1,32 @@
-//! Named prepared statements in transaction mode: the client's names, and what each server has.
+//! Named prepared statements in transaction mode: the client's names, and the statements they stand for.
 //!
 //! A statement is known by the hash of its text and parameter types, and its name on every server
 //! is made from that hash; so clients, shards and servers agree on names without talking to each
 //! other, and a server that moves to another shard takes its statements along. SHA-256, cut to 128
 //! bits, because a collision would run one client's statement for another.
 //!
-//! ```text
-//!  on a server:  absent ──Parse sent──► Pending(batch) ──ParseComplete──► Confirmed
-//!                                         ▲       │ error                    │ Close sent, skipped
-//!                    Close, Parse sent    │       ▼                          │
-//!                                         └─ Doubtful ◄──────────────────────┘
-//! ```
-//! A statement that is `Pending` in an earlier batch may have failed by the time the next batch
-//! runs, so it counts as doubtful there: Close (no error if it is missing) and Parse again.
-//!
 //! DDL can change the type of a statement's result; a server then refuses to run it ("cached plan must
 //! not change result type", 0A000) until it is prepared anew. So every pool counts *generations*: the
 //! first such error begins the next one, and a statement has another name in each. A client's name
 //! belongs to a generation, and moves to the current one when the client cannot be deceived by rows of
 //! another shape: when it prepares or describes the statement, or takes its values as text.
+//!
+//! DDL can also change what a parameter is whose type the client has left *open*. PostgreSQL settles it when the
+//! statement is prepared, and a client that sends binary values relies on what it was told then. So every
+//! name keeps the types that were found for it, and binary values go only to a statement that has the same: to
+//! that of the same text if it has, else to one that is *pinned*, which has the types in its Parse.
 
+use super::budget::{Budget, Charge, TooMany};
+use super::on_server::{
+    ID_BYTES, ServerChange, ServerStatements, State, StatementId, Types, server_name,
+};
 use super::usage::Usage;
-use base64::Engine;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use lru::LruCache;
 use sha2::{Digest, Sha256};
-use std::collections::hash_map::Entry;
+use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-const ID_BYTES: usize = 16;
-
-/// What a client's name or a statement takes besides its bytes, in bytes, roughly.
-const OVERHEAD_BYTES: usize = 160;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// What one pool's prepared statements know of its tables: one more whenever DDL has made some of
 /// them useless. Shared by all shards.
@@ -57,73 +49,6 @@ impl Generation {
     }
 }
 
-/// Memory that the prepared statements of all clients may take.
-#[derive(Debug)]
-pub struct Budget {
-    used: AtomicU64,
-    max: AtomicU64,
-}
-
-impl Budget {
-    /// A budget of `bytes_max`.
-    pub fn new(bytes_max: u64) -> Budget {
-        Budget {
-            used: AtomicU64::new(0),
-            max: AtomicU64::new(bytes_max),
-        }
-    }
-
-    /// Sets another bound; what is in use stays.
-    pub fn set_max(&self, bytes_max: u64) {
-        self.max.store(bytes_max, Ordering::Relaxed);
-    }
-
-    /// Bytes in use.
-    pub fn used(&self) -> u64 {
-        self.used.load(Ordering::Relaxed)
-    }
-
-    fn charge(self: &Arc<Budget>, bytes: usize) -> Result<Charge, TooMany> {
-        let (charge, used) = self.charge_anyway(bytes);
-        let is_within = used <= self.max.load(Ordering::Relaxed);
-        // The charge is given back when it is dropped.
-        is_within.then_some(charge).ok_or(TooMany)
-    }
-
-    /// Charges what cannot be refused; gives the bytes in use with it, too.
-    fn charge_anyway(self: &Arc<Budget>, bytes: usize) -> (Charge, u64) {
-        let bytes = (bytes.saturating_add(OVERHEAD_BYTES)) as u64;
-        let before = self.used.fetch_add(bytes, Ordering::Relaxed);
-        let charge = Charge {
-            budget: self.clone(),
-            bytes,
-        };
-        (charge, before.saturating_add(bytes))
-    }
-}
-
-/// A part of the budget, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Charge {
-    budget: Arc<Budget>,
-    bytes: u64,
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        self.budget.used.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// The prepared statements of all clients take more memory than they may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("prepared statements exceed prepared_statements_bytes_max")]
-pub struct TooMany;
-
-/// Hash of a statement's text, parameter types and generation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct StatementId([u8; ID_BYTES]);
-
 /// A statement's text and parameter types, shared by all clients of a shard that prepared it.
 #[derive(Debug)]
 pub struct Statement {
@@ -132,9 +57,22 @@ pub struct Statement {
     body: Box<[u8]>,
     form: Form,
     generation: u32,
+    open_parameters: usize,
     usage: Usage,
     charge: Charge,
 }
+
+/// Types found for the parameters of a client's name.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// For a statement of which generation.
+    pub generation: u32,
+    /// The types.
+    pub types: Types,
+}
+
+/// Where they will be when the server has told them.
+pub type Finding = Rc<OnceCell<Found>>;
 
 /// How a statement is prepared.
 #[derive(Clone, Debug)]
@@ -175,7 +113,12 @@ impl Statement {
 
     /// Memory that it takes, in bytes, roughly.
     pub fn bytes(&self) -> u64 {
-        self.charge.bytes
+        self.charge.bytes()
+    }
+
+    /// Whether the server has to find the type of some parameter.
+    pub fn is_open(&self) -> bool {
+        self.open_parameters > 0
     }
 
     /// How it is prepared.
@@ -220,6 +163,13 @@ impl Statements {
         Ok(self.add(id, body, form, generation, charge))
     }
 
+    /// The same text with these types of its parameters. A client has it already, so it cannot be refused.
+    pub fn pin(&mut self, open: &Statement, types: &[u8], generation: u32) -> Rc<Statement> {
+        let text = open.body.split_inclusive(|byte| *byte == 0).next();
+        let body = [text.unwrap_or_default(), types].concat();
+        self.take_over(&body, Form::Parse, generation)
+    }
+
     /// As [`Statements::intern`], for a client that has prepared it on another shard: that cannot be refused.
     pub(super) fn take_over(&mut self, body: &[u8], form: Form, generation: u32) -> Rc<Statement> {
         let id = id_of(body, &form, generation);
@@ -242,6 +192,10 @@ impl Statements {
             id,
             name: server_name(id).into_boxed_str(),
             body: body.into(),
+            open_parameters: match form {
+                Form::Parse => open_parameters(body),
+                Form::ParseOf(_) | Form::Sql => 0,
+            },
             form,
             generation,
             usage: Usage::default(),
@@ -274,6 +228,38 @@ impl Statements {
     }
 }
 
+/// Parameters that a statement may have: their number has 16 bits.
+const PARAMETERS_MAX: usize = 65_535;
+/// Object id of `unknown`, which is as good as none.
+const UNKNOWN: [u8; 4] = 705_u32.to_be_bytes();
+
+/// How many parameters the Parse with this body may have, if there is one without a type among them; else 0. Wrong
+/// in one direction only: what looks like a parameter may be inside of a string.
+fn open_parameters(body: &[u8]) -> usize {
+    let end = body.iter().position(|byte| *byte == 0);
+    let Some((text, types)) = end.and_then(|end| Some((body.get(..end)?, body.get(end + 3..)?)))
+    else {
+        return 0;
+    };
+    let is_given = |number: usize| {
+        let start = number.checked_sub(1)?.checked_mul(4)?;
+        let id = types.get(start..)?.first_chunk::<4>()?;
+        (*id != [0; 4] && *id != UNKNOWN).then_some(())
+    };
+    let (mut rest, mut is_open, mut count) = (text, false, types.len() / 4);
+    while let Some(dollar) = rest.iter().position(|byte| *byte == b'$') {
+        rest = rest.get(dollar + 1..).unwrap_or_default();
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
+        let number = digits.fold(0_usize, |number, digit| {
+            let digit = usize::from(digit - b'0');
+            number.saturating_mul(10).saturating_add(digit)
+        });
+        is_open |= number > 0 && is_given(number).is_none();
+        count = count.max(number.min(PARAMETERS_MAX));
+    }
+    if is_open { count } else { 0 }
+}
+
 fn id_of(body: &[u8], form: &Form, generation: u32) -> StatementId {
     let mut hash = Sha256::new_with_prefix(body);
     if matches!(form, Form::Sql) {
@@ -294,6 +280,8 @@ pub(super) struct Registered {
     /// Which registration of the name this is, so that an undo hits no later one.
     pub(super) serial: u64,
     pub(super) statement: Rc<Statement>,
+    /// Types of its parameters, if the statement has left them open.
+    pub(super) found: Option<Finding>,
     /// Its Parse has been answered.
     pub(super) is_confirmed: bool,
     /// What the name takes of the budget.
@@ -327,6 +315,12 @@ impl ClientStatements {
         Some(&registered.statement)
     }
 
+    /// The types found for its parameters, if it has left them open and they are known.
+    pub fn found(&self, name: &[u8]) -> Option<Found> {
+        let registered = self.0.as_ref()?.names.get(name)?;
+        registered.found.as_ref()?.get().cloned()
+    }
+
     fn get_mut(&mut self, name: &[u8]) -> Option<&mut Registered> {
         self.0.as_mut()?.names.get_mut(name)
     }
@@ -341,7 +335,21 @@ impl ClientStatements {
         name: &[u8],
         statement: Rc<Statement>,
     ) -> Result<ClientChange, TooMany> {
-        let charge = statement.charge.budget.charge(name.len())?;
+        self.register_open(name, statement, None)
+    }
+
+    /// As [`ClientStatements::register`]; the types of its parameters are there, or will be.
+    ///
+    /// # Errors
+    /// [`TooMany`].
+    pub fn register_open(
+        &mut self,
+        name: &[u8],
+        statement: Rc<Statement>,
+        found: Option<Finding>,
+    ) -> Result<ClientChange, TooMany> {
+        let bytes = name.len() + 4 * statement.open_parameters;
+        let charge = statement.charge.budget().charge(bytes)?;
         let it = self.0.get_or_insert_default();
         it.serial += 1;
         let serial = it.serial;
@@ -350,6 +358,7 @@ impl ClientStatements {
             Registered {
                 serial,
                 statement,
+                found,
                 is_confirmed: false,
                 charge,
             },
@@ -433,15 +442,6 @@ pub enum ClientChange {
     },
 }
 
-/// What a Parse or Close did to a server's statements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ServerChange {
-    /// A Parse was sent in this batch.
-    Prepared(StatementId, u64),
-    /// A Close was sent.
-    Evicted(StatementId),
-}
-
 /// A change that the reply to a message confirms or undoes.
 #[derive(Debug, Default)]
 pub struct Change {
@@ -452,6 +452,8 @@ pub struct Change {
     /// None: the server has been made to fail (42P05), so that the client's batch fails at the right
     /// place; what the client is to be told.
     pub refusal: Option<Refusal>,
+    /// What the server tells of a statement is found for a name, too.
+    pub finding: Option<(Finding, u32)>,
     /// What the statements of a Query change, one after the other as they complete.
     pub steps: VecDeque<Change>,
 }
@@ -492,11 +494,24 @@ impl Change {
         match self.server {
             Some(ServerChange::Prepared(id, batch)) => server.settle(id, batch, State::Confirmed),
             Some(ServerChange::Evicted(id)) => server.closed(id),
-            None => {}
+            Some(ServerChange::Asked(..)) | None => {}
         }
         // The Query is over: these have failed, or were not got to.
         for step in self.steps.into_iter().rev() {
             step.undo(client, server);
+        }
+    }
+
+    /// The server has told the types of a statement's parameters.
+    pub fn learned(&self, types: &[u8], server: &mut ServerStatements) {
+        let Some(ServerChange::Asked(id, batch)) = self.server else {
+            return;
+        };
+        let types = Types::from(types);
+        server.learned(id, batch, &types);
+        if let Some((finding, generation)) = &self.finding {
+            let generation = *generation;
+            let _ = finding.set(Found { generation, types });
         }
     }
 
@@ -514,171 +529,15 @@ impl Change {
         }
         match self.server {
             Some(ServerChange::Prepared(id, batch)) => server.settle(id, batch, State::Doubtful),
-            Some(ServerChange::Evicted(id)) => {
-                server.closed(id);
-                server.cache.push(id, State::Doubtful);
-            }
-            None => {}
+            Some(ServerChange::Evicted(id)) => server.kept(id),
+            Some(ServerChange::Asked(..)) | None => {}
         }
     }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Confirmed,
-    Pending(u64),
-    Doubtful,
-}
-
-/// What must be sent before a statement can be used on a server.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Preparation {
-    /// Close these statements first, to make room.
-    pub evict: Vec<StatementId>,
-    /// Close the statement itself first, as the server may or may not have it.
-    pub close: bool,
-    /// Prepare it, in this batch.
-    pub parse: Option<u64>,
-}
-
-/// The statements that one server has prepared: least recently used last, bounded.
-#[derive(Debug)]
-pub struct ServerStatements {
-    cache: LruCache<StatementId, State>,
-    /// Evicted with so many Closes that may yet turn out to have been skipped.
-    closing: HashMap<StatementId, u32>,
-    batch: u64,
-}
-
-impl Default for ServerStatements {
-    fn default() -> ServerStatements {
-        ServerStatements {
-            cache: LruCache::unbounded(),
-            closing: HashMap::new(),
-            batch: 0,
-        }
-    }
-}
-
-impl ServerStatements {
-    /// How many statements the server has.
-    pub fn len(&self) -> usize {
-        self.cache.len()
-    }
-
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.cache.is_empty()
-    }
-
-    /// A Sync was sent: what follows it runs whether or not what went before failed.
-    pub fn synced(&mut self) {
-        self.batch += 1;
-    }
-
-    /// Notes that `id` is about to be used and says what has to be sent first; `max` bounds how
-    /// many statements the server keeps.
-    pub fn prepare(&mut self, id: StatementId, max: usize) -> Preparation {
-        let batch = self.batch;
-        let close = match self.cache.get_mut(&id) {
-            Some(State::Confirmed) => return Preparation::default(),
-            Some(State::Pending(pending)) if *pending == batch => return Preparation::default(),
-            Some(state) => {
-                *state = State::Pending(batch);
-                true
-            }
-            None => {
-                self.cache.push(id, State::Pending(batch));
-                self.closing.contains_key(&id)
-            }
-        };
-        Preparation {
-            evict: self.evict(id, max),
-            close,
-            parse: Some(batch),
-        }
-    }
-
-    /// As [`ServerStatements::prepare`], for a statement that is prepared anew even if it is there.
-    pub fn prepare_anew(&mut self, id: StatementId, max: usize) -> Preparation {
-        if let Some(state) = self.cache.get_mut(&id) {
-            *state = State::Doubtful;
-        }
-        let preparation = self.prepare(id, max);
-        Preparation {
-            close: true,
-            ..preparation
-        }
-    }
-
-    /// All statements are gone (DEALLOCATE ALL, DISCARD ALL), but for those whose Parse may come
-    /// behind that command.
-    pub fn clear(&mut self) {
-        let ids: Vec<StatementId> = self.cache.iter().map(|(id, _)| *id).collect();
-        for id in ids {
-            match self.cache.peek_mut(&id) {
-                Some(state @ (State::Pending(_) | State::Doubtful)) => *state = State::Doubtful,
-                _ => drop(self.cache.pop(&id)),
-            }
-        }
-    }
-
-    /// Something the pooler knows nothing of has made statements go: whether they are there is to be
-    /// found out for each.
-    pub fn doubt(&mut self) {
-        self.cache
-            .iter_mut()
-            .for_each(|(_, state)| *state = State::Doubtful);
-    }
-
-    /// As many as are too many: more than one if an earlier Close was skipped.
-    fn evict(&mut self, keep: StatementId, max: usize) -> Vec<StatementId> {
-        let mut evicted = Vec::new();
-        while self.cache.len() > max.max(1) {
-            match self.cache.pop_lru() {
-                Some((oldest, _)) if oldest != keep => evicted.push(oldest),
-                _ => break,
-            }
-        }
-        for id in &evicted {
-            *self.closing.entry(*id).or_default() += 1;
-        }
-        evicted
-    }
-
-    /// What became of a Close is known.
-    fn closed(&mut self, id: StatementId) {
-        if let Entry::Occupied(mut closing) = self.closing.entry(id) {
-            *closing.get_mut() -= 1;
-            if *closing.get() == 0 {
-                closing.remove();
-            }
-        }
-    }
-
-    /// Whether the statement is there is known, or known to be unknown, now; unless it has been
-    /// prepared again since.
-    fn settle(&mut self, id: StatementId, batch: u64, state: State) {
-        if let Some(place) = self.cache.peek_mut(&id)
-            && *place == State::Pending(batch)
-        {
-            *place = state;
-        }
-    }
-}
-
-/// The name of a statement on every server.
-pub fn server_name(id: StatementId) -> String {
-    format!("rb_{}", BASE64_URL_SAFE_NO_PAD.encode(id.0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn id(n: u8) -> StatementId {
-        StatementId([n; ID_BYTES])
-    }
 
     fn statements() -> Statements {
         Statements::new(Arc::new(Budget::new(1 << 20)))
@@ -750,105 +609,6 @@ mod tests {
     }
 
     #[test]
-    fn confirmed_statement_needs_nothing() {
-        let mut server = ServerStatements::default();
-        assert_eq!(
-            server.prepare(id(1), 10),
-            Preparation {
-                parse: Some(0),
-                ..Preparation::default()
-            }
-        );
-        Change::from(ServerChange::Prepared(id(1), 0))
-            .confirm(&mut ClientStatements::default(), &mut server);
-        server.synced();
-        assert_eq!(server.prepare(id(1), 10), Preparation::default());
-    }
-
-    #[test]
-    fn parse_that_was_skipped_may_have_been_prepared_before() {
-        let (mut client, mut server) = (ClientStatements::default(), ServerStatements::default());
-        let prepared = |batch| Change::from(ServerChange::Prepared(id(1), batch));
-        server.prepare(id(1), 10);
-        server.synced();
-        server.prepare(id(1), 10);
-        // The first Parse worked, the second was skipped after an error: the server has it.
-        prepared(0).confirm(&mut client, &mut server);
-        prepared(1).undo(&mut client, &mut server);
-        server.synced();
-        let again = server.prepare(id(1), 10);
-        assert!(again.close && again.parse.is_some());
-    }
-
-    #[test]
-    fn statement_prepared_behind_a_discard_is_not_taken_for_gone() {
-        let mut server = ServerStatements::default();
-        server.prepare(id(1), 10);
-        server.clear();
-        assert!(server.prepare(id(1), 10).close);
-    }
-
-    #[test]
-    fn unconfirmed_statement_of_an_earlier_batch_is_closed_and_prepared_again() {
-        let mut server = ServerStatements::default();
-        server.prepare(id(1), 10);
-        assert_eq!(server.prepare(id(1), 10), Preparation::default());
-        server.synced();
-        let again = server.prepare(id(1), 10);
-        assert_eq!(
-            again,
-            Preparation {
-                close: true,
-                parse: Some(1),
-                evict: Vec::new()
-            }
-        );
-        // The first Parse failed: that says nothing about the second.
-        let mut client = ClientStatements::default();
-        Change::from(ServerChange::Prepared(id(1), 0)).undo(&mut client, &mut server);
-        Change::from(ServerChange::Prepared(id(1), 1)).confirm(&mut client, &mut server);
-        assert_eq!(server.prepare(id(1), 10), Preparation::default());
-    }
-
-    #[test]
-    fn least_recently_used_statement_makes_room() {
-        let mut server = ServerStatements::default();
-        server.prepare(id(1), 2);
-        server.prepare(id(2), 2);
-        server.prepare(id(1), 2);
-        assert_eq!(server.prepare(id(3), 2).evict, [id(2)]);
-        assert_eq!(server.len(), 2);
-    }
-
-    #[test]
-    fn statement_evicted_twice_is_closing_until_both_closes_are_answered() {
-        let mut server = ServerStatements::default();
-        for n in [1, 2, 1, 2] {
-            server.prepare(id(n), 1);
-        }
-        let again = |server: &mut ServerStatements| {
-            let close = server.prepare(id(1), 5).close;
-            server.cache.pop(&id(1));
-            close
-        };
-        server.closed(id(1));
-        assert!(again(&mut server));
-        server.closed(id(1));
-        assert!(!again(&mut server));
-        server.closed(id(1));
-    }
-
-    #[test]
-    fn skipped_close_leaves_a_doubtful_statement() {
-        let mut server = ServerStatements::default();
-        let mut client = ClientStatements::default();
-        server.prepare(id(1), 1);
-        assert_eq!(server.prepare(id(2), 1).evict, [id(1)]);
-        Change::from(ServerChange::Evicted(id(1))).undo(&mut client, &mut server);
-        assert!(server.prepare(id(1), 5).close);
-    }
-
-    #[test]
     fn undo_of_a_registration_spares_a_later_one() {
         let mut statements = statements();
         let mut client = ClientStatements::default();
@@ -875,6 +635,37 @@ mod tests {
         Change::from(closed).undo(&mut client, &mut server);
         client.clear();
         assert!(client.is_empty());
+    }
+
+    #[test]
+    fn parameter_without_a_type_leaves_the_statement_open() {
+        let cases: [(&[u8], usize); 9] = [
+            (b"select 1\0\0\0", 0),
+            (b"select $1\0\0\0", 1),
+            (b"select $1\0\0\x01\0\0\0\x17", 0),
+            (b"select $2, $1\0\0\x01\0\0\0\x17", 2),
+            (b"select $1\0\0\x01\0\0\0\0", 1),
+            (b"select $1\0\0\x01\0\0\x02\xc1", 1),
+            (b"select $$a$$, $0\0\0\0", 0),
+            (b"select $99999999999999999999999\0\0\0", 65_535),
+            (b"broken", 0),
+        ];
+        for (body, count) in cases {
+            let text = String::from_utf8_lossy(body);
+            assert_eq!(open_parameters(body), count, "{text}");
+        }
+    }
+
+    #[test]
+    fn pinned_statement_is_of_the_same_text_and_not_open() {
+        let mut statements = statements();
+        let open = statements
+            .intern(b"select $1\0\0\0", Form::Parse, 0)
+            .unwrap();
+        let pinned = statements.pin(&open, b"\0\x01\0\0\0\x17", 2);
+        assert_eq!(pinned.body(), b"select $1\0\0\x01\0\0\0\x17");
+        assert!(open.is_open() && !pinned.is_open());
+        assert_eq!(pinned.generation(), 2);
     }
 
     #[test]

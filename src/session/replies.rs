@@ -215,6 +215,13 @@ impl<C> Replies<C> {
         (owed.kind == Kind::Query).then_some(change)
     }
 
+    /// What is waiting for the Describe at the front, if it is one.
+    pub fn describe_change(&self) -> Option<&C> {
+        let owed = self.owed.front()?;
+        let change = owed.change.as_deref()?;
+        (owed.kind == Kind::Describe).then_some(change)
+    }
+
     /// Whether messages of the extended protocol have been sent without a Sync.
     pub fn is_batch_open(&self) -> bool {
         self.batch_open || self.skipping

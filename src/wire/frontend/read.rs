@@ -62,6 +62,16 @@ impl<'a> Bind<'a> {
         })
     }
 
+    /// Whether all values that it brings are text. False if that cannot be told from what is at hand.
+    pub fn values_are_text(&self) -> bool {
+        let mut reader = Reader::new(self.rest);
+        let mut read = || {
+            let count = reader.u16("Bind format count")?;
+            reader.bytes(usize::from(count) * 2, "Bind formats")
+        };
+        read().is_ok_and(|codes| codes.iter().all(|byte| *byte == 0))
+    }
+
     /// Whether all values of the result are asked for as text. Holds only if the body is at hand whole.
     pub fn results_are_text(&self) -> bool {
         let formats = |reader: &mut Reader<'_>| {
