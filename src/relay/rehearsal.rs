@@ -4,7 +4,7 @@
 use super::downstream::Audience;
 use super::outlet::{Outlet, Passed};
 use super::stores::Lease;
-use super::upstream::{Counts, Exchange, Idle, Rules, Upstream};
+use super::upstream::{Counts, Exchange, Fed, Idle, Rules, Upstream};
 use crate::server::Dialogue;
 use crate::session::{Budget, ClientStatements, Generation, Settings, Statements};
 use crate::stats::PoolStats;
@@ -100,7 +100,7 @@ impl Rehearsal {
                 settings: &self.settings,
             },
         );
-        assert!(matches!(fed, Ok(false)), "the client stays");
+        assert!(matches!(fed, Ok(Fed::All)), "the client stays");
         self.stats.xact_count.inc();
         self.stats.query_count.inc();
         self.stats.client_parse_count.add(counts.client_parse);

@@ -11,7 +11,7 @@ use super::downstream::{self, Audience};
 use super::lease::{Denial, Grant, Servers, Waiter};
 use super::outlet::{Outlet, Passed};
 use super::stores::{Lease, Stores};
-use super::upstream::{self, Counts, Exchange, Idle, Rules, Skipped, Upstream};
+use super::upstream::{self, Counts, Exchange, Fed, Idle, Rules, Skipped, Upstream};
 use crate::base::{Clock, Moment, ShardId};
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Suspension};
 use crate::config::PoolMode;
@@ -449,12 +449,26 @@ impl Relay {
         }
         if let Some(request) = self.ahead.take() {
             self.forward(link, request)?;
+            self.go_on(link)?;
         }
         while !self.is_over(link) {
             let event = poll_fn(|cx| self.poll_event(link, cx)).await;
             self.handle(link, event)?;
+            self.go_on(link)?;
         }
         self.part(link)
+    }
+
+    /// Looks again at a message that waits for an answer, and on to what is behind it.
+    fn go_on(&mut self, link: &mut Link) -> Step<()> {
+        if !self.upstream.is_held() {
+            return Ok(());
+        }
+        let behind = self.ahead.take();
+        self.forward(
+            link,
+            behind.unwrap_or_else(|| Chunk::from_vec(self.net, Vec::new())),
+        )
     }
 
     fn handle(&mut self, link: &mut Link, event: Event) -> Step<()> {
@@ -496,6 +510,14 @@ impl Relay {
                 }
             }
             Poll::Pending => {}
+        }
+        if self.upstream.is_held() {
+            // What the client says next has to wait for the server.
+            client.watch(cx);
+            return match client.is_ending() {
+                true => Poll::Ready(Event::ClientGone),
+                false => Poll::Pending,
+            };
         }
         match server.poll_writable(cx) {
             // What the server said before it went may still be unread.
@@ -567,20 +589,31 @@ impl Relay {
         self.stats.server_parse_count.add(counts.server_parse);
         self.stats.bind_count.add(counts.bind);
         match outlet.finish() {
-            Passed::Prefix(0) => {}
-            Passed::Prefix(len) => {
+            Passed::Prefix(len) if len > 0 => {
+                if let Ok(Fed::Held(at)) = fed {
+                    let behind = chunk.get(at..).unwrap_or_default().to_vec();
+                    self.ahead = (!behind.is_empty()).then(|| Chunk::from_vec(self.net, behind));
+                }
                 chunk.truncate(len);
                 link.server.socket.send(chunk);
             }
-            Passed::Copy(bytes) => link.server.socket.send(bytes),
+            passed => {
+                if let Passed::Copy(bytes) = passed {
+                    link.server.socket.send(bytes);
+                }
+                if let Ok(Fed::Held(at)) = fed {
+                    chunk.advance(at);
+                    self.ahead = (!chunk.is_empty()).then_some(chunk);
+                }
+            }
         }
         match fed {
             Err(fault) => return Err(sent_away(say(&fault))),
-            Ok(true) => return Err(Ending::Terminated),
-            Ok(false) if link.server.dialogue.replies.len() > OWED_MAX => {
+            Ok(Fed::Terminate) => return Err(Ending::Terminated),
+            Ok(_) if link.server.dialogue.replies.len() > OWED_MAX => {
                 return Err(sent_away(Farewell::PIPELINE_TOO_LONG));
             }
-            Ok(false) => {}
+            Ok(Fed::All | Fed::Held(_)) => {}
         }
         if let Some(batch) = link.lease.kept.take_again() {
             link.lease.downstream.take_refusal();

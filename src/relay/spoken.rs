@@ -10,10 +10,8 @@
 //! that the client has not prepared pass as they are: the server says that it does not know them.
 
 use super::outlet::Outlet;
-use super::upstream::{
-    Body, Exchange, Fault, Looked, STATEMENT_BYTES_MAX, TAKEN, carry_out, prepare, renewed,
-    shows_word, stand_in,
-};
+use super::preparing::{TAKEN, carry_out, prepare, renewed, stand_in};
+use super::upstream::{Body, Exchange, Fault, Looked, STATEMENT_BYTES_MAX, must_wait, shows_word};
 use crate::session::sql::{self, Command, Commands, Verb};
 use crate::session::{Change, Fate, Form, Kind, Refusal, ServerChange, Statement};
 use crate::wire::frontend::{self, Parse, query_of};
@@ -67,10 +65,21 @@ enum Pending {
     Forget(Vec<u8>),
 }
 
+/// Whether a command may be under way that makes all names go.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Forgets {
+    #[default]
+    Nothing,
+    /// And the server has not been asked to answer it at once.
+    Unasked,
+    Asked,
+}
+
 /// State of a lease.
 #[derive(Default)]
 pub(super) struct Spoken {
     pending: Option<Pending>,
+    pub(super) forgets: Forgets,
     /// The mark of a Bind of the unnamed statement.
     pub(super) mark: u32,
     /// The Query under way has been refused already, by an error ahead of it.
@@ -93,16 +102,44 @@ pub(super) fn look_at_query(
         if is_wanted && header.body_bytes <= STATEMENT_BYTES_MAX {
             return Ok(Looked::NeedsMore);
         }
-    } else if sql::may_concern(have)
-        && !exchange.dialogue.replies.is_batch_open()
-        && let Ok(text) = query_of(have)
-        && let Some(commands) = understood(text, exchange)
-    {
-        return Ok(rewrite(text, &commands, outlet, exchange));
+    } else if sql::may_concern(have) {
+        if !exchange.dialogue.replies.is_batch_open()
+            && let Ok(text) = query_of(have)
+            && let Some(commands) = understood(text, exchange)
+        {
+            if waits(&commands, exchange) {
+                return Ok(Looked::Held);
+            }
+            note_forgetting(text, exchange);
+            return Ok(rewrite(text, &commands, outlet, exchange));
+        }
+        note_forgetting(have, exchange);
     }
     let replies = &mut exchange.dialogue.replies;
     replies.push(Kind::Query, Fate::Forward, None);
     Ok(Looked::Unchanged)
+}
+
+/// Remembers that a text which is about to be sent may make all names go.
+fn note_forgetting(text: &[u8], exchange: &mut Exchange<'_>) {
+    if sql::forgets(text) {
+        exchange.spoken.forgets = Forgets::Unasked;
+    }
+}
+
+/// Whether one of the names is not settled.
+fn waits(commands: &Commands, exchange: &mut Exchange<'_>) -> bool {
+    let mut names = commands.iter().flatten().map(|command| &command.name);
+    names.any(|name| must_wait(name, exchange))
+}
+
+/// Whether the name that the text of a Parse has in it is not settled.
+pub(super) fn must_wait_for(parse: &Parse<'_>, exchange: &mut Exchange<'_>) -> bool {
+    if exchange.dialogue.replies.is_empty() || !sql::may_begin(parse.query) {
+        return false;
+    }
+    let command = only(parse, exchange);
+    command.is_some_and(|command| must_wait(&command.name, exchange))
 }
 
 /// The commands of a text; `None` if there are none, or it is not understood.
@@ -160,6 +197,9 @@ fn rewrite(
     };
     let replies = &mut exchange.dialogue.replies;
     replies.push_marked(Kind::Query, Fate::Forward, Some(Box::new(change)), mark);
+    // Whether it has failed does not matter to what follows.
+    exchange.dialogue.statements.synced();
+    exchange.names.synced();
     Looked::RewrittenQuery
 }
 
@@ -315,6 +355,10 @@ pub(super) fn look_at_unnamed(
         if body.rest > 0 && header.body_bytes <= STATEMENT_BYTES_MAX {
             return Looked::NeedsMore;
         }
+        if Parse::read(body.have).is_ok_and(|parse| must_wait_for(&parse, exchange)) {
+            return Looked::Held;
+        }
+        note_forgetting(text, exchange);
         if let Some(looked) = rewrite_unnamed(body.have, outlet, exchange) {
             return looked;
         }

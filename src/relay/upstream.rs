@@ -3,23 +3,23 @@
 
 use super::kept::{Kept, is_flexible};
 use super::outlet::Outlet;
-use super::spoken::{self, AHEAD_OF_QUERY, Spoken, mark_of};
+use super::preparing::{
+    NOTHING, find_types, make_room, prepare, prepare_typed, refuse, renewed, send_parse,
+};
+use super::spoken::{self, Forgets, Spoken, mark_of};
 use crate::server::Dialogue;
 use crate::session::{
-    Change, ClientStatements, Fate, Finding, Form, Found, Generation, Kind, Preparation, Refusal,
-    ServerChange, Settings, Statement, Statements, server_name,
+    Change, ClientStatements, Fate, Finding, Form, Generation, Kind, Refusal, Settings, Statement,
+    Statements,
 };
 use crate::wire::frontend::{self, Bind, Parse, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
-use crate::wire::{BadHeader, Header, LENGTH_BYTES, Scanner, Step, message, put_cstr};
-use std::rc::Rc;
+use crate::wire::{BadHeader, Header, LENGTH_BYTES, Scanner, Step};
 
 /// Names that a Bind, Describe or Close may carry, in bytes.
 const NAMES_BYTES_MAX: usize = 64 * 1024;
 /// Largest named Parse: its text is kept for as long as a client has its name.
 pub(super) const STATEMENT_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// A statement that servers are made to fail with, see [`refuse`].
-pub(super) const TAKEN: &[u8] = b"rb_taken";
 /// Longest message of the kinds that hold next to nothing, its length included (PQ_SMALL_MESSAGE_LIMIT of PostgreSQL 14).
 const SMALL_BYTES_MAX: usize = 10_000;
 /// Longest message of the other kinds (PQ_LARGE_MESSAGE_LIMIT).
@@ -101,6 +101,17 @@ pub(super) struct Counts {
     pub(super) bind: u64,
 }
 
+/// How far a client's bytes have been passed on.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Fed {
+    /// All of them.
+    All,
+    /// Up to this byte: the message that ends there waits, and with it what is behind.
+    Held(usize),
+    /// The client leaves.
+    Terminate,
+}
+
 /// Where a client's stream stands.
 #[derive(Debug, Default)]
 pub(super) struct Upstream {
@@ -108,6 +119,8 @@ pub(super) struct Upstream {
     flow: Flow,
     gathered: Vec<u8>,
     header: Option<Header>,
+    /// The message that is gathered waits for an answer to an earlier one, see [`must_wait`].
+    is_held: bool,
 }
 
 /// Both sides of a lease, as far as the client's messages touch them.
@@ -130,12 +143,21 @@ pub(super) enum Looked {
     Rewritten,
     /// The same, of a Query that can be sent again.
     RewrittenQuery,
+    /// What it means depends on an answer that has not come.
+    Held,
 }
 
 impl Upstream {
     /// Whether no message has been passed on in part.
     pub(super) fn is_between(&self) -> bool {
-        self.scanner.at_boundary() || (self.scanner.rest() > 0 && self.flow == Flow::Discard)
+        !self.is_held
+            && (self.scanner.at_boundary()
+                || (self.scanner.rest() > 0 && self.flow == Flow::Discard))
+    }
+
+    /// Whether a message waits for an answer of the server.
+    pub(super) fn is_held(&self) -> bool {
+        self.is_held
     }
 
     /// Whether no message has come in part.
@@ -194,22 +216,28 @@ impl Upstream {
         }
     }
 
-    /// Passes bytes on to the server; `kept` is the batch under way, as long as it may have to be sent again. True if the
-    /// client leaves.
+    /// Passes bytes on to the server; `kept` is the batch under way, as long as it may have to be sent again. If a message was held,
+    /// these are the bytes behind it.
     pub(super) fn feed(
         &mut self,
         data: &[u8],
         outlet: &mut Outlet<'_>,
         kept: &mut Kept,
         exchange: &mut Exchange<'_>,
-    ) -> Result<bool, Fault> {
+    ) -> Result<Fed, Fault> {
         let mut at = 0;
+        if std::mem::take(&mut self.is_held) {
+            self.look_at_gathered(data, outlet, kept, exchange)?;
+        }
         loop {
+            if self.is_held {
+                return Ok(Fed::Held(at));
+            }
             match self
                 .scanner
                 .next(data, &mut at, exchange.rules.body_bytes_max)?
             {
-                Step::End => return Ok(false),
+                Step::End => return Ok(Fed::All),
                 Step::More { range } => {
                     kept.goes_on(&data[range.clone()]);
                     match self.flow {
@@ -221,7 +249,9 @@ impl Upstream {
                         }
                     }
                 }
-                Step::Begin { header, .. } if header.tag == tag::TERMINATE => return Ok(true),
+                Step::Begin { header, .. } if header.tag == tag::TERMINATE => {
+                    return Ok(Fed::Terminate);
+                }
                 Step::Begin {
                     header,
                     range,
@@ -277,10 +307,11 @@ impl Upstream {
             is_repeated: kept.is_repeated(),
         };
         match look(header, body, outlet, exchange)? {
-            Looked::NeedsMore => {
+            looked @ (Looked::NeedsMore | Looked::Held) => {
                 self.gathered.clear();
                 self.gathered.extend_from_slice(have);
                 self.header = Some(header);
+                self.hold(&looked, outlet, exchange);
                 Ok(false)
             }
             Looked::Unchanged => {
@@ -296,6 +327,19 @@ impl Upstream {
                 kept.keep_query(self.scanner.header_bytes(), have);
                 Ok(false)
             }
+        }
+    }
+
+    /// If that is what has become of it: an answer that nothing else calls for is asked for.
+    fn hold(&mut self, looked: &Looked, outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
+        if !matches!(looked, Looked::Held) {
+            return;
+        }
+        self.is_held = true;
+        if exchange.dialogue.replies.is_batch_open() && exchange.spoken.forgets == Forgets::Unasked
+        {
+            frontend::flush(outlet.insert());
+            exchange.spoken.forgets = Forgets::Asked;
         }
     }
 
@@ -322,7 +366,8 @@ impl Upstream {
             is_repeated: kept.is_repeated(),
         };
         let looked = look(header, body, outlet, exchange)?;
-        if matches!(looked, Looked::NeedsMore) {
+        if matches!(looked, Looked::NeedsMore | Looked::Held) {
+            self.hold(&looked, outlet, exchange);
             return Ok(());
         }
         if matches!(looked, Looked::Unchanged) {
@@ -379,6 +424,7 @@ fn decide(header: Header, is_refused: bool, exchange: &mut Exchange<'_>) -> Flow
                 replies.swallow_end();
             }
             exchange.dialogue.statements.synced();
+            exchange.names.synced();
         }
         tag::EXECUTE => {
             let change = spoken::executed(exchange);
@@ -452,6 +498,20 @@ fn look(
     Ok(looked)
 }
 
+/// Whether it depends on an answer to an earlier batch, or to a command that makes all names go, what a name stands for:
+/// an error makes the server skip the rest of a batch, but not the next one.
+#[inline]
+pub(super) fn must_wait(name: &[u8], exchange: &mut Exchange<'_>) -> bool {
+    let replies = &exchange.dialogue.replies;
+    if replies.is_empty() {
+        exchange.spoken.forgets = Forgets::Nothing;
+        return false;
+    }
+    let is_unsure = exchange.spoken.forgets != Forgets::Nothing || !exchange.names.is_settled(name);
+    // A server that copies answers nothing before the client has gone on.
+    is_unsure && !name.is_empty() && !replies.is_copying_in()
+}
+
 /// Whether the first word of a text can be told from what is at hand of it, or never will be.
 pub(super) fn shows_word(text: &[u8], rest: usize) -> bool {
     rest == 0 || text.len() >= WORD_BYTES
@@ -472,6 +532,9 @@ fn look_at_parse(
         push_unchanged(tag::PARSE, exchange);
         return Ok(Looked::Unchanged);
     };
+    if must_wait(parse.name, exchange) || spoken::must_wait_for(&parse, exchange) {
+        return Ok(Looked::Held);
+    }
     exchange.counts.client_parse += 1;
     let tail = &body[parse.name.len() + 1..];
     if exchange.names.get(parse.name).is_some() {
@@ -532,60 +595,6 @@ fn look_at_parse(
     Ok(Looked::Rewritten)
 }
 
-/// Finds the types of a statement that the server will have: it is asked for those that are not known.
-fn find_types(
-    statement: &Statement,
-    finding: Finding,
-    outlet: &mut Outlet<'_>,
-    exchange: &mut Exchange<'_>,
-) {
-    let generation = statement.generation();
-    let on_server = &mut exchange.dialogue.statements;
-    if let Some(types) = on_server.types_of(statement.id()).cloned() {
-        let _ = finding.set(Found { generation, types });
-        return;
-    }
-    let change = Change {
-        finding: Some((finding, generation)),
-        ..Change::from(on_server.ask(statement.id()))
-    };
-    frontend::describe_statement(outlet.insert(), statement.name().as_bytes());
-    let replies = &mut exchange.dialogue.replies;
-    replies.push(Kind::Describe, Fate::Drop, Some(Box::new(change)));
-}
-
-/// Parse of the empty statement: text and parameter types.
-const NOTHING: &[u8] = b"\0\0\0";
-
-/// Makes the server have a statement of this name that does nothing.
-pub(super) fn stand_in(name: &[u8], outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
-    let out = outlet.insert();
-    frontend::close_statement(out, name);
-    message(out, tag::PARSE, |to| {
-        put_cstr(to, name);
-        to.extend_from_slice(NOTHING);
-    });
-    let replies = &mut exchange.dialogue.replies;
-    replies.push(Kind::Close, Fate::Drop, None);
-    replies.push(Kind::Parse, Fate::Drop, Some(Box::default()));
-}
-
-/// Makes the server fail where it would have failed if the client had its names to itself: it is asked
-/// to prepare `body` under a name that it has. The client is told what `refusal` says.
-fn refuse(refusal: Refusal, body: &[u8], outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
-    stand_in(TAKEN, outlet, exchange);
-    message(outlet.insert(), tag::PARSE, |to| {
-        put_cstr(to, TAKEN);
-        to.extend_from_slice(body);
-    });
-    let replies = &mut exchange.dialogue.replies;
-    let change = Change {
-        refusal: Some(refusal),
-        ..Change::default()
-    };
-    replies.push(Kind::Parse, Fate::Forward, Some(Box::new(change)));
-}
-
 fn look_at_bind(
     body: Body<'_>,
     outlet: &mut Outlet<'_>,
@@ -601,11 +610,17 @@ fn look_at_bind(
             return Ok(Looked::Unchanged);
         }
     };
+    if must_wait(bind.statement, exchange) {
+        return Ok(Looked::Held);
+    }
     // A name the client never prepared is for the server to refuse (26000), or to know from PREPARE.
     let Some(mut statement) = exchange.names.get(bind.statement).cloned() else {
         return unknown_name(tag::BIND, bind.statement, exchange);
     };
     exchange.counts.bind += u64::from(!body.is_repeated);
+    if statement.forgets() {
+        exchange.spoken.forgets = Forgets::Unasked;
+    }
     let is_typed = statement.is_open() && !bind.values_are_text();
     if statement.generation() != exchange.generation.current()
         && (body.is_repeated || is_flexible(&bind, rest == 0, body.behind))
@@ -624,46 +639,6 @@ fn look_at_bind(
     out.extend_from_slice(bind.rest);
     push_renamed(Kind::Bind, &statement, exchange);
     Ok(Looked::Rewritten)
-}
-
-/// The client's name stands for the statement of the current generation from now on; if `is_typed`, its
-/// parameters keep their types.
-pub(super) fn renewed(
-    name: &[u8],
-    old: Rc<Statement>,
-    is_typed: bool,
-    exchange: &mut Exchange<'_>,
-) -> Rc<Statement> {
-    if is_typed
-        && old.is_open()
-        && let Some(found) = exchange.names.found(name)
-    {
-        return pinned(name, &old, &found, exchange);
-    }
-    if matches!(old.form(), Form::ParseOf(_)) {
-        // Its text has the old name of another.
-        return old;
-    }
-    let generation = exchange.generation.current();
-    let form = old.form().clone();
-    let Ok(statement) = exchange.statements.intern(old.body(), form, generation) else {
-        return old;
-    };
-    exchange.names.move_to(name, statement.clone());
-    statement
-}
-
-/// The client's name stands from now on for a statement whose parameters have these types on every server.
-fn pinned(
-    name: &[u8],
-    open: &Statement,
-    found: &Found,
-    exchange: &mut Exchange<'_>,
-) -> Rc<Statement> {
-    let generation = exchange.generation.current();
-    let statement = exchange.statements.pin(open, &found.types, generation);
-    exchange.names.move_to(name, statement.clone());
-    statement
 }
 
 fn unknown_name(tag: u8, name: &[u8], exchange: &mut Exchange<'_>) -> Result<Looked, Fault> {
@@ -697,6 +672,9 @@ fn look_at_target(
     let named = Target::read(body)
         .ok()
         .filter(|target| target.kind == TargetKind::Statement);
+    if named.is_some_and(|target| must_wait(target.name, exchange)) {
+        return Ok(Looked::Held);
+    }
     let known =
         named.and_then(|target| Some((target.name, exchange.names.get(target.name)?.clone())));
     match (tag, named, known) {
@@ -729,141 +707,4 @@ fn look_at_target(
             Ok(Looked::Unchanged)
         }
     }
-}
-
-/// Makes sure that the server has the statement by the time it gets to what comes next. True if
-/// something was sent for that.
-pub(super) fn prepare(
-    statement: &Rc<Statement>,
-    outlet: &mut Outlet<'_>,
-    exchange: &mut Exchange<'_>,
-) -> bool {
-    if let Form::ParseOf(other) = statement.form() {
-        prepare(other, outlet, exchange);
-    }
-    let server = make_room(statement, outlet, exchange);
-    statement.usage().wanted(server.is_none());
-    let Some(server) = server else {
-        return false;
-    };
-    if matches!(statement.form(), Form::Sql) {
-        spoken::send_prepare(statement, server.into(), outlet, exchange);
-    } else {
-        let mark = AHEAD_OF_QUERY;
-        send_parse(
-            statement,
-            None,
-            Fate::Drop,
-            server.into(),
-            mark,
-            outlet,
-            exchange,
-        );
-    }
-    true
-}
-
-/// As [`prepare`], for a client that relies on the types found for its name: gives the statement that has them.
-fn prepare_typed(
-    name: &[u8],
-    statement: Rc<Statement>,
-    outlet: &mut Outlet<'_>,
-    exchange: &mut Exchange<'_>,
-) -> Rc<Statement> {
-    let found = statement.is_open().then(|| exchange.names.found(name));
-    // If they are not known yet, this very batch has prepared it.
-    let Some(found) = found.flatten() else {
-        prepare(&statement, outlet, exchange);
-        return statement;
-    };
-    let on_server = &mut exchange.dialogue.statements;
-    let id = statement.id();
-    let types = on_server.types_of(id);
-    let max = exchange.rules.prepared_max;
-    if types.is_some_and(|types| *types == found.types) {
-        statement.usage().wanted(true);
-        on_server.prepare_typed(id, max);
-    } else if !on_server.has(id) && found.generation == statement.generation() {
-        statement.usage().wanted(false);
-        let needed = on_server.prepare_typed(id, max);
-        on_server.declare(id, found.types.clone());
-        if let Some(server) = carry_out(&statement, needed, outlet, exchange) {
-            let types = Some(&*found.types);
-            let change = server.into();
-            send_parse(
-                &statement,
-                types,
-                Fate::Drop,
-                change,
-                AHEAD_OF_QUERY,
-                outlet,
-                exchange,
-            );
-        }
-    } else {
-        let pinned = pinned(name, &statement, &found, exchange);
-        prepare(&pinned, outlet, exchange);
-        return pinned;
-    }
-    statement
-}
-
-/// Closes what is in the way of preparing the statement; `None` if the server has it.
-fn make_room(
-    statement: &Statement,
-    outlet: &mut Outlet<'_>,
-    exchange: &mut Exchange<'_>,
-) -> Option<ServerChange> {
-    let max = exchange.rules.prepared_max;
-    let needed = exchange.dialogue.statements.prepare(statement.id(), max);
-    carry_out(statement, needed, outlet, exchange)
-}
-
-pub(super) fn carry_out(
-    statement: &Statement,
-    needed: Preparation,
-    outlet: &mut Outlet<'_>,
-    exchange: &mut Exchange<'_>,
-) -> Option<ServerChange> {
-    let batch = needed.parse?;
-    for evicted in needed.evict {
-        exchange.statements.evicted(evicted);
-        frontend::close_statement(outlet.insert(), server_name(evicted).as_bytes());
-        let change = Change::from(ServerChange::Evicted(evicted));
-        let replies = &mut exchange.dialogue.replies;
-        replies.push(Kind::Close, Fate::Drop, Some(Box::new(change)));
-    }
-    if needed.close {
-        frontend::close_statement(outlet.insert(), statement.name().as_bytes());
-        exchange
-            .dialogue
-            .replies
-            .push(Kind::Close, Fate::Drop, None);
-    }
-    Some(ServerChange::Prepared(statement.id(), batch))
-}
-
-/// With these types of its parameters instead of those that its own Parse gives.
-fn send_parse(
-    statement: &Statement,
-    types: Option<&[u8]>,
-    fate: Fate,
-    change: Change,
-    mark: u32,
-    outlet: &mut Outlet<'_>,
-    exchange: &mut Exchange<'_>,
-) {
-    exchange.counts.server_parse += 1;
-    message(outlet.insert(), tag::PARSE, |body| {
-        put_cstr(body, statement.name());
-        match types {
-            Some(types) => {
-                put_cstr(body, statement.body());
-                body.extend_from_slice(types);
-            }
-            None => body.extend_from_slice(statement.body()),
-        }
-    });
-    let replies = &mut exchange.dialogue.replies;
-    replies.push_marked(Kind::Parse, fate, Some(Box::new(change)), mark);
 }

@@ -74,7 +74,7 @@ impl ClientStatements {
     /// Takes the names off this shard.
     pub fn pack(self) -> PackedStatements {
         let mut packing = Packing::default();
-        let Names { names, serial } = self.0.map(|it| *it).unwrap_or_default();
+        let Names { names, serial, .. } = self.0.map(|it| *it).unwrap_or_default();
         let names = names.into_iter().map(|(name, registered)| PackedName {
             name,
             serial: registered.serial,
@@ -109,13 +109,19 @@ impl PackedStatements {
                 statement: here[packed.statement].clone(),
                 found: packed.found.map(|it| Rc::new(OnceCell::from(it))),
                 is_confirmed: packed.is_confirmed,
+                batch: 0,
                 charge: packed.charge,
             };
             (packed.name, registered)
         });
         let names: HashMap<_, _> = names.collect();
         let serial = self.serial;
-        ClientStatements((serial > 0).then(|| Box::new(Names { names, serial })))
+        let names = || Names {
+            names,
+            serial,
+            ..Names::default()
+        };
+        ClientStatements((serial > 0).then(|| Box::new(names())))
     }
 }
 

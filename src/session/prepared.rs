@@ -20,6 +20,7 @@ use super::budget::{Budget, Charge, TooMany};
 use super::on_server::{
     ID_BYTES, ServerChange, ServerStatements, State, StatementId, Types, server_name,
 };
+use super::sql;
 use super::usage::Usage;
 use sha2::{Digest, Sha256};
 use std::cell::OnceCell;
@@ -58,6 +59,7 @@ pub struct Statement {
     form: Form,
     generation: u32,
     open_parameters: usize,
+    forgets: bool,
     usage: Usage,
     charge: Charge,
 }
@@ -119,6 +121,11 @@ impl Statement {
     /// Whether the server has to find the type of some parameter.
     pub fn is_open(&self) -> bool {
         self.open_parameters > 0
+    }
+
+    /// Whether it makes all statements go.
+    pub fn forgets(&self) -> bool {
+        self.forgets
     }
 
     /// How it is prepared.
@@ -192,6 +199,7 @@ impl Statements {
             id,
             name: server_name(id).into_boxed_str(),
             body: body.into(),
+            forgets: sql::forgets(body),
             open_parameters: match form {
                 Form::Parse => open_parameters(body),
                 Form::ParseOf(_) | Form::Sql => 0,
@@ -284,6 +292,8 @@ pub(super) struct Registered {
     pub(super) found: Option<Finding>,
     /// Its Parse has been answered.
     pub(super) is_confirmed: bool,
+    /// The client's batch that it was made in.
+    pub(super) batch: u64,
     /// What the name takes of the budget.
     pub(super) charge: Charge,
 }
@@ -296,6 +306,12 @@ pub struct ClientStatements(pub(super) Option<Box<Names>>);
 pub(super) struct Names {
     pub(super) names: HashMap<Box<[u8]>, Registered>,
     pub(super) serial: u64,
+    /// The client's batches so far.
+    pub(super) batch: u64,
+    /// Names given up by a Close that is not answered yet, and in which batch.
+    pub(super) leaving: Vec<(Box<[u8]>, u64)>,
+    /// Changes that are not answered yet.
+    pub(super) pending: usize,
 }
 
 impl ClientStatements {
@@ -319,6 +335,27 @@ impl ClientStatements {
     pub fn found(&self, name: &[u8]) -> Option<Found> {
         let registered = self.0.as_ref()?.names.get(name)?;
         registered.found.as_ref()?.get().cloned()
+    }
+
+    /// A batch has ended: what follows runs whether or not what went before failed.
+    #[inline]
+    pub fn synced(&mut self) {
+        if let Some(it) = &mut self.0 {
+            it.batch += 1;
+        }
+    }
+
+    /// Whether what a name stands for does not depend on an answer to an earlier batch.
+    pub fn is_settled(&self, name: &[u8]) -> bool {
+        let Some(it) = self.0.as_ref().filter(|it| it.pending > 0) else {
+            return true;
+        };
+        let known = it.names.get(name);
+        known.is_none_or(|known| known.is_confirmed || known.batch == it.batch)
+            && !it
+                .leaving
+                .iter()
+                .any(|(leaving, batch)| **leaving == *name && *batch != it.batch)
     }
 
     fn get_mut(&mut self, name: &[u8]) -> Option<&mut Registered> {
@@ -352,7 +389,8 @@ impl ClientStatements {
         let charge = statement.charge.budget().charge(bytes)?;
         let it = self.0.get_or_insert_default();
         it.serial += 1;
-        let serial = it.serial;
+        it.pending += 1;
+        let (serial, batch) = (it.serial, it.batch);
         it.names.insert(
             name.into(),
             Registered {
@@ -360,6 +398,7 @@ impl ClientStatements {
                 statement,
                 found,
                 is_confirmed: false,
+                batch,
                 charge,
             },
         );
@@ -378,7 +417,10 @@ impl ClientStatements {
 
     /// Forgets a name; undone if the Close turns out to have been skipped.
     pub fn close(&mut self, name: &[u8]) -> Option<ClientChange> {
-        let registered = self.0.as_mut()?.names.remove(name)?;
+        let it = self.0.as_mut()?;
+        let registered = it.names.remove(name)?;
+        it.pending += 1;
+        it.leaving.push((name.into(), it.batch));
         Some(ClientChange::Closed {
             name: name.into(),
             registered,
@@ -393,9 +435,12 @@ impl ClientStatements {
         }
     }
 
-    fn confirm(&mut self, name: &[u8], serial: u64) {
-        if let Some(registered) = self.get_mut(name)
-            && registered.serial == serial
+    fn confirm(&mut self, change: &ClientChange) {
+        let Some(it) = &mut self.0 else { return };
+        it.answered(change);
+        if let ClientChange::Registered { name, serial } = change
+            && let Some(registered) = it.names.get_mut(name)
+            && registered.serial == *serial
         {
             registered.is_confirmed = true;
         }
@@ -403,6 +448,7 @@ impl ClientStatements {
 
     fn undo(&mut self, change: ClientChange) {
         let Some(it) = &mut self.0 else { return };
+        it.answered(&change);
         match change {
             ClientChange::Registered { name, serial } => {
                 let known = it.names.get(&name);
@@ -418,6 +464,19 @@ impl ClientStatements {
                 registered.is_confirmed = true;
                 it.names.entry(name).or_insert(registered);
             }
+        }
+    }
+}
+
+impl Names {
+    /// What became of a change is known.
+    fn answered(&mut self, change: &ClientChange) {
+        self.pending = self.pending.saturating_sub(1);
+        if let ClientChange::Closed { name, .. } = change
+            && let Some(at) = self.leaving.iter().position(|(leaving, _)| leaving == name)
+        {
+            // The oldest of this name: they are answered in order.
+            self.leaving.remove(at);
         }
     }
 }
@@ -488,8 +547,8 @@ impl From<ClientChange> for Change {
 impl Change {
     /// The message was answered.
     pub fn confirm(self, client: &mut ClientStatements, server: &mut ServerStatements) {
-        if let Some(ClientChange::Registered { name, serial }) = self.client {
-            client.confirm(&name, serial);
+        if let Some(change) = &self.client {
+            client.confirm(change);
         }
         match self.server {
             Some(ServerChange::Prepared(id, batch)) => server.settle(id, batch, State::Confirmed),
@@ -666,6 +725,28 @@ mod tests {
         assert_eq!(pinned.body(), b"select $1\0\0\x01\0\0\0\x17");
         assert!(open.is_open() && !pinned.is_open());
         assert_eq!(pinned.generation(), 2);
+    }
+
+    #[test]
+    fn name_is_settled_in_its_own_batch_and_when_it_is_answered() {
+        let mut statements = statements();
+        let (mut client, mut server) = (ClientStatements::default(), ServerStatements::default());
+        let statement = statements.intern(b"1", Form::Parse, 0).unwrap();
+        let registered = client.register(b"s", statement.clone()).unwrap();
+        assert!(client.is_settled(b"s"));
+        client.synced();
+        assert!(!client.is_settled(b"s") && client.is_settled(b"t"));
+        Change::from(registered).confirm(&mut client, &mut server);
+        assert!(client.is_settled(b"s"));
+        let closed = client.close(b"s").unwrap();
+        let again = client.register(b"s", statement).unwrap();
+        assert!(client.is_settled(b"s"));
+        client.synced();
+        assert!(!client.is_settled(b"s"));
+        Change::from(again).undo(&mut client, &mut server);
+        assert!(!client.is_settled(b"s"));
+        Change::from(closed).undo(&mut client, &mut server);
+        assert!(client.is_settled(b"s") && client.get(b"s").is_some());
     }
 
     #[test]

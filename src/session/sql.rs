@@ -36,7 +36,7 @@ pub struct Command {
 /// The statements of a text that are not empty, in order; `None` for those that name nothing.
 pub type Commands = Vec<Option<Command>>;
 
-/// Whether a text may have a [`Command`] in it: cheap, and wrong in one direction only.
+/// Whether a text may have a [`Command`] in it, or may be one for [`forgets`]: cheap, and wrong in one direction only.
 pub fn may_concern(text: &[u8]) -> bool {
     may_begin(text) || text.split(|byte| *byte == b';').skip(1).any(may_begin)
 }
@@ -53,12 +53,44 @@ pub fn may_begin(text: &[u8]) -> bool {
     match first | 0x20 {
         b'p' => has_prefix(word, b"prepare"),
         b'e' => has_prefix(word, b"execute") || has_prefix(word, b"explain"),
-        b'd' => has_prefix(word, b"deallocate"),
+        b'd' => has_prefix(word, b"deallocate") || has_prefix(word, b"discard"),
         b'c' => has_prefix(word, b"create"),
         // A comment.
         b'-' | b'/' => true,
         _ => false,
     }
+}
+
+/// Whether a text has a `DEALLOCATE ALL` or `DISCARD ALL` in it: cheap, and not sure to know one with comments in it.
+pub fn forgets(text: &[u8]) -> bool {
+    let is_end = |byte: &u8| is_space(*byte) || *byte == 0;
+    let mut statements = text.split(|byte| *byte == b';');
+    statements.any(|statement| {
+        let Some(start) = statement.iter().position(|byte| !is_space(*byte)) else {
+            return false;
+        };
+        let statement = statement.get(start..).unwrap_or_default();
+        if !matches!(statement, [b'd' | b'D', b'i' | b'I' | b'e' | b'E', ..]) {
+            return false;
+        }
+        let mut words = statement.split(is_end).filter(|word| !word.is_empty());
+        let mut next_is = |wanted: &[&str]| {
+            let word = words.next().unwrap_or_default();
+            let found = wanted
+                .iter()
+                .position(|it| word.eq_ignore_ascii_case(it.as_bytes()));
+            found.map_or(usize::MAX, |at| at)
+        };
+        match next_is(&["discard", "deallocate"]) {
+            0 => next_is(&["all"]) == 0,
+            1 => match next_is(&["all", "prepare"]) {
+                0 => true,
+                1 => next_is(&["all"]) == 0,
+                _ => false,
+            },
+            _ => false,
+        }
+    })
 }
 
 /// As far as `text` goes: it may be cut off.
@@ -427,6 +459,27 @@ fn is_word_part(byte: u8) -> bool {
 mod tests {
     use super::*;
 
+    #[test]
+    fn text_that_makes_all_statements_go_is_known() {
+        for text in [
+            "discard all",
+            " DISCARD  All ;",
+            "select 1;\ndeallocate prepare all\0",
+            "deallocate all",
+        ] {
+            assert!(forgets(text.as_bytes()), "{text}");
+        }
+        for text in [
+            "discard plans",
+            "deallocate s",
+            "select 'discard all'",
+            "d",
+            "",
+        ] {
+            assert!(!forgets(text.as_bytes()), "{text}");
+        }
+    }
+
     /// Verb, name and statement number of what is found.
     fn found(text: &str) -> Vec<(usize, Verb, String)> {
         let commands = commands(text.as_bytes(), false).unwrap_or_default();
@@ -528,7 +581,7 @@ mod tests {
             "begin",
             "commit",
             "update t set a = 'x;y'",
-            "discard all",
+            "declare c cursor for select 1",
         ] {
             assert!(!may_concern(text.as_bytes()), "{text}");
         }

@@ -1,5 +1,6 @@
 //! Named prepared statements where a name's past matters: what an error undid, what came ahead in the same pipeline.
 
+use crate::support::peer::{Conversation, FakeServer};
 use crate::support::wire::*;
 use crate::support::*;
 
@@ -27,6 +28,184 @@ everywhere!(name_whose_close_was_skipped_goes_with_all_others, |stage| {
         assert_eq!(reply.value(), "2", "{forget}");
         client.value(forget);
     }
+});
+
+// ---- pipelines ------------------------------------------------------------------------------------------------------------
+
+everywhere!(
+    parse_skipped_after_an_error_is_not_run_by_the_next_batch,
+    |stage| {
+        let mut client = stage.client();
+        client.value("create table t (v int)");
+        client.value("insert into t values (1)");
+        let fails = [parse("x", "select 1/0"), run_prepared("x", &[])].concat();
+        let pipeline = [
+            fails,
+            parse("d", "delete from t"),
+            sync(),
+            run_prepared("d", &[]),
+            sync(),
+        ]
+        .concat();
+        for is_cut in [false, true] {
+            match is_cut {
+                true => client.send_bytewise(&pipeline),
+                false => client.send(&pipeline),
+            }
+            assert_eq!(client.reply().code(), "22012");
+            let reply = client.reply();
+            assert_eq!((reply.tags.as_str(), reply.code()), ("EZ", "26000"));
+            assert_eq!(client.value("select count(*) from t"), "1");
+            client.exchange(&[close(b'S', "x"), sync()].concat());
+        }
+    }
+);
+
+everywhere!(name_whose_parse_fails_is_free_in_the_next_batch, |stage| {
+    let mut client = stage.client();
+    let again = [
+        parse("s", "select 'again'"),
+        sync(),
+        run_prepared("s", &[]),
+        sync(),
+    ];
+    client.send(&[parse("s", "selec"), sync(), again.concat()].concat());
+    assert_eq!(client.reply().code(), "42601");
+    assert_eq!(client.reply().tags, "1Z");
+    assert_eq!(client.reply().value(), "again");
+});
+
+everywhere!(
+    name_whose_close_is_skipped_is_there_in_the_next_batch,
+    |stage| {
+        let mut client = stage.client();
+        prepare(&mut client, "s", "select 'here'");
+        let skipped = [parse("", "selec"), close(b'S', "s"), sync()].concat();
+        let next = [run_prepared("s", &[]), sync(), close(b'S', "s"), sync()].concat();
+        let free = [parse("s", "select 'new'"), run_prepared("s", &[]), sync()].concat();
+        client.send(&[skipped, next, free].concat());
+        assert_eq!(client.reply().code(), "42601");
+        assert_eq!(client.reply().value(), "here");
+        assert_eq!(client.reply().tags, "3Z");
+        assert_eq!(client.reply().value(), "new");
+    }
+);
+
+everywhere!(
+    name_is_free_behind_a_deallocate_all_of_the_same_pipeline,
+    |stage| {
+        let mut client = stage.client();
+        let anew = [parse("s", "select 'new'"), run_prepared("s", &[]), sync()].concat();
+        for forget in ["deallocate all", "DEALLOCATE PREPARE all"] {
+            let named = [parse("q", forget), run_prepared("q", &[])].concat();
+            let unnamed = [parse("", forget), run_prepared("", &[])].concat();
+            for (command, tags) in [(named, "12C12DCZ"), (unnamed, "12C12DCZ")] {
+                client.value("deallocate all");
+                prepare(&mut client, "s", "select 'old'");
+                let reply = client.exchange(&[command, anew.clone()].concat());
+                assert_eq!((reply.tags.as_str(), &*reply.value()), (tags, "new"));
+            }
+            prepare(&mut client, "t", "select 't'");
+            client.send(&[query(forget), anew.clone()].concat());
+            assert_eq!(client.reply().tags, "CZ");
+            assert_eq!(client.reply().value(), "new");
+        }
+        // One that fails makes nothing go.
+        let fails = [
+            query("select 1/0; deallocate all"),
+            run_prepared("s", &[]),
+            sync(),
+        ]
+        .concat();
+        client.send(&fails);
+        assert_eq!(client.reply().code(), "22012");
+        assert_eq!(client.reply().value(), "new");
+    }
+);
+
+everywhere!(
+    sql_commands_of_a_pipeline_meet_what_those_before_have_left,
+    |stage| {
+        let mut client = stage.client();
+        let texts = [
+            "prepare s as selec",
+            "prepare s as select 'second'",
+            "execute s",
+            "prepare t as select 1/0 from nowhere",
+            "execute t",
+            "deallocate s",
+            "prepare s as select 'third'",
+            "execute s",
+        ];
+        let queries: Vec<u8> = texts.iter().flat_map(|text| query(text)).collect();
+        client.send(&queries);
+        let replies: Vec<_> = texts.iter().map(|_| client.reply()).collect();
+        let codes: Vec<_> = replies.iter().map(peer::Reply::code).collect();
+        assert_eq!(codes, ["42601", "", "", "42P01", "26000", "", "", ""]);
+        assert_eq!(replies[2].value(), "second");
+        assert_eq!(replies[7].value(), "third");
+    }
+);
+
+/// Answers the first batch; then nothing before two more have come.
+fn answers_two_batches_together(mut server: Conversation) {
+    let (mut syncs, mut replies) = (0, Vec::new());
+    if !server.login() {
+        return;
+    }
+    while let Some(request) = server.read() {
+        replies.extend(match request.tag {
+            b'P' => message(b'1', b""),
+            b'B' => message(b'2', b""),
+            b'C' => message(b'3', b""),
+            b'E' => [one_value("x"), complete("SELECT 1")].concat(),
+            b'S' => {
+                syncs += 1;
+                ready(b'I')
+            }
+            _ => return,
+        });
+        if request.tag == b'S' && syncs != 2 {
+            server.send(&std::mem::take(&mut replies));
+        }
+    }
+}
+
+both_shards!(batches_that_depend_on_no_other_do_not_wait, |shards| {
+    let server = FakeServer::start(answers_two_batches_together);
+    let topology = Topology::new(shards).pool_size(1);
+    let stage = Stage::pooled(topology.database_at("fake", server.address, &[]));
+    let mut client = Client::login(stage.address(), "fake");
+    prepare(&mut client, "s", "select 's'");
+    let first = [parse("t", "select 't'"), run_prepared("t", &[]), sync()].concat();
+    let second = [
+        run_prepared("s", &[]),
+        parse("u", "select 'u'"),
+        run_prepared("u", &[]),
+        sync(),
+    ];
+    client.send(&[first, second.concat()].concat());
+    assert_eq!(client.reply().tags, "12DCZ");
+    assert_eq!(client.reply().tags, "2DC12DCZ");
+});
+
+both_shards!(client_that_leaves_while_a_batch_waits_is_gone, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    let mut client = stage.client();
+    let slow = [
+        parse("s", "select pg_sleep(600)"),
+        run_prepared("s", &[]),
+        sync(),
+    ]
+    .concat();
+    let fails = [parse("t", "select 1"), sync()].concat();
+    client.send(&[slow, fails, run_prepared("t", &[]), sync()].concat());
+    wait_until("it sleeps", || {
+        let text = "select count(*) from pg_stat_activity where query like '%pg_sleep(600)' and state = 'active'";
+        stage.database.direct().value(text) == "1"
+    });
+    drop(client);
+    wait_until("it is gone", || stage.pools(&stage.entry, "cl_active") == 0);
 });
 
 // ---- types of parameters --------------------------------------------------------------------------------------------------

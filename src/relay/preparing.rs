@@ -1,0 +1,251 @@
+//! What a server is sent ahead of a client's message, so that it has the statement that the message names; and the
+//! statements that stand in the place of others.
+
+use super::outlet::Outlet;
+use super::spoken::{self, AHEAD_OF_QUERY};
+use super::upstream::Exchange;
+use crate::session::{
+    Change, Fate, Finding, Form, Found, Kind, Preparation, Refusal, ServerChange, Statement,
+    server_name,
+};
+use crate::wire::tag::frontend as tag;
+use crate::wire::{frontend, message, put_cstr};
+use std::rc::Rc;
+
+/// A statement that servers are made to fail with, see [`refuse`].
+pub(super) const TAKEN: &[u8] = b"rb_taken";
+/// Makes sure that the server has the statement by the time it gets to what comes next. True if
+/// something was sent for that.
+pub(super) fn prepare(
+    statement: &Rc<Statement>,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> bool {
+    if let Form::ParseOf(other) = statement.form() {
+        prepare(other, outlet, exchange);
+    }
+    let server = make_room(statement, outlet, exchange);
+    statement.usage().wanted(server.is_none());
+    let Some(server) = server else {
+        return false;
+    };
+    if matches!(statement.form(), Form::Sql) {
+        spoken::send_prepare(statement, server.into(), outlet, exchange);
+    } else {
+        let mark = AHEAD_OF_QUERY;
+        send_parse(
+            statement,
+            None,
+            Fate::Drop,
+            server.into(),
+            mark,
+            outlet,
+            exchange,
+        );
+    }
+    true
+}
+
+/// As [`prepare`], for a client that relies on the types found for its name: gives the statement that has them.
+pub(super) fn prepare_typed(
+    name: &[u8],
+    statement: Rc<Statement>,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> Rc<Statement> {
+    let found = statement.is_open().then(|| exchange.names.found(name));
+    // If they are not known yet, this very batch has prepared it.
+    let Some(found) = found.flatten() else {
+        prepare(&statement, outlet, exchange);
+        return statement;
+    };
+    let on_server = &mut exchange.dialogue.statements;
+    let id = statement.id();
+    let types = on_server.types_of(id);
+    let max = exchange.rules.prepared_max;
+    if types.is_some_and(|types| *types == found.types) {
+        statement.usage().wanted(true);
+        on_server.prepare_typed(id, max);
+    } else if !on_server.has(id) && found.generation == statement.generation() {
+        statement.usage().wanted(false);
+        let needed = on_server.prepare_typed(id, max);
+        on_server.declare(id, found.types.clone());
+        if let Some(server) = carry_out(&statement, needed, outlet, exchange) {
+            let types = Some(&*found.types);
+            let change = server.into();
+            send_parse(
+                &statement,
+                types,
+                Fate::Drop,
+                change,
+                AHEAD_OF_QUERY,
+                outlet,
+                exchange,
+            );
+        }
+    } else {
+        let pinned = pinned(name, &statement, &found, exchange);
+        prepare(&pinned, outlet, exchange);
+        return pinned;
+    }
+    statement
+}
+
+/// Closes what is in the way of preparing the statement; `None` if the server has it.
+pub(super) fn make_room(
+    statement: &Statement,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> Option<ServerChange> {
+    let max = exchange.rules.prepared_max;
+    let needed = exchange.dialogue.statements.prepare(statement.id(), max);
+    carry_out(statement, needed, outlet, exchange)
+}
+
+pub(super) fn carry_out(
+    statement: &Statement,
+    needed: Preparation,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> Option<ServerChange> {
+    let batch = needed.parse?;
+    for evicted in needed.evict {
+        exchange.statements.evicted(evicted);
+        frontend::close_statement(outlet.insert(), server_name(evicted).as_bytes());
+        let change = Change::from(ServerChange::Evicted(evicted));
+        let replies = &mut exchange.dialogue.replies;
+        replies.push(Kind::Close, Fate::Drop, Some(Box::new(change)));
+    }
+    if needed.close {
+        frontend::close_statement(outlet.insert(), statement.name().as_bytes());
+        exchange
+            .dialogue
+            .replies
+            .push(Kind::Close, Fate::Drop, None);
+    }
+    Some(ServerChange::Prepared(statement.id(), batch))
+}
+
+/// With these types of its parameters instead of those that its own Parse gives.
+pub(super) fn send_parse(
+    statement: &Statement,
+    types: Option<&[u8]>,
+    fate: Fate,
+    change: Change,
+    mark: u32,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) {
+    exchange.counts.server_parse += 1;
+    message(outlet.insert(), tag::PARSE, |body| {
+        put_cstr(body, statement.name());
+        match types {
+            Some(types) => {
+                put_cstr(body, statement.body());
+                body.extend_from_slice(types);
+            }
+            None => body.extend_from_slice(statement.body()),
+        }
+    });
+    let replies = &mut exchange.dialogue.replies;
+    replies.push_marked(Kind::Parse, fate, Some(Box::new(change)), mark);
+}
+
+/// The client's name stands for the statement of the current generation from now on; if `is_typed`, its
+/// parameters keep their types.
+pub(super) fn renewed(
+    name: &[u8],
+    old: Rc<Statement>,
+    is_typed: bool,
+    exchange: &mut Exchange<'_>,
+) -> Rc<Statement> {
+    if is_typed
+        && old.is_open()
+        && let Some(found) = exchange.names.found(name)
+    {
+        return pinned(name, &old, &found, exchange);
+    }
+    if matches!(old.form(), Form::ParseOf(_)) {
+        // Its text has the old name of another.
+        return old;
+    }
+    let generation = exchange.generation.current();
+    let form = old.form().clone();
+    let Ok(statement) = exchange.statements.intern(old.body(), form, generation) else {
+        return old;
+    };
+    exchange.names.move_to(name, statement.clone());
+    statement
+}
+
+/// The client's name stands from now on for a statement whose parameters have these types on every server.
+fn pinned(
+    name: &[u8],
+    open: &Statement,
+    found: &Found,
+    exchange: &mut Exchange<'_>,
+) -> Rc<Statement> {
+    let generation = exchange.generation.current();
+    let statement = exchange.statements.pin(open, &found.types, generation);
+    exchange.names.move_to(name, statement.clone());
+    statement
+}
+
+/// Finds the types of a statement that the server will have: it is asked for those that are not known.
+pub(super) fn find_types(
+    statement: &Statement,
+    finding: Finding,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) {
+    let generation = statement.generation();
+    let on_server = &mut exchange.dialogue.statements;
+    if let Some(types) = on_server.types_of(statement.id()).cloned() {
+        let _ = finding.set(Found { generation, types });
+        return;
+    }
+    let change = Change {
+        finding: Some((finding, generation)),
+        ..Change::from(on_server.ask(statement.id()))
+    };
+    frontend::describe_statement(outlet.insert(), statement.name().as_bytes());
+    let replies = &mut exchange.dialogue.replies;
+    replies.push(Kind::Describe, Fate::Drop, Some(Box::new(change)));
+}
+
+/// Parse of the empty statement: text and parameter types.
+pub(super) const NOTHING: &[u8] = b"\0\0\0";
+
+/// Makes the server have a statement of this name that does nothing.
+pub(super) fn stand_in(name: &[u8], outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
+    let out = outlet.insert();
+    frontend::close_statement(out, name);
+    message(out, tag::PARSE, |to| {
+        put_cstr(to, name);
+        to.extend_from_slice(NOTHING);
+    });
+    let replies = &mut exchange.dialogue.replies;
+    replies.push(Kind::Close, Fate::Drop, None);
+    replies.push(Kind::Parse, Fate::Drop, Some(Box::default()));
+}
+
+/// Makes the server fail where it would have failed if the client had its names to itself: it is asked
+/// to prepare `body` under a name that it has. The client is told what `refusal` says.
+pub(super) fn refuse(
+    refusal: Refusal,
+    body: &[u8],
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) {
+    stand_in(TAKEN, outlet, exchange);
+    message(outlet.insert(), tag::PARSE, |to| {
+        put_cstr(to, TAKEN);
+        to.extend_from_slice(body);
+    });
+    let replies = &mut exchange.dialogue.replies;
+    let change = Change {
+        refusal: Some(refusal),
+        ..Change::default()
+    };
+    replies.push(Kind::Parse, Fate::Forward, Some(Box::new(change)));
+}
