@@ -249,10 +249,7 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
             }
         }
         tag::COMMAND_COMPLETE => complete(body, audience),
-        tag::ERROR_RESPONSE if reply.failed_mark > 0 => {
-            forward = !hold_back(&reply, body, audience)
-        }
-        tag::ERROR_RESPONSE => forward = !say_instead(&reply, body, audience),
+        tag::ERROR_RESPONSE => forward = !keeps_back(&reply, body, audience),
         _ => {}
     }
     if forward && header.tag == tag::ERROR_RESPONSE {
@@ -273,6 +270,28 @@ fn complete(body: &[u8], audience: &mut Audience<'_>) {
     if Dialogue::may_matter(body.len()) && dialogue.command_completed(body) {
         audience.names.clear();
     }
+}
+
+/// Whether the client does not get an error, or something else instead.
+fn keeps_back(reply: &Reply<Change>, body: &[u8], audience: &mut Audience<'_>) -> bool {
+    if reply.failed_mark > 0 {
+        if hold_back(reply, body, audience) {
+            return true;
+        }
+        if failure_of(reply.failed_mark).is_ahead_of_query {
+            return false;
+        }
+    }
+    let dialogue = &mut *audience.dialogue;
+    // An unnamed Parse of the batch that has failed may have been skipped.
+    let failed = dialogue
+        .statements
+        .batch()
+        .saturating_sub(dialogue.replies.ends() as u64);
+    if dialogue.unnamed.is_some_and(|(_, batch)| batch >= failed) {
+        dialogue.unnamed = None;
+    }
+    say_instead(reply, body, audience)
 }
 
 /// Whether an error is to be kept from the client, as its batch can be sent again: a statement is out

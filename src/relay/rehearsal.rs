@@ -91,6 +91,7 @@ impl Rehearsal {
             &mut self.lease.kept,
             &mut Exchange {
                 rules: self.rules,
+                client: 1,
                 dialogue: &mut self.dialogue,
                 names: &mut self.names,
                 statements: &mut self.statements,

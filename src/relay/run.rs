@@ -572,6 +572,7 @@ impl Relay {
             &mut link.lease.kept,
             &mut Exchange {
                 rules: self.rules,
+                client: self.entry.id.0,
                 dialogue: &mut link.server.dialogue,
                 names: &mut self.names,
                 statements: &mut self.stores.statements.borrow_mut(),

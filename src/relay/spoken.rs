@@ -190,10 +190,10 @@ fn rewrite(
         ..Change::default()
     };
     // Only a statement that is alone can be run again.
-    let mark = if commands.len() == 1 {
-        mark
-    } else {
+    let mark = if commands.len() > 1 && mark > 0 {
         mark | NO_RETRY
+    } else {
+        mark
     };
     let replies = &mut exchange.dialogue.replies;
     replies.push_marked(Kind::Query, Fate::Forward, Some(Box::new(change)), mark);
@@ -323,6 +323,7 @@ pub(super) fn send_prepare(
     exchange: &mut Exchange<'_>,
 ) {
     exchange.counts.server_parse += 1;
+    exchange.dialogue.unnamed = None;
     let name = sql::quoted(statement.name().as_bytes());
     let text = [b"prepare ", &*name, statement.body()].concat();
     let out = outlet.insert();

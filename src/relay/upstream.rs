@@ -126,6 +126,8 @@ pub(super) struct Upstream {
 /// Both sides of a lease, as far as the client's messages touch them.
 pub(super) struct Exchange<'a> {
     pub(super) rules: Rules,
+    /// The client's number.
+    pub(super) client: u64,
     pub(super) dialogue: &'a mut Dialogue,
     pub(super) names: &'a mut ClientStatements,
     pub(super) statements: &'a mut Statements,
@@ -479,7 +481,12 @@ fn look(
         tag::QUERY if exchange.rules.refuses_query => return Err(Fault::QueryRefused),
         tag::QUERY => return spoken::look_at_query(header, body, outlet, exchange),
         tag::PARSE if have.first() == Some(&0) => {
-            match spoken::look_at_unnamed(header, body, outlet, exchange) {
+            let looked = spoken::look_at_unnamed(header, body, outlet, exchange);
+            if !matches!(looked, Looked::NeedsMore | Looked::Held) {
+                let batch = exchange.dialogue.statements.batch();
+                exchange.dialogue.unnamed = Some((exchange.client, batch));
+            }
+            match looked {
                 Looked::Unchanged => Looked::Unchanged,
                 other => return Ok(other),
             }
@@ -615,7 +622,7 @@ fn look_at_bind(
     }
     // A name the client never prepared is for the server to refuse (26000), or to know from PREPARE.
     let Some(mut statement) = exchange.names.get(bind.statement).cloned() else {
-        return unknown_name(tag::BIND, bind.statement, exchange);
+        return unknown_name(tag::BIND, bind.statement, outlet, exchange);
     };
     exchange.counts.bind += u64::from(!body.is_repeated);
     if statement.forgets() {
@@ -641,9 +648,17 @@ fn look_at_bind(
     Ok(Looked::Rewritten)
 }
 
-fn unknown_name(tag: u8, name: &[u8], exchange: &mut Exchange<'_>) -> Result<Looked, Fault> {
+fn unknown_name(
+    tag: u8,
+    name: &[u8],
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> Result<Looked, Fault> {
     if exchange.rules.is_strict && !name.is_empty() {
         return Err(Fault::UnknownName);
+    }
+    if name.is_empty() {
+        part_with_unnamed(outlet, exchange);
     }
     let mark = if name.is_empty() {
         exchange.spoken.mark
@@ -655,6 +670,19 @@ fn unknown_name(tag: u8, name: &[u8], exchange: &mut Exchange<'_>) -> Result<Loo
         replies.push_marked(kind, Fate::Forward, None, mark);
     }
     Ok(Looked::Unchanged)
+}
+
+/// Makes the server say that it has no unnamed statement, if what it has is another client's.
+fn part_with_unnamed(outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
+    let owner = exchange.dialogue.unnamed;
+    if owner.is_some_and(|(client, _)| client == exchange.client) {
+        return;
+    }
+    frontend::close_statement(outlet.insert(), b"");
+    let replies = &mut exchange.dialogue.replies;
+    replies.push(Kind::Close, Fate::Drop, None);
+    let batch = exchange.dialogue.statements.batch();
+    exchange.dialogue.unnamed = Some((exchange.client, batch));
 }
 
 fn push_renamed(kind: Kind, statement: &Statement, exchange: &mut Exchange<'_>) {
@@ -696,7 +724,7 @@ fn look_at_target(
             replies.push(Kind::Close, Fate::Fabricate, Some(Box::new(change)));
             Ok(Looked::Rewritten)
         }
-        (tag::DESCRIBE, Some(target), None) => unknown_name(tag, target.name, exchange),
+        (tag::DESCRIBE, Some(target), None) => unknown_name(tag, target.name, outlet, exchange),
         _ => {
             let header = Header {
                 tag,

@@ -18,6 +18,7 @@ const ANSWER_BYTES_MAX: usize = 1024 * 1024;
 
 /// Appends the messages that make `settings`, and notes that their answers are the pooler's own.
 pub fn request_settings(out: &mut Vec<u8>, settings: &[Setting], dialogue: &mut Dialogue) {
+    dialogue.unnamed = None;
     let mut push = |kinds: &[Kind]| {
         kinds
             .iter()

@@ -117,6 +117,11 @@ impl ServerStatements {
         self.cache.is_empty()
     }
 
+    /// Which batch is being sent.
+    pub fn batch(&self) -> u64 {
+        self.batch
+    }
+
     /// A Sync was sent: what follows it runs whether or not what went before failed.
     pub fn synced(&mut self) {
         self.batch += 1;

@@ -207,6 +207,12 @@ impl<C> Replies<C> {
         });
     }
 
+    /// How many batches and queries are still to be ended, at most.
+    pub fn ends(&self) -> usize {
+        let is_end = |owed: &&Owed<C>| matches!(owed.kind, Kind::Sync | Kind::Query);
+        self.owed.iter().filter(is_end).count()
+    }
+
     /// What the Query at the front is to change, if it is one.
     #[inline]
     pub fn query_change(&mut self) -> Option<&mut C> {

@@ -201,12 +201,72 @@ both_shards!(client_that_leaves_while_a_batch_waits_is_gone, |shards| {
     let fails = [parse("t", "select 1"), sync()].concat();
     client.send(&[slow, fails, run_prepared("t", &[]), sync()].concat());
     wait_until("it sleeps", || {
-        let text = "select count(*) from pg_stat_activity where query like '%pg_sleep(600)' and state = 'active'";
+        let text = "select count(*) from pg_stat_activity where state = 'active' \
+                    and datname = current_database() and query = 'select pg_sleep(600)'";
         stage.database.direct().value(text) == "1"
     });
     drop(client);
     wait_until("it is gone", || stage.pools(&stage.entry, "cl_active") == 0);
 });
+
+// ---- the unnamed statement ------------------------------------------------------------------------------------------------
+
+both_shards!(unnamed_statement_of_another_client_is_not_run, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    let mut clients = [stage.client(), stage.client(), stage.client()];
+    let run = [run_prepared("", &[]), sync()].concat();
+    prepare(&mut clients[0], "", "select 'own'");
+    assert_eq!(clients[0].exchange(&run).value(), "own");
+    prepare(&mut clients[1], "", "select 'secret'");
+    for ask in [run.clone(), [describe(b'S', ""), sync()].concat()] {
+        for client in [0, 2] {
+            let reply = clients[client].exchange(&ask);
+            let text = "unnamed prepared statement does not exist";
+            assert_eq!((reply.tags.as_str(), reply.text()), ("EZ", text));
+            assert_eq!(reply.code(), "26000");
+        }
+    }
+    // A Parse that was skipped does not make it one's own.
+    prepare(&mut clients[1], "", "select 'secret'");
+    let skipped = [parse("x", "selec"), parse("", "select 'own'"), sync()].concat();
+    assert_eq!(clients[0].exchange(&skipped).code(), "42601");
+    assert_eq!(clients[0].exchange(&run).code(), "26000");
+    let whole = extended("select 'whole'", &[]);
+    assert_eq!(clients[0].exchange(&whole).value(), "whole");
+});
+
+everywhere!(
+    unnamed_statement_is_the_clients_own_in_a_transaction,
+    |stage| {
+        let mut client = stage.client();
+        client.value("begin");
+        prepare(&mut client, "", "select 'own'");
+        for _ in 0..2 {
+            let reply = client.exchange(&[run_prepared("", &[]), sync()].concat());
+            assert_eq!(reply.value(), "own");
+        }
+        client.value("commit");
+        let reply = client.exchange(&[run_prepared("", &[]), sync()].concat());
+        assert_eq!(reply.code(), "26000", "a Query has dropped it");
+    }
+);
+
+everywhere!(
+    name_in_use_is_told_by_its_own_name_wherever_it_stands,
+    |stage| {
+        let mut client = stage.client();
+        client.value("prepare s as select 's'");
+        for text in [
+            "begin; prepare s (int) as select $1; rollback",
+            "execute s; prepare s as select 2",
+        ] {
+            let reply = client.query(text);
+            assert_eq!(reply.code(), "42P05", "{text}");
+            assert_eq!(reply.text(), "prepared statement \"s\" already exists");
+            client.query("rollback");
+        }
+    }
+);
 
 // ---- types of parameters --------------------------------------------------------------------------------------------------
 
