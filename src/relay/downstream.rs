@@ -7,9 +7,12 @@ use super::outlet::Outlet;
 use super::spoken::{Spoken, failure_of};
 use crate::server::Dialogue;
 use crate::session::{
-    Change, ClientStatements, Generation, Kind, OutOfStep, Refusal, Reply, Settings, TooMany,
+    Change, ClientStatements, Generation, Kind, OutOfStep, Refusal, Replies, Reply, RowTypes,
+    Settings, TooMany,
 };
-use crate::wire::backend::{self, Fields, ParameterStatus, Report, Severity, TransactionStatus};
+use crate::wire::backend::{
+    self, Fields, ParameterStatus, Report, RowDescription, Severity, TransactionStatus,
+};
 use crate::wire::tag::backend as tag;
 use crate::wire::{BadHeader, Header, Scanner, SqlState, Step, message, put_cstr};
 
@@ -19,6 +22,9 @@ const GATHERED_BYTES_MAX: usize = 1024 * 1024;
 const ERROR_BYTES_MAX: usize = 16 * 1024;
 /// Names the place where PostgreSQL finds that a result has changed its type, in any language.
 const REVALIDATE: &[u8] = b"RevalidateCachedQuery";
+
+/// What PostgreSQL says then.
+const OTHER_RESULT: &[u8] = b"cached plan must not change result type";
 
 /// Why a server's stream cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +118,7 @@ impl Downstream {
                     held,
                 } => {
                     let at_hand = &data[body..range.end];
-                    if is_read(header) && self.scanner.rest() > 0 {
+                    if self.scanner.rest() > 0 && is_read(header, &audience.dialogue.replies) {
                         self.gather(header, at_hand)?;
                         continue;
                     }
@@ -203,8 +209,11 @@ impl Downstream {
 }
 
 /// Whether the body must be at hand.
-fn is_read(header: Header) -> bool {
+fn is_read(header: Header, replies: &Replies<Change>) -> bool {
     match header.tag {
+        tag::ROW_DESCRIPTION => {
+            header.body_bytes <= GATHERED_BYTES_MAX && replies.describe_change().is_some()
+        }
         tag::READY_FOR_QUERY | tag::PARAMETER_STATUS | tag::PARAMETER_DESCRIPTION => true,
         tag::COMMAND_COMPLETE => Dialogue::may_matter(header.body_bytes),
         tag::ERROR_RESPONSE => header.body_bytes <= ERROR_BYTES_MAX,
@@ -238,7 +247,7 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
             let status = ParameterStatus::read(body)?;
             audience.dialogue.reported(&status, Some(audience.settings));
         }
-        tag::PARAMETER_DESCRIPTION if !forward => {
+        tag::PARAMETER_DESCRIPTION => {
             let Dialogue {
                 replies,
                 statements,
@@ -246,6 +255,11 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
             } = &mut *audience.dialogue;
             if let Some(change) = replies.describe_change() {
                 change.learned(body, statements);
+            }
+        }
+        tag::ROW_DESCRIPTION | tag::NO_DATA => {
+            if let Some(change) = &reply.confirmed {
+                change.learned_rows(types_of(body), &mut audience.dialogue.statements);
             }
         }
         tag::COMMAND_COMPLETE => complete(body, audience),
@@ -259,6 +273,13 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
         account(reply, audience);
     }
     Ok(forward)
+}
+
+/// The types in a RowDescription; none of a NoData, nor of one that is too large.
+fn types_of(body: &[u8]) -> RowTypes {
+    let description = RowDescription::read(body).ok();
+    let columns = description.iter().flat_map(RowDescription::iter);
+    RowTypes::of(columns.map(|column| column.type_oid))
 }
 
 #[inline]
@@ -351,20 +372,38 @@ fn say_instead(reply: &Reply<Change>, body: &[u8], audience: &mut Audience<'_>) 
         // The text itself was wrong, or the transaction has failed: that comes first.
         return false;
     }
-    let text = match &refusal {
+    // What differs from the error that PostgreSQL has given.
+    let (sqlstate, text): (Option<&[u8]>, _) = match &refusal {
         Refusal::NameInUse(name) => {
             let text = [b"prepared statement \"", &**name, b"\" already exists"].concat();
-            message(&mut audience.instead, tag::ERROR_RESPONSE, |out| {
-                for (code, value) in fields.iter() {
-                    out.push(code);
-                    put_cstr(out, if code == b'M' { &text } else { value });
-                }
-                out.push(0);
-            });
+            (None, text)
+        }
+        Refusal::OtherResult => (Some(b"0A000"), OTHER_RESULT.to_vec()),
+        Refusal::TooMany => {
+            too_many(&mut audience.instead);
             return true;
         }
-        Refusal::TooMany => TooMany.to_string(),
     };
+    let is_changed = sqlstate.is_some();
+    message(&mut audience.instead, tag::ERROR_RESPONSE, |out| {
+        for (code, value) in fields.iter() {
+            let value = match (code, sqlstate) {
+                (b'M', _) => &text,
+                (b'C', Some(sqlstate)) => sqlstate,
+                (b'R', _) if is_changed => REVALIDATE,
+                (b'F' | b'L', _) if is_changed => continue,
+                _ => value,
+            };
+            out.push(code);
+            put_cstr(out, value);
+        }
+        out.push(0);
+    });
+    true
+}
+
+fn too_many(out: &mut Vec<u8>) {
+    let text = TooMany.to_string();
     let report = Report {
         severity: Severity::Error,
         sqlstate: SqlState::CONFIGURATION_LIMIT_EXCEEDED,
@@ -372,8 +411,7 @@ fn say_instead(reply: &Reply<Change>, body: &[u8], audience: &mut Audience<'_>) 
         detail: None,
         hint: None,
     };
-    backend::error_response(&mut audience.instead, &report);
-    true
+    backend::error_response(out, &report);
 }
 
 fn account(reply: Reply<Change>, audience: &mut Audience<'_>) {

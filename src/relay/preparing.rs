@@ -2,11 +2,11 @@
 //! statements that stand in the place of others.
 
 use super::outlet::Outlet;
-use super::spoken::{self, AHEAD_OF_QUERY};
+use super::spoken::{self, AHEAD_OF_QUERY, mark_of};
 use super::upstream::Exchange;
 use crate::session::{
-    Change, Fate, Finding, Form, Found, Kind, Preparation, Refusal, ServerChange, Statement,
-    server_name,
+    Change, Fate, Finding, Form, Found, Kind, Preparation, Refusal, RowTypes, ServerChange,
+    Statement, server_name,
 };
 use crate::wire::tag::frontend as tag;
 use crate::wire::{frontend, message, put_cstr};
@@ -89,6 +89,42 @@ pub(super) fn prepare_typed(
         return pinned;
     }
     statement
+}
+
+/// What is known of a statement's result on a server.
+pub(super) enum Outcome {
+    AsTold,
+    Other,
+    /// The server has been asked.
+    Unknown,
+}
+
+/// Whether the result of a statement that the server has will be of these types.
+pub(super) fn result_of(
+    statement: &Statement,
+    rows: RowTypes,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) -> Outcome {
+    if exchange.dialogue.replies.is_copying_in() {
+        // It fails anyhow, and answers nothing before the client has gone on.
+        return Outcome::AsTold;
+    }
+    let on_server = &mut exchange.dialogue.statements;
+    match on_server.rows_of(statement.id()) {
+        Ok(known) if known == rows => return Outcome::AsTold,
+        Ok(_) => return Outcome::Other,
+        Err(true) => return Outcome::Unknown,
+        Err(false) => {}
+    }
+    let change = Change::from(on_server.ask(statement.id()));
+    let out = outlet.insert();
+    frontend::describe_statement(out, statement.name().as_bytes());
+    frontend::flush(out);
+    let replies = &mut exchange.dialogue.replies;
+    let mark = mark_of(statement);
+    replies.push_marked(Kind::Describe, Fate::Drop, Some(Box::new(change)), mark);
+    Outcome::Unknown
 }
 
 /// Closes what is in the way of preparing the statement; `None` if the server has it.

@@ -65,21 +65,12 @@ enum Pending {
     Forget(Vec<u8>),
 }
 
-/// Whether a command may be under way that makes all names go.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum Forgets {
-    #[default]
-    Nothing,
-    /// And the server has not been asked to answer it at once.
-    Unasked,
-    Asked,
-}
-
 /// State of a lease.
 #[derive(Default)]
 pub(super) struct Spoken {
     pending: Option<Pending>,
-    pub(super) forgets: Forgets,
+    /// A command may be under way that makes all names go.
+    pub(super) forgets: bool,
     /// The mark of a Bind of the unnamed statement.
     pub(super) mark: u32,
     /// The Query under way has been refused already, by an error ahead of it.
@@ -123,7 +114,7 @@ pub(super) fn look_at_query(
 /// Remembers that a text which is about to be sent may make all names go.
 fn note_forgetting(text: &[u8], exchange: &mut Exchange<'_>) {
     if sql::forgets(text) {
-        exchange.spoken.forgets = Forgets::Unasked;
+        exchange.spoken.forgets = true;
     }
 }
 

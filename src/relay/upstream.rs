@@ -4,9 +4,10 @@
 use super::kept::{Kept, is_flexible};
 use super::outlet::Outlet;
 use super::preparing::{
-    NOTHING, find_types, make_room, prepare, prepare_typed, refuse, renewed, send_parse,
+    NOTHING, Outcome, find_types, make_room, prepare, prepare_typed, refuse, renewed, result_of,
+    send_parse,
 };
-use super::spoken::{self, Forgets, Spoken, mark_of};
+use super::spoken::{self, Spoken, mark_of};
 use crate::server::Dialogue;
 use crate::session::{
     Change, ClientStatements, Fate, Finding, Form, Generation, Kind, Refusal, Settings, Statement,
@@ -121,6 +122,8 @@ pub(super) struct Upstream {
     header: Option<Header>,
     /// The message that is gathered waits for an answer to an earlier one, see [`must_wait`].
     is_held: bool,
+    /// The answers that it waits for have been called for.
+    is_flushed: bool,
 }
 
 /// Both sides of a lease, as far as the client's messages touch them.
@@ -145,6 +148,8 @@ pub(super) enum Looked {
     Rewritten,
     /// The same, of a Query that can be sent again.
     RewrittenQuery,
+    /// Something else has been sent in its place; what is missing of it does not pass.
+    RewrittenWhole,
     /// What it means depends on an answer that has not come.
     Held,
 }
@@ -313,6 +318,7 @@ impl Upstream {
                 self.gathered.clear();
                 self.gathered.extend_from_slice(have);
                 self.header = Some(header);
+                self.is_flushed = false;
                 self.hold(&looked, outlet, exchange);
                 Ok(false)
             }
@@ -322,6 +328,10 @@ impl Upstream {
             }
             Looked::Rewritten => {
                 self.flow = Flow::Pass;
+                Ok(false)
+            }
+            Looked::RewrittenWhole => {
+                self.flow = Flow::Discard;
                 Ok(false)
             }
             Looked::RewrittenQuery => {
@@ -338,10 +348,9 @@ impl Upstream {
             return;
         }
         self.is_held = true;
-        if exchange.dialogue.replies.is_batch_open() && exchange.spoken.forgets == Forgets::Unasked
-        {
+        if exchange.dialogue.replies.is_batch_open() && !self.is_flushed {
             frontend::flush(outlet.insert());
-            exchange.spoken.forgets = Forgets::Asked;
+            self.is_flushed = true;
         }
     }
 
@@ -381,7 +390,10 @@ impl Upstream {
             let header = self.scanner.header_bytes();
             kept.keep_query(header, &self.gathered);
         }
-        self.flow = Flow::Pass;
+        self.flow = match looked {
+            Looked::RewrittenWhole => Flow::Discard,
+            _ => Flow::Pass,
+        };
         self.header = None;
         self.gathered = Vec::new();
         Ok(())
@@ -511,10 +523,10 @@ fn look(
 pub(super) fn must_wait(name: &[u8], exchange: &mut Exchange<'_>) -> bool {
     let replies = &exchange.dialogue.replies;
     if replies.is_empty() {
-        exchange.spoken.forgets = Forgets::Nothing;
+        exchange.spoken.forgets = false;
         return false;
     }
-    let is_unsure = exchange.spoken.forgets != Forgets::Nothing || !exchange.names.is_settled(name);
+    let is_unsure = exchange.spoken.forgets || !exchange.names.is_settled(name);
     // A server that copies answers nothing before the client has gone on.
     is_unsure && !name.is_empty() && !replies.is_copying_in()
 }
@@ -621,12 +633,11 @@ fn look_at_bind(
         return Ok(Looked::Held);
     }
     // A name the client never prepared is for the server to refuse (26000), or to know from PREPARE.
-    let Some(mut statement) = exchange.names.get(bind.statement).cloned() else {
+    let Some((mut statement, told)) = exchange.names.get_told(bind.statement) else {
         return unknown_name(tag::BIND, bind.statement, outlet, exchange);
     };
-    exchange.counts.bind += u64::from(!body.is_repeated);
     if statement.forgets() {
-        exchange.spoken.forgets = Forgets::Unasked;
+        exchange.spoken.forgets = true;
     }
     let is_typed = statement.is_open() && !bind.values_are_text();
     if statement.generation() != exchange.generation.current()
@@ -639,6 +650,23 @@ fn look_at_bind(
     } else {
         prepare(&statement, outlet, exchange);
     }
+    if let Some(rows) = told.and_then(|told| told.get())
+        && !is_flexible(&bind, rest == 0, body.behind)
+    {
+        if rest > 0 && have.len() + rest <= NAMES_BYTES_MAX {
+            // What it asks for stands at its end.
+            return Ok(Looked::NeedsMore);
+        }
+        match result_of(&statement, rows, outlet, exchange) {
+            Outcome::AsTold => {}
+            Outcome::Unknown => return Ok(Looked::Held),
+            Outcome::Other => {
+                refuse(Refusal::OtherResult, NOTHING, outlet, exchange);
+                return Ok(Looked::RewrittenWhole);
+            }
+        }
+    }
+    exchange.counts.bind += u64::from(!body.is_repeated);
     let out = outlet.insert();
     let name = statement.name().as_bytes();
     frontend::bind_renamed_head(out, bind.portal, name, bind.rest.len() + rest)
@@ -712,7 +740,13 @@ fn look_at_target(
             }
             statement = prepare_typed(name, statement, outlet, exchange);
             frontend::describe_statement(outlet.insert(), statement.name().as_bytes());
-            push_renamed(Kind::Describe, &statement, exchange);
+            let change = Change {
+                told: exchange.names.telling(name),
+                ..Change::from(exchange.dialogue.statements.ask(statement.id()))
+            };
+            let (replies, mark) = (&mut exchange.dialogue.replies, mark_of(&statement));
+            let change = Some(Box::new(change));
+            replies.push_marked(Kind::Describe, Fate::Forward, change, mark);
             Ok(Looked::Rewritten)
         }
         (tag::CLOSE, _, Some((name, _))) => {

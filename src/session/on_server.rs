@@ -15,6 +15,7 @@
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use lru::LruCache;
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -28,6 +29,28 @@ pub type Types = Arc<[u8]>;
 /// Hash of a statement's text, parameter types and generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct StatementId(pub(super) [u8; ID_BYTES]);
+
+/// Hash of the types of a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowTypes([u8; ID_BYTES]);
+
+impl RowTypes {
+    /// Of these object ids, in order.
+    pub fn of(ids: impl Iterator<Item = u32>) -> RowTypes {
+        let mut hash = Sha256::new();
+        ids.for_each(|id| hash.update(id.to_be_bytes()));
+        RowTypes(cut(hash))
+    }
+}
+
+/// The first bytes of a hash.
+pub(super) fn cut(hash: Sha256) -> [u8; ID_BYTES] {
+    let mut out = [0; ID_BYTES];
+    for (to, from) in out.iter_mut().zip(hash.finalize()) {
+        *to = from;
+    }
+    out
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
@@ -48,7 +71,9 @@ struct Place {
     state: State,
     /// Of its parameters, if known.
     types: Option<Types>,
-    /// The batch in which the server was asked for them.
+    /// Types of its result, if known.
+    rows: Option<RowTypes>,
+    /// The batch in which the server was asked for both.
     asked: Option<u64>,
     /// They were not found by this server: it was told them.
     are_declared: bool,
@@ -59,6 +84,7 @@ impl From<State> for Place {
         Place {
             state,
             types: None,
+            rows: None,
             asked: None,
             are_declared: false,
         }
@@ -189,6 +215,23 @@ impl ServerStatements {
         let place = self.cache.peek(&id)?;
         let types = place.types.as_ref()?;
         place.state.holds_in(self.batch).then_some(types)
+    }
+
+    /// The types of its result, if known; else whether the server has been asked for them in this batch.
+    pub fn rows_of(&self, id: StatementId) -> Result<RowTypes, bool> {
+        let place = self.cache.peek(&id);
+        let place = place.filter(|place| place.state.holds_in(self.batch));
+        let rows = place.and_then(|place| place.rows);
+        rows.ok_or(place.is_some_and(|place| place.asked == Some(self.batch)))
+    }
+
+    /// What the end of a batch's Describe has told, unless it has been prepared again since.
+    pub(super) fn learned_rows(&mut self, id: StatementId, batch: u64, rows: RowTypes) {
+        if let Some(place) = self.cache.peek_mut(&id)
+            && place.asked == Some(batch)
+        {
+            place.rows = Some(rows);
+        }
     }
 
     /// The Parse that is about to be sent gives the types of its parameters.

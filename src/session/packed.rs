@@ -2,9 +2,9 @@
 //! shared by the clients of one shard only.
 
 use super::budget::Charge;
-use super::on_server::StatementId;
+use super::on_server::{RowTypes, StatementId};
 use super::prepared::{ClientStatements, Form, Found, Names, Registered, Statement, Statements};
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -22,6 +22,7 @@ struct PackedName {
     serial: u64,
     is_confirmed: bool,
     found: Option<Found>,
+    told: Option<RowTypes>,
     /// Which of the texts.
     statement: usize,
     charge: Charge,
@@ -80,6 +81,7 @@ impl ClientStatements {
             serial: registered.serial,
             is_confirmed: registered.is_confirmed,
             found: registered.found.and_then(|it| it.get().cloned()),
+            told: registered.told.and_then(|it| it.get()),
             statement: packing.place_of(&registered.statement),
             charge: registered.charge,
         });
@@ -108,6 +110,7 @@ impl PackedStatements {
                 serial: packed.serial,
                 statement: here[packed.statement].clone(),
                 found: packed.found.map(|it| Rc::new(OnceCell::from(it))),
+                told: packed.told.map(|it| Rc::new(Cell::new(Some(it)))),
                 is_confirmed: packed.is_confirmed,
                 batch: 0,
                 charge: packed.charge,

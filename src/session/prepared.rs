@@ -15,15 +15,17 @@
 //! statement is prepared, and a client that sends binary values relies on what it was told then. So every
 //! name keeps the types that were found for it, and binary values go only to a statement that has the same: to
 //! that of the same text if it has, else to one that is *pinned*, which has the types in its Parse.
+//! In the same way a name knows the types of the result that its client was told last, and a Bind for binary
+//! values meets a statement with others as it would on PostgreSQL: with an error, before anything has run.
 
 use super::budget::{Budget, Charge, TooMany};
 use super::on_server::{
-    ID_BYTES, ServerChange, ServerStatements, State, StatementId, Types, server_name,
+    RowTypes, ServerChange, ServerStatements, State, StatementId, Types, cut, server_name,
 };
 use super::sql;
 use super::usage::Usage;
 use sha2::{Digest, Sha256};
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -75,6 +77,9 @@ pub struct Found {
 
 /// Where they will be when the server has told them.
 pub type Finding = Rc<OnceCell<Found>>;
+
+/// Types of the result that a client was told when it described a name last; nothing until then.
+pub type Told = Rc<Cell<Option<RowTypes>>>;
 
 /// How a statement is prepared.
 #[derive(Clone, Debug)]
@@ -276,11 +281,7 @@ fn id_of(body: &[u8], form: &Form, generation: u32) -> StatementId {
     if generation > 0 {
         hash.update(generation.to_be_bytes());
     }
-    let mut id = [0; ID_BYTES];
-    for (to, from) in id.iter_mut().zip(hash.finalize()) {
-        *to = from;
-    }
-    StatementId(id)
+    StatementId(cut(hash))
 }
 
 #[derive(Debug)]
@@ -290,6 +291,7 @@ pub(super) struct Registered {
     pub(super) statement: Rc<Statement>,
     /// Types of its parameters, if the statement has left them open.
     pub(super) found: Option<Finding>,
+    pub(super) told: Option<Told>,
     /// Its Parse has been answered.
     pub(super) is_confirmed: bool,
     /// The client's batch that it was made in.
@@ -358,6 +360,18 @@ impl ClientStatements {
                 .any(|(leaving, batch)| **leaving == *name && *batch != it.batch)
     }
 
+    /// As [`ClientStatements::get`], with what the client was told of the result.
+    pub fn get_told(&self, name: &[u8]) -> Option<(Rc<Statement>, Option<Told>)> {
+        let registered = self.0.as_ref()?.names.get(name)?;
+        Some((registered.statement.clone(), registered.told.clone()))
+    }
+
+    /// Where to put what the client is about to be told.
+    pub fn telling(&mut self, name: &[u8]) -> Option<Told> {
+        let registered = self.get_mut(name)?;
+        Some(registered.told.get_or_insert_default().clone())
+    }
+
     fn get_mut(&mut self, name: &[u8]) -> Option<&mut Registered> {
         self.0.as_mut()?.names.get_mut(name)
     }
@@ -397,6 +411,7 @@ impl ClientStatements {
                 serial,
                 statement,
                 found,
+                told: None,
                 is_confirmed: false,
                 batch,
                 charge,
@@ -513,6 +528,8 @@ pub struct Change {
     pub refusal: Option<Refusal>,
     /// What the server tells of a statement is found for a name, too.
     pub finding: Option<(Finding, u32)>,
+    /// The client is told the types of its result.
+    pub told: Option<Told>,
     /// What the statements of a Query change, one after the other as they complete.
     pub steps: VecDeque<Change>,
 }
@@ -522,6 +539,8 @@ pub struct Change {
 pub enum Refusal {
     /// The client has a statement of this name.
     NameInUse(Box<[u8]>),
+    /// The result has other types than the client was told.
+    OtherResult,
     /// See [`TooMany`].
     TooMany,
 }
@@ -571,6 +590,16 @@ impl Change {
         if let Some((finding, generation)) = &self.finding {
             let generation = *generation;
             let _ = finding.set(Found { generation, types });
+        }
+    }
+
+    /// The server has told the types of a statement's result.
+    pub fn learned_rows(&self, rows: RowTypes, server: &mut ServerStatements) {
+        if let Some(ServerChange::Asked(id, batch)) = self.server {
+            server.learned_rows(id, batch, rows);
+        }
+        if let Some(told) = &self.told {
+            told.set(Some(rows));
         }
     }
 

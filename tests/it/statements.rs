@@ -450,3 +450,76 @@ both_shards!(
         assert_eq!(reply.tags, "1tT2DC3Z");
     }
 );
+
+// ---- types of results -----------------------------------------------------------------------------------------------------
+
+/// Bind that asks for binary values, Execute.
+fn binary_result(name: &str) -> Vec<u8> {
+    let body = [b"\0", name.as_bytes(), b"\0\0\0\0\0\0\x01\0\x01"].concat();
+    [message(b'B', &body), execute("", 0)].concat()
+}
+
+both_shards!(
+    binary_result_is_of_the_types_that_the_client_was_told,
+    |shards| {
+        // a server that never had the statement prepares it after the change
+        let stage = Stage::pooled(Topology::new(shards).pool_size(3));
+        table(&stage);
+        let mut client = stage.client();
+        prepare(&mut client, "s", "insert into t values (2, 2) returning v");
+        client.exchange(&[describe(b'S', "s"), sync()].concat());
+        let run = [binary_result("s"), sync()].concat();
+        assert_eq!(client.exchange(&run).tags, "2DCZ");
+        let mut hogs = [stage.client(), stage.client()];
+        hogs[0].value("begin");
+        for _ in 0..2 {
+            assert_eq!(client.exchange(&run).tags, "2DCZ", "nothing has changed");
+        }
+        hogs[1].value("begin");
+        let sql = "alter table t alter column v type real";
+        hogs[1].value("commit");
+        stage.database.sql(sql);
+        hogs[1].value("begin");
+        for _ in 0..2 {
+            let reply = client.exchange(&run);
+            let text = "cached plan must not change result type";
+            assert_eq!((reply.tags.as_str(), reply.text()), ("EZ", text));
+            assert_eq!(reply.code(), "0A000");
+        }
+        let count = stage
+            .database
+            .direct()
+            .value("select count(*) from t where id = 2");
+        assert_eq!(count, "3", "what is refused has not been run");
+        let text = [run_prepared("s", &[]), sync()].concat();
+        assert_eq!(client.exchange(&text).value(), "2", "text has no type");
+        prepare(
+            &mut client,
+            "again",
+            "insert into t values (2, 2) returning v",
+        );
+        client.exchange(&[describe(b'S', "again"), sync()].concat());
+        let run = [binary_result("again"), sync()].concat();
+        for _ in 0..2 {
+            assert_eq!(client.exchange(&run).tags, "2DCZ");
+        }
+    }
+);
+
+both_shards!(
+    result_that_is_described_with_its_rows_may_be_of_any_type,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+        table(&stage);
+        let mut client = stage.client();
+        prepare(&mut client, "s", "select v from t");
+        client.exchange(&[describe(b'S', "s"), sync()].concat());
+        let mut hog = stage.client();
+        hog.value("begin");
+        stage.database.sql("alter table t alter column v type real");
+        let body = b"\0s\0\0\0\0\0\0\x01\0\x01";
+        let bind = message(b'B', body);
+        let reply = client.exchange(&[bind, describe(b'P', ""), execute("", 0), sync()].concat());
+        assert_eq!(reply.tags, "2TDCZ");
+    }
+);
