@@ -523,3 +523,37 @@ both_shards!(
         assert_eq!(reply.tags, "2TDCZ");
     }
 );
+
+both_shards!(
+    result_that_is_described_in_the_same_batch_is_of_the_new_types,
+    |shards| {
+        // the server answers the Describe of the open batch only if it is asked to
+        let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+        table(&stage);
+        let mut client = stage.client();
+        prepare(&mut client, "s", "select v from t");
+        client.exchange(&[describe(b'S', "s"), sync()].concat());
+        let mut hog = stage.client();
+        hog.value("begin");
+        stage.database.sql("alter table t alter column v type real");
+        let text = [run_prepared("s", &[]), sync()].concat();
+        client.send_bytewise(&text);
+        assert_eq!(client.reply().value(), "1");
+        let batch = [describe(b'S', "s"), binary_result("s"), sync()].concat();
+        for _ in 0..2 {
+            assert_eq!(client.exchange(&batch).tags, "tT2DCZ");
+        }
+        assert_eq!(
+            client.exchange(&[binary_result("s"), sync()].concat()).tags,
+            "2DCZ"
+        );
+        hog.value("commit");
+        for is_cut in [false, true] {
+            match is_cut {
+                true => client.send_bytewise(&batch),
+                false => client.send(&batch),
+            }
+            assert_eq!(client.reply().tags, "tT2DCZ");
+        }
+    }
+);
