@@ -18,6 +18,7 @@ pub struct RelayParcel {
     settings: Settings,
     are_settings_proven: bool,
     names: PackedStatements,
+    unnamed: u64,
     options: RelaySettings,
 }
 
@@ -45,6 +46,7 @@ impl Relay {
                 settings: self.settings,
                 are_settings_proven: self.are_settings_proven,
                 names: self.names.pack(),
+                unnamed: self.unnamed,
                 options,
             }),
         }
@@ -93,6 +95,7 @@ impl RelayParcel {
         );
         Relay {
             names,
+            unnamed: self.unnamed,
             are_settings_proven: self.are_settings_proven,
             ..relay
         }

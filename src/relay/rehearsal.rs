@@ -23,6 +23,7 @@ pub struct Rehearsal {
     upstream: Upstream,
     dialogue: Dialogue,
     names: ClientStatements,
+    unnamed: u64,
     statements: Statements,
     generation: Generation,
     lease: Lease,
@@ -43,6 +44,7 @@ impl Default for Rehearsal {
             upstream: Upstream::default(),
             dialogue: Dialogue::default(),
             names: ClientStatements::default(),
+            unnamed: 0,
             statements: Statements::new(Arc::new(Budget::new(STATEMENTS_BYTES_MAX))),
             generation: Generation::default(),
             lease: Lease::default(),
@@ -92,6 +94,7 @@ impl Rehearsal {
             &mut Exchange {
                 rules: self.rules,
                 client: 1,
+                unnamed: &mut self.unnamed,
                 dialogue: &mut self.dialogue,
                 names: &mut self.names,
                 statements: &mut self.statements,

@@ -84,6 +84,8 @@ pub struct Relay {
     /// Some server has taken the settings already.
     pub(super) are_settings_proven: bool,
     pub(super) names: ClientStatements,
+    /// Unnamed statements that it has prepared.
+    pub(super) unnamed: u64,
     pub(super) generation: Arc<Generation>,
     pub(super) upstream: Upstream,
     /// The server is to be closed, and the client with it, at the end of a transaction.
@@ -130,6 +132,7 @@ impl Relay {
             settings,
             are_settings_proven: false,
             names: ClientStatements::default(),
+            unnamed: 0,
             generation: options.generation,
             upstream: Upstream::default(),
             is_retiring: false,
@@ -573,6 +576,7 @@ impl Relay {
             &mut Exchange {
                 rules: self.rules,
                 client: self.entry.id.0,
+                unnamed: &mut self.unnamed,
                 dialogue: &mut link.server.dialogue,
                 names: &mut self.names,
                 statements: &mut self.stores.statements.borrow_mut(),

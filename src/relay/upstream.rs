@@ -131,6 +131,8 @@ pub(super) struct Exchange<'a> {
     pub(super) rules: Rules,
     /// The client's number.
     pub(super) client: u64,
+    /// How many unnamed statements it has prepared.
+    pub(super) unnamed: &'a mut u64,
     pub(super) dialogue: &'a mut Dialogue,
     pub(super) names: &'a mut ClientStatements,
     pub(super) statements: &'a mut Statements,
@@ -495,8 +497,8 @@ fn look(
         tag::PARSE if have.first() == Some(&0) => {
             let looked = spoken::look_at_unnamed(header, body, outlet, exchange);
             if !matches!(looked, Looked::NeedsMore | Looked::Held) {
-                let batch = exchange.dialogue.statements.batch();
-                exchange.dialogue.unnamed = Some((exchange.client, batch));
+                *exchange.unnamed += 1;
+                own_unnamed(exchange);
             }
             match looked {
                 Looked::Unchanged => Looked::Unchanged,
@@ -700,17 +702,25 @@ fn unknown_name(
     Ok(Looked::Unchanged)
 }
 
-/// Makes the server say that it has no unnamed statement, if what it has is another client's.
+/// Makes the server say that it has no unnamed statement, if what it has is not the one that this client has prepared last.
 fn part_with_unnamed(outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
-    let owner = exchange.dialogue.unnamed;
-    if owner.is_some_and(|(client, _)| client == exchange.client) {
+    let own = (exchange.client, *exchange.unnamed);
+    if exchange
+        .dialogue
+        .unnamed
+        .is_some_and(|(owner, _)| owner == own)
+    {
         return;
     }
     frontend::close_statement(outlet.insert(), b"");
     let replies = &mut exchange.dialogue.replies;
     replies.push(Kind::Close, Fate::Drop, None);
+    own_unnamed(exchange);
+}
+
+fn own_unnamed(exchange: &mut Exchange<'_>) {
     let batch = exchange.dialogue.statements.batch();
-    exchange.dialogue.unnamed = Some((exchange.client, batch));
+    exchange.dialogue.unnamed = Some(((exchange.client, *exchange.unnamed), batch));
 }
 
 fn push_renamed(kind: Kind, statement: &Statement, exchange: &mut Exchange<'_>) {

@@ -24,8 +24,8 @@ pub struct Dialogue {
     pub replies: Replies<Change>,
     /// What is prepared on it.
     pub statements: ServerStatements,
-    /// Whose its unnamed statement is, and the batch in which it was prepared.
-    pub unnamed: Option<(u64, u64)>,
+    /// Whose its unnamed statement is and how many that client had prepared by then, and the batch.
+    pub unnamed: Option<((u64, u64), u64)>,
     /// What it has reported, and what was set on it.
     pub params: ServerParams,
     /// Whether it is making the pooler's own settings.

@@ -235,6 +235,27 @@ both_shards!(unnamed_statement_of_another_client_is_not_run, |shards| {
     assert_eq!(clients[0].exchange(&whole).value(), "whole");
 });
 
+both_shards!(
+    unnamed_statement_of_before_is_not_run_for_a_later_one,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+        let mut client = stage.client();
+        prepare(&mut client, "", "select 'first'");
+        // A Query would drop the unnamed statement.
+        let mut hog = stage.client();
+        let reply = hog.exchange(&[parse("b", "begin"), run_prepared("b", &[]), sync()].concat());
+        assert_eq!(reply.status, b'T');
+        // On the other server.
+        prepare(&mut client, "", "select 'second'");
+        let mut other = stage.client();
+        other.value("begin");
+        let reply = hog.exchange(&[parse("c", "commit"), run_prepared("c", &[]), sync()].concat());
+        assert_eq!(reply.status, b'I');
+        let reply = client.exchange(&[run_prepared("", &[]), sync()].concat());
+        assert_eq!(reply.code(), "26000");
+    }
+);
+
 everywhere!(
     unnamed_statement_is_the_clients_own_in_a_transaction,
     |stage| {
