@@ -230,6 +230,11 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
     }
     let mut forward = reply.forward;
     match header.tag {
+        tag::PARSE_COMPLETE if forward && reply.confirmed.is_none() => {
+            if let Some(unnamed) = &mut audience.dialogue.unnamed {
+                unnamed.is_answered = true;
+            }
+        }
         tag::READY_FOR_QUERY => {
             let status = TransactionStatus::read(body)?;
             audience.dialogue.replies.ready(status.byte());
@@ -295,6 +300,9 @@ fn complete(body: &[u8], audience: &mut Audience<'_>) {
 
 /// Whether the client does not get an error, or something else instead.
 fn keeps_back(reply: &Reply<Change>, body: &[u8], audience: &mut Audience<'_>) -> bool {
+    if reply.lost_parse {
+        audience.dialogue.unnamed = None;
+    }
     if reply.failed_mark > 0 {
         if hold_back(reply, body, audience) {
             return true;
@@ -302,15 +310,6 @@ fn keeps_back(reply: &Reply<Change>, body: &[u8], audience: &mut Audience<'_>) -
         if failure_of(reply.failed_mark).is_ahead_of_query {
             return false;
         }
-    }
-    let dialogue = &mut *audience.dialogue;
-    // An unnamed Parse of the batch that has failed may have been skipped.
-    let failed = dialogue
-        .statements
-        .batch()
-        .saturating_sub(dialogue.replies.ends() as u64);
-    if dialogue.unnamed.is_some_and(|(_, batch)| batch >= failed) {
-        dialogue.unnamed = None;
     }
     say_instead(reply, body, audience)
 }

@@ -109,6 +109,14 @@ impl Kept {
         }
     }
 
+    /// A part of a header has come. Behind a whole batch it is the next message's, and that batch cannot be sent again: it would be
+    /// read as what is missing of the header.
+    pub(super) fn header_begins(&mut self) {
+        if self.state == State::Whole {
+            self.forget();
+        }
+    }
+
     /// The Query that has come can be sent again as well: these are its header and body.
     pub(super) fn keep_query(&mut self, header: &[u8], body: &[u8]) {
         if self.state == State::Query {

@@ -227,6 +227,21 @@ fn pinned(
     statement
 }
 
+/// Prepares anew a statement that the server has.
+pub(super) fn parse_anew(
+    statement: &Statement,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) {
+    let max = exchange.rules.prepared_max;
+    let on_server = &mut exchange.dialogue.statements;
+    let needed = on_server.prepare_anew(statement.id(), max);
+    if let Some(server) = carry_out(statement, needed, outlet, exchange) {
+        let change = server.into();
+        send_parse(statement, None, Fate::Drop, change, 0, outlet, exchange);
+    }
+}
+
 /// Finds the types of a statement that the server will have: it is asked for those that are not known.
 pub(super) fn find_types(
     statement: &Statement,

@@ -4,11 +4,11 @@
 use super::kept::{Kept, is_flexible};
 use super::outlet::Outlet;
 use super::preparing::{
-    NOTHING, Outcome, find_types, make_room, prepare, prepare_typed, refuse, renewed, result_of,
-    send_parse,
+    NOTHING, Outcome, find_types, make_room, parse_anew, prepare, prepare_typed, refuse, renewed,
+    result_of, send_parse,
 };
 use super::spoken::{self, Spoken, mark_of};
-use crate::server::Dialogue;
+use crate::server::{Dialogue, Unnamed};
 use crate::session::{
     Change, ClientStatements, Fate, Finding, Form, Generation, Kind, Refusal, Settings, Statement,
     Statements,
@@ -246,7 +246,12 @@ impl Upstream {
                 .scanner
                 .next(data, &mut at, exchange.rules.body_bytes_max)?
             {
-                Step::End => return Ok(Fed::All),
+                Step::End => {
+                    if self.scanner.rest() == 0 && !self.scanner.at_boundary() {
+                        kept.header_begins();
+                    }
+                    return Ok(Fed::All);
+                }
                 Step::More { range } => {
                     kept.goes_on(&data[range.clone()]);
                     match self.flow {
@@ -455,6 +460,9 @@ fn decide(header: Header, is_refused: bool, exchange: &mut Exchange<'_>) -> Flow
             if let Some(kind) = extended(other) {
                 replies.push(kind, Fate::Forward, None);
             }
+            if other == tag::PARSE {
+                exchange.dialogue.unnamed = None;
+            }
         }
     }
     Flow::Pass
@@ -608,7 +616,14 @@ fn look_at_parse(
             );
             find_types(&statement, finding, outlet, exchange);
         }
-        (None, Some(finding)) => find_types(&statement, finding, outlet, exchange),
+        (None, Some(finding)) => {
+            // A plan of before a change of the tables would refuse to be described, which no Parse does.
+            let on_server = &exchange.dialogue.statements;
+            if on_server.types_of(statement.id()).is_none() {
+                parse_anew(&statement, outlet, exchange);
+            }
+            find_types(&statement, finding, outlet, exchange);
+        }
         (None, None) => {}
     }
     let replies = &mut exchange.dialogue.replies;
@@ -663,6 +678,8 @@ fn look_at_bind(
             Outcome::AsTold => {}
             Outcome::Unknown => return Ok(Looked::Held),
             Outcome::Other => {
+                // Whoever prepares it anew is to get it as it is now, on every server.
+                exchange.generation.is_over(statement.generation());
                 refuse(Refusal::OtherResult, NOTHING, outlet, exchange);
                 return Ok(Looked::RewrittenWhole);
             }
@@ -687,6 +704,9 @@ fn unknown_name(
     if exchange.rules.is_strict && !name.is_empty() {
         return Err(Fault::UnknownName);
     }
+    if name.is_empty() && must_wait_for_unnamed(exchange) {
+        return Ok(Looked::Held);
+    }
     if name.is_empty() {
         part_with_unnamed(outlet, exchange);
     }
@@ -708,7 +728,7 @@ fn part_with_unnamed(outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
     if exchange
         .dialogue
         .unnamed
-        .is_some_and(|(owner, _)| owner == own)
+        .is_some_and(|unnamed| unnamed.owner == own)
     {
         return;
     }
@@ -719,8 +739,25 @@ fn part_with_unnamed(outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
 }
 
 fn own_unnamed(exchange: &mut Exchange<'_>) {
-    let batch = exchange.dialogue.statements.batch();
-    exchange.dialogue.unnamed = Some(((exchange.client, *exchange.unnamed), batch));
+    exchange.dialogue.unnamed = Some(Unnamed {
+        owner: (exchange.client, *exchange.unnamed),
+        batch: exchange.dialogue.statements.batch(),
+        is_answered: false,
+    });
+}
+
+/// Whether an earlier batch, which may fail, has made the unnamed statement this client's.
+fn must_wait_for_unnamed(exchange: &Exchange<'_>) -> bool {
+    let Dialogue {
+        unnamed,
+        replies,
+        statements,
+        ..
+    } = &*exchange.dialogue;
+    let own = (exchange.client, *exchange.unnamed);
+    let is_unsure =
+        |it: Unnamed| it.owner == own && !it.is_answered && it.batch != statements.batch();
+    !replies.is_empty() && !replies.is_copying_in() && unnamed.is_some_and(is_unsure)
 }
 
 fn push_renamed(kind: Kind, statement: &Statement, exchange: &mut Exchange<'_>) {

@@ -17,6 +17,17 @@ use std::task::{Context, Poll};
 /// Largest notification (PostgreSQL: a channel's name and 8,000 bytes).
 const NOTIFICATION_BYTES_MAX: usize = 16 * 1024;
 
+/// Whose unnamed statement a server has.
+#[derive(Clone, Copy, Debug)]
+pub struct Unnamed {
+    /// The client, and how many it had prepared by then.
+    pub owner: (u64, u64),
+    /// The server's batch in which that was.
+    pub batch: u64,
+    /// The server has said that it has it.
+    pub is_answered: bool,
+}
+
 /// The state of the conversation with a server.
 #[derive(Default)]
 pub struct Dialogue {
@@ -24,8 +35,8 @@ pub struct Dialogue {
     pub replies: Replies<Change>,
     /// What is prepared on it.
     pub statements: ServerStatements,
-    /// Whose its unnamed statement is and how many that client had prepared by then, and the batch.
-    pub unnamed: Option<((u64, u64), u64)>,
+    /// Whose its unnamed statement is.
+    pub unnamed: Option<Unnamed>,
     /// What it has reported, and what was set on it.
     pub params: ServerParams,
     /// Whether it is making the pooler's own settings.

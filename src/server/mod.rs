@@ -12,7 +12,7 @@ mod messages;
 mod reset;
 
 pub use cancel::send_cancel;
-pub use conn::{Dialogue, Parcel, Server};
+pub use conn::{Dialogue, Parcel, Server, Unnamed};
 pub use connect::{ServerTls, Target};
 pub use dial::{Login, Wishes, dial};
 pub use entry::{ServerEntry, ServerState};

@@ -310,8 +310,8 @@ pub(super) struct Names {
     pub(super) serial: u64,
     /// The client's batches so far.
     pub(super) batch: u64,
-    /// Names given up by a Close that is not answered yet, and in which batch.
-    pub(super) leaving: Vec<(Box<[u8]>, u64)>,
+    /// Names given up by Closes that are not answered yet: how many, and the batch of the last.
+    pub(super) leaving: HashMap<Box<[u8]>, (usize, u64)>,
     /// Changes that are not answered yet.
     pub(super) pending: usize,
 }
@@ -354,10 +354,10 @@ impl ClientStatements {
         };
         let known = it.names.get(name);
         known.is_none_or(|known| known.is_confirmed || known.batch == it.batch)
-            && !it
+            && it
                 .leaving
-                .iter()
-                .any(|(leaving, batch)| **leaving == *name && *batch != it.batch)
+                .get(name)
+                .is_none_or(|(_, batch)| *batch == it.batch)
     }
 
     /// As [`ClientStatements::get`], with what the client was told of the result.
@@ -435,7 +435,8 @@ impl ClientStatements {
         let it = self.0.as_mut()?;
         let registered = it.names.remove(name)?;
         it.pending += 1;
-        it.leaving.push((name.into(), it.batch));
+        let leaving = it.leaving.entry(name.into()).or_default();
+        *leaving = (leaving.0 + 1, it.batch);
         Some(ClientChange::Closed {
             name: name.into(),
             registered,
@@ -488,10 +489,12 @@ impl Names {
     fn answered(&mut self, change: &ClientChange) {
         self.pending = self.pending.saturating_sub(1);
         if let ClientChange::Closed { name, .. } = change
-            && let Some(at) = self.leaving.iter().position(|(leaving, _)| leaving == name)
+            && let Some((count, _)) = self.leaving.get_mut(name)
         {
-            // The oldest of this name: they are answered in order.
-            self.leaving.remove(at);
+            *count -= 1;
+            if *count == 0 {
+                self.leaving.remove(name);
+            }
         }
     }
 }

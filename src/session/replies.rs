@@ -63,6 +63,8 @@ pub struct Reply<C> {
     pub undone: Vec<C>,
     /// The mark of the request that an error has ended; 0 if it has none.
     pub failed_mark: u32,
+    /// A Parse or Close is among what an error has ended: the unnamed statement may be any.
+    pub lost_parse: bool,
 }
 
 impl<C> Reply<C> {
@@ -75,6 +77,7 @@ impl<C> Reply<C> {
             own_failed: false,
             undone: Vec::new(),
             failed_mark: 0,
+            lost_parse: false,
         }
     }
 }
@@ -205,12 +208,6 @@ impl<C> Replies<C> {
             mark,
             change,
         });
-    }
-
-    /// How many batches and queries are still to be ended, at most.
-    pub fn ends(&self) -> usize {
-        let is_end = |owed: &&Owed<C>| matches!(owed.kind, Kind::Sync | Kind::Query);
-        self.owed.iter().filter(is_end).count()
     }
 
     /// What the Query at the front is to change, if it is one.
@@ -371,11 +368,12 @@ impl<C> Replies<C> {
                 ..passing
             };
         }
-        let mut undone = Vec::new();
+        let (mut undone, mut lost_parse) = (Vec::new(), false);
         while let Some(owed) = self.owed.front() {
             if owed.kind == Kind::Sync {
                 break;
             }
+            lost_parse |= matches!(owed.kind, Kind::Parse | Kind::Close);
             undone.extend(self.pop().and_then(|(_, change)| change));
         }
         undone.reverse();
@@ -385,6 +383,7 @@ impl<C> Replies<C> {
             forward: true,
             undone,
             failed_mark,
+            lost_parse,
             ..passing
         }
     }

@@ -54,6 +54,25 @@ both_shards!(changed_result_type_is_not_the_clients_affair, |shards| {
     assert_eq!(stage.stats(&stage.entry, "total_bind_count"), 3);
 });
 
+both_shards!(
+    half_a_header_behind_a_batch_is_the_next_messages,
+    |shards| {
+        let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+        table(&stage);
+        let mut client = stage.client();
+        prepare(&mut client, "s", "select * from t");
+        assert_eq!(client.exchange(&described("s", &[])).tags, "2TDCZ");
+        stage.database.sql("alter table t add column w int");
+        let next = query("select 'next'");
+        client.send(&[described("s", &[]), next[..3].to_vec()].concat());
+        // As PostgreSQL, or prepared anew.
+        let reply = client.reply();
+        assert!(["EZ", "2TDCZ"].contains(&&*reply.tags), "{reply:?}");
+        client.send(&next[3..]);
+        assert_eq!(client.reply().value(), "next");
+    }
+);
+
 both_shards!(batch_cut_into_bytes_is_sent_again_as_a_whole, |shards| {
     let stage = Stage::pooled(Topology::new(shards).pool_size(1));
     table(&stage);

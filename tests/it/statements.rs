@@ -233,6 +233,55 @@ both_shards!(unnamed_statement_of_another_client_is_not_run, |shards| {
     assert_eq!(clients[0].exchange(&run).code(), "26000");
     let whole = extended("select 'whole'", &[]);
     assert_eq!(clients[0].exchange(&whole).value(), "whole");
+    // Nor if the next batch is sent ahead of the error, whatever the error is.
+    clients[0].value("create table gone (v int)");
+    prepare(&mut clients[0], "s", "select v from gone");
+    clients[0].value("drop table gone");
+    let own = parse("", "select 'own'");
+    let batches = [
+        ([parse("x", "selec"), own.clone()].concat(), "42601"),
+        (
+            [run_prepared("none", &[]), run_prepared("", &[])].concat(),
+            "26000",
+        ),
+        ([run_prepared("s", &[]), own].concat(), "42P01"),
+    ];
+    for (batch, code) in batches {
+        for is_ahead in [true, false] {
+            prepare(&mut clients[1], "", "select 'secret'");
+            let batch = [batch.clone(), sync()].concat();
+            match is_ahead {
+                true => clients[0].send(&[batch, run.clone()].concat()),
+                false => clients[0].send(&batch),
+            }
+            assert_eq!(clients[0].reply().code(), code);
+            if !is_ahead {
+                clients[0].send(&run);
+            }
+            assert_eq!(clients[0].reply().code(), "26000", "{code} {is_ahead}");
+        }
+    }
+});
+
+both_shards!(parse_succeeds_after_a_change_of_the_result, |shards| {
+    // one client binds text on a server that has found no types; then the table changes, and another prepares the same text
+    let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+    let mut first = stage.client();
+    first.value("create table t (id int, v int)");
+    first.value("insert into t values (1, 5)");
+    let text = "select * from t where id = $1";
+    prepare(&mut first, "s", text);
+    // On the only server there is.
+    let mut hog = stage.client();
+    hog.value("begin");
+    let reply = first.exchange(&[run_prepared("s", &["1"]), sync()].concat());
+    assert_eq!(reply.rows.len(), 1, "{reply:?}");
+    first.value("alter table t alter v type bigint");
+    let mut fresh = stage.client();
+    prepare(&mut fresh, "mine", text);
+    let reply = fresh.exchange(&[run_prepared("mine", &["1"]), sync()].concat());
+    assert_eq!(reply.rows.len(), 1, "{reply:?}");
+    hog.value("commit");
 });
 
 both_shards!(
