@@ -8,10 +8,15 @@
 use io_uring::{IoUring, Submitter, cqueue, squeue};
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::thread;
+use std::time::Duration;
 
 const ENTER_GETEVENTS: u32 = 1;
 /// Submission queue length; a full queue is submitted early, so this bounds nothing but batching.
 const SUBMISSIONS: u32 = 1024;
+/// How often a ring is tried again for which there was no memory, and how long after.
+const SHORT_MAX: u32 = 20;
+const SHORT_PAUSE: Duration = Duration::from_millis(10);
 
 /// What a completion belongs to; kept in the top byte of `user_data`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +64,8 @@ impl Ring {
         builder.setup_single_issuer().setup_defer_taskrun();
         builder.setup_cqsize(SUBMISSIONS * 8).setup_clamp();
         // A ring lives as long as its shard, and a shard as long as the process.
-        let ring: &'static IoUring = Box::leak(Box::new(builder.build(SUBMISSIONS)?));
+        let made = or_again(|| builder.build(SUBMISSIONS))?;
+        let ring: &'static IoUring = Box::leak(Box::new(made));
         let mut submitter = ring.submitter();
         // Best effort: saves a descriptor look-up per call where the kernel has it.
         let _ = submitter.register_ring_fd();
@@ -126,5 +132,18 @@ impl Ring {
 pub fn probe() -> io::Result<()> {
     let mut builder = IoUring::<squeue::Entry, cqueue::Entry>::builder();
     builder.setup_single_issuer().setup_defer_taskrun();
-    builder.build(8).map(drop)
+    or_again(|| builder.build(8)).map(drop)
+}
+
+/// A kernel whose memory is full of caches says ENOMEM to some of those who want a ring: it takes the pages in bulk, which does
+/// not wait until there are any (seen with Linux 6.18). A moment later there are.
+fn or_again<T>(make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    let is_short = |error: &io::Error| error.raw_os_error() == Some(libc::ENOMEM);
+    for _ in 0..SHORT_MAX {
+        match make() {
+            Err(error) if is_short(&error) => thread::sleep(SHORT_PAUSE),
+            made => return made,
+        }
+    }
+    make()
 }
