@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::support::drop_in::{Brand, DropIn};
+use crate::support::peer::Conversation;
 use crate::support::postgres::MUST_SCRAM;
 use crate::support::wire::*;
 use crate::support::*;
@@ -11,6 +12,17 @@ const PASSWORD: &str = "correct horse";
 
 fn role() -> String {
     Postgres::shared().role(MUST_SCRAM, "scram-sha-256", PASSWORD)
+}
+
+/// Asks the pooler for SCRAM, as a server; the nonce that it begins with.
+fn asked_nonce(conversation: &mut Conversation) -> Option<String> {
+    if !conversation.read_startup() {
+        return None;
+    }
+    conversation.send(&message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"));
+    let first = conversation.read()?;
+    let text = String::from_utf8_lossy(&first.body);
+    text.rsplit("r=").next().map(str::to_owned)
 }
 
 fn asking(shards: usize) -> Topology {
@@ -221,15 +233,9 @@ both_shards!(
         let demanded = [u32::MAX, i32::MAX as u32, 1_000_001, 1_000_000];
         let servers = demanded.map(|iterations| {
             FakeServer::start(move |mut conversation| {
-                if !conversation.read_startup() {
-                    return;
-                }
-                conversation.send(&message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"));
-                let Some(first) = conversation.read() else {
+                let Some(nonce) = asked_nonce(&mut conversation) else {
                     return;
                 };
-                let text = String::from_utf8_lossy(&first.body).into_owned();
-                let nonce = text.rsplit("r=").next().unwrap_or_default();
                 let reply = format!("r={nonce}more,s=c2FsdA==,i={iterations}");
                 conversation.send(&message(b'R', &[b"\0\0\0\x0b", reply.as_bytes()].concat()));
                 conversation.wait_closed();
@@ -303,15 +309,9 @@ both_shards!(cve_2026_6664_huge_length_in_a_sasl_response, |shards| {
 // A malicious server's nonce, far longer than any buffer.
 both_shards!(cve_2026_6665_overlong_nonce_of_a_server, |shards| {
     let server = FakeServer::start(|mut conversation| {
-        if !conversation.read_startup() {
-            return;
-        }
-        conversation.send(&message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"));
-        let Some(first) = conversation.read() else {
+        let Some(nonce) = asked_nonce(&mut conversation) else {
             return;
         };
-        let text = String::from_utf8_lossy(&first.body).into_owned();
-        let nonce = text.rsplit("r=").next().unwrap_or_default();
         let long = "n".repeat(60_000);
         let reply = format!("r={nonce}{long},s=c2FsdA==,i=4096");
         conversation.send(&message(b'R', &[b"\0\0\0\x0b", reply.as_bytes()].concat()));
