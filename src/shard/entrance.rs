@@ -2,7 +2,7 @@
 //! the exchange itself.
 
 use super::guest::Guest;
-use super::opening::{fill_random, random};
+use super::opening::salt_and_nonce;
 use super::shared::Snapshot;
 use crate::auth::hba::{Arrival, CertificateDemand, HbaMethod, IdentMap};
 use crate::auth::{
@@ -278,8 +278,7 @@ impl Guest {
         let certificate = tls.as_ref().and_then(|peer| peer.certificate.as_ref());
         let identity = certificate.map(identity);
         check_certificate(demand, packet, identity.as_ref())?;
-        let (mut md5_salt, scram_nonce) = ([0; 4], random());
-        fill_random(&mut md5_salt);
+        let (md5_salt, scram_nonce) = salt_and_nonce();
         let request = LoginRequest {
             method: self.method(demand, intake, packet, identity.as_ref()).await,
             user: packet.user(),

@@ -334,10 +334,19 @@ pub(super) fn farewell(error: &DialError) -> Farewell {
 }
 
 /// Fresh random bytes for a nonce.
-pub(super) fn random() -> [u8; NONCE_RANDOM_BYTES] {
+fn random() -> [u8; NONCE_RANDOM_BYTES] {
     let mut bytes = [0; NONCE_RANDOM_BYTES];
     fill_random(&mut bytes);
     bytes
+}
+
+/// A salt for md5 and a nonce for SCRAM, with one call of the kernel.
+pub(super) fn salt_and_nonce() -> ([u8; 4], [u8; NONCE_RANDOM_BYTES]) {
+    let mut bytes = [0; 4 + NONCE_RANDOM_BYTES];
+    fill_random(&mut bytes);
+    let (salt, nonce) = bytes.split_at(4);
+    let cut = "the slices have these lengths";
+    (salt.try_into().expect(cut), nonce.try_into().expect(cut))
 }
 
 /// Eight random bytes.

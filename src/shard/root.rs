@@ -291,14 +291,11 @@ impl Shard {
     fn has_room(&self, socket: &Detached) -> bool {
         let shards = self.common.registry.shards().iter();
         let clients: u64 = shards.map(|shard| shard.clients.load()).sum();
-        // Whoever runs the process is an operator.
-        let own = rustix::process::geteuid().as_raw();
-        let reserve = match socket.peer_uid() == Some(own) {
-            true => CONSOLE_RESERVE,
-            false => 0,
-        };
         let max = self.snapshot.borrow().config.general.max_client_conn;
-        clients < (max + LOBBY_CLIENTS_MAX + reserve) as u64
+        let room = (max + LOBBY_CLIENTS_MAX) as u64;
+        // Whoever runs the process is an operator.
+        let is_owner = || socket.peer_uid() == Some(rustix::process::geteuid().as_raw());
+        clients < room || (clients < room + CONSOLE_RESERVE as u64 && is_owner())
     }
 
     /// Takes a client in that has said on another shard what it wants.
