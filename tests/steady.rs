@@ -1,4 +1,5 @@
-//! What a transaction costs in memory: nothing is allocated once a conversation runs, neither per query nor per lease.
+//! What a transaction costs in memory: nothing is allocated once a conversation runs, neither per query nor per lease. And
+//! what a client costs that does nothing.
 //!
 //! The pooler runs in this process, with an allocator that counts what its shard's thread does. Server and clients are threads
 //! of the test.
@@ -11,7 +12,7 @@ use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,15 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const WARM_UP: usize = 300;
 const MEASURED: usize = 1_000;
 
+/// Larger than anything that belongs to one client; the tables that all of them share grow in larger ones.
+const OF_ONE_CLIENT_MAX: usize = 4096;
+const IDLE_CLIENTS: usize = 200;
+/// 835 measured: the client's task, its entry, its relay and 32 bytes of the socket's. The allocator's size classes are 64 bytes apart
+/// there, and task and relay are at the end of theirs (256): a field more may cost eight times its size.
+const BYTES_PER_IDLE_CLIENT: i64 = 840;
+
 static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+static SMALL_BYTES: AtomicI64 = AtomicI64::new(0);
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -29,30 +38,39 @@ struct Counting;
 // SAFETY: every call goes to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(0, layout.size());
         // SAFETY: the caller keeps the contract of `alloc`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        count(layout.size(), 0);
         // SAFETY: the caller keeps the contract of `dealloc`.
         unsafe { System.dealloc(at, layout) }
     }
 
     unsafe fn realloc(&self, at: *mut u8, layout: Layout, bytes: usize) -> *mut u8 {
-        count();
+        count(layout.size(), bytes);
         // SAFETY: the caller keeps the contract of `realloc`.
         unsafe { System.realloc(at, layout, bytes) }
     }
 }
 
 /// Counts if this is the shard's thread; must not allocate.
-fn count() {
+fn count(freed: usize, taken: usize) {
     let mut name = [0u8; 16];
     // SAFETY: PR_GET_NAME writes at most 16 bytes.
     unsafe { libc::prctl(libc::PR_GET_NAME, name.as_mut_ptr()) };
     if name.starts_with(b"shard-") {
-        ALLOCATIONS.fetch_add(1, Relaxed);
+        ALLOCATIONS.fetch_add(u64::from(taken > 0), Relaxed);
+        let small = |bytes| {
+            if bytes > OF_ONE_CLIENT_MAX {
+                0
+            } else {
+                bytes as i64
+            }
+        };
+        SMALL_BYTES.fetch_add(small(taken) - small(freed), Relaxed);
     }
 }
 
@@ -246,6 +264,18 @@ fn a_steady_conversation_allocates_nothing() {
         );
     }
     clients_in_line_allocate_per_tick_not_per_transaction(&socket);
+    idle_clients_take_no_more_than_they_should(&socket);
+}
+
+fn idle_clients_take_no_more_than_they_should(socket: &Path) {
+    let mut clients: Vec<_> = (0..IDLE_CLIENTS).map(|_| Client::connect(socket)).collect();
+    let before = SMALL_BYTES.load(Relaxed);
+    clients.extend((0..IDLE_CLIENTS).map(|_| Client::connect(socket)));
+    let bytes = (SMALL_BYTES.load(Relaxed) - before) / IDLE_CLIENTS as i64;
+    assert!(
+        bytes <= BYTES_PER_IDLE_CLIENT,
+        "{bytes} bytes per idle client"
+    );
 }
 
 /// Four clients share the one server.

@@ -165,15 +165,18 @@ impl Relay {
     }
 
     /// Serves the client until it leaves, or is to move; what it has to be told at the end has been queued then.
-    pub async fn run(&mut self) -> Ending {
-        let ending = loop {
-            if let Err(ending) = self.serve_once().await {
-                break ending;
+    #[expect(clippy::manual_async_fn, reason = "would keep its arguments twice")]
+    pub fn run(&mut self) -> impl Future<Output = Ending> {
+        async move {
+            let ending = loop {
+                if let Err(ending) = self.serve_once().await {
+                    break ending;
+                }
+            };
+            match ending {
+                Ending::SentAway(farewell) => self.send_away(farewell),
+                ending => ending,
             }
-        };
-        match ending {
-            Ending::SentAway(farewell) => self.send_away(farewell),
-            ending => ending,
         }
     }
 
@@ -189,13 +192,16 @@ impl Relay {
     ///
     /// What waits here waits in every idle client: nothing is kept beside it that is not needed afterwards, and the
     /// request lies in `ahead`.
-    async fn serve_once(&mut self) -> Step<()> {
-        poll_fn(|cx| self.poll_request(cx)).await?;
-        let Some(mut link) = self.obtain().await? else {
-            return poll_fn(|cx| self.poll_refused(cx)).await;
-        };
-        let result = self.talk(&mut link).await;
-        self.hand_back(link, result)
+    #[expect(clippy::manual_async_fn, reason = "would keep its arguments twice")]
+    fn serve_once(&mut self) -> impl Future<Output = Step<()>> {
+        async move {
+            poll_fn(|cx| self.poll_request(cx)).await?;
+            let Some(mut link) = self.obtain().await? else {
+                return poll_fn(|cx| self.poll_refused(cx)).await;
+            };
+            let result = self.talk(&mut link).await;
+            self.hand_back(link, result)
+        }
     }
 
     /// Ready when there is something that needs a server; between two requests a client may move.
@@ -436,30 +442,33 @@ impl Relay {
         result
     }
 
-    async fn talk(&mut self, link: &mut Link) -> Step<()> {
-        if self.bring_in_line(&mut link.server) {
-            while link.server.dialogue.is_settling {
-                let event = poll_fn(|cx| self.poll_settling(link, cx)).await;
-                // A cancel would hit the settings; the line is behind the client.
-                if !matches!(event, Event::Signal(Signal::Cancel | Signal::Notice)) {
-                    self.handle(link, event)?;
+    #[expect(clippy::manual_async_fn, reason = "would keep its arguments twice")]
+    fn talk(&mut self, link: &mut Link) -> impl Future<Output = Step<()>> {
+        async move {
+            if self.bring_in_line(&mut link.server) {
+                while link.server.dialogue.is_settling {
+                    let event = poll_fn(|cx| self.poll_settling(link, cx)).await;
+                    // A cancel would hit the settings; the line is behind the client.
+                    if !matches!(event, Event::Signal(Signal::Cancel | Signal::Notice)) {
+                        self.handle(link, event)?;
+                    }
                 }
+                self.are_settings_proven = true;
             }
-            self.are_settings_proven = true;
+            if self.rules.prepared_max > 0 {
+                link.lease.kept.arm();
+            }
+            if let Some(request) = self.ahead.take() {
+                self.forward(link, request)?;
+                self.go_on(link)?;
+            }
+            while !self.is_over(link) {
+                let event = poll_fn(|cx| self.poll_event(link, cx)).await;
+                self.handle(link, event)?;
+                self.go_on(link)?;
+            }
+            self.part(link)
         }
-        if self.rules.prepared_max > 0 {
-            link.lease.kept.arm();
-        }
-        if let Some(request) = self.ahead.take() {
-            self.forward(link, request)?;
-            self.go_on(link)?;
-        }
-        while !self.is_over(link) {
-            let event = poll_fn(|cx| self.poll_event(link, cx)).await;
-            self.handle(link, event)?;
-            self.go_on(link)?;
-        }
-        self.part(link)
     }
 
     /// Looks again at a message that waits for an answer, and on to what is behind it.

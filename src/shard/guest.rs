@@ -57,7 +57,9 @@ pub(super) fn serve(
             Box::pin(guest.receive(*intake))
         };
         let stay = guest.shard.net.paced(login).await;
-        guest.conclude(stay).await;
+        if let Some(settled) = guest.settle(stay) {
+            guest.dwell(settled).await;
+        }
     }
 }
 
@@ -85,7 +87,9 @@ pub(super) fn go_on(
             Box::pin(guest.session(said.0, said.1))
         };
         let stay = guest.shard.net.paced(login).await;
-        guest.conclude(stay).await;
+        if let Some(settled) = guest.settle(stay) {
+            guest.dwell(settled).await;
+        }
     }
 }
 
@@ -156,21 +160,36 @@ impl Guest {
         self.slot as usize
     }
 
-    /// Serves a client that is in; takes leave of every one. Whether it has left for good.
-    pub(super) async fn conclude(&self, stay: Stay) -> bool {
-        let ending = match stay {
-            Stay::Moved => None,
-            Stay::Ended(ending) => Some(*ending),
-            Stay::Settled(mut settled) => loop {
+    /// The client, if it is in; takes leave of every other.
+    pub(super) fn settle(&self, stay: Stay) -> Option<Box<Settled>> {
+        match stay {
+            Stay::Settled(settled) => return Some(settled),
+            Stay::Moved => self.take_leave(None),
+            Stay::Ended(ending) => self.take_leave(Some(&ending)),
+        }
+        None
+    }
+
+    /// Serves a client that is in, and takes leave of it. Whether it has left for good.
+    #[expect(clippy::manual_async_fn, reason = "would keep its arguments twice")]
+    pub(super) fn dwell(&self, mut settled: Box<Settled>) -> impl Future<Output = bool> {
+        async move {
+            loop {
                 let ending = settled.relay.run().await;
                 // On the heap, as what a move takes would be part of every client's task.
                 match Box::pin(self.go_on_after(settled, ending)).await {
                     Ok(again) => settled = again,
-                    Err(ending) => break ending,
+                    Err(ending) => {
+                        self.take_leave(ending.as_ref());
+                        return ending.is_some();
+                    }
                 }
-            },
-        };
-        if let Some(ending) = &ending {
+            }
+        }
+    }
+
+    fn take_leave(&self, ending: Option<&Ending>) {
+        if let Some(ending) = ending {
             self.log_ending(ending);
         }
         let key = self.entry.who().map(|who| &who.cancel_key);
@@ -178,7 +197,6 @@ impl Guest {
             self.shard.peered.borrow_mut().remove(&handle);
         }
         self.shard.clients.borrow_mut().remove(self.slot());
-        ending.is_some()
     }
 
     async fn receive(&self, mut intake: Intake) -> Stay {

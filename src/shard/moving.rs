@@ -297,9 +297,13 @@ pub(super) fn arrive(
     guest.moves.set(traveller.moves);
     let key = Box::new(traveller.cancel_key.clone());
     guest.shard.client_came(&key, guest.slot(), traveller.moves);
-    let stay = guest.host(*traveller);
+    let settled = guest.settle(guest.host(*traveller));
     async move {
-        if guest.conclude(stay).await {
+        let has_left = match settled {
+            Some(settled) => guest.dwell(settled).await,
+            None => true,
+        };
+        if has_left {
             guest.shard.client_left(&key);
         }
     }
