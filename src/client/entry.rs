@@ -107,8 +107,6 @@ pub struct ClientEntry {
     pub work: Cell<u32>,
     /// Whether it has been told, while it waits, where it stands.
     pub is_noticed: Cell<bool>,
-    /// How it is encrypted, if it is.
-    pub tls: Cell<Option<TlsLabel>>,
     /// Whether it is suspended.
     pub suspension: Cell<Suspension>,
     /// The replication it is there for.
@@ -120,11 +118,13 @@ pub struct ClientEntry {
     /// Names of prepared statements it has.
     pub prepared: Cell<u32>,
     who: OnceCell<Who>,
+    /// On the heap, as most clients of a machine full of idle ones have none.
+    tls: OnceCell<Box<TlsLabel>>,
     /// Where its pool counts, once it has one.
-    stats: RefCell<Option<Arc<PoolStats>>>,
+    stats: Cell<Option<Arc<PoolStats>>>,
     state: Cell<ClientState>,
-    signal: RefCell<Option<Box<Signal>>>,
-    waker: RefCell<Option<Waker>>,
+    signal: Cell<Option<Box<Signal>>>,
+    waker: Cell<Option<Waker>>,
 }
 
 impl ClientEntry {
@@ -148,23 +148,35 @@ impl ClientEntry {
             move_to: Cell::new(None),
             work: Cell::new(0),
             is_noticed: Cell::new(false),
-            tls: Cell::new(None),
             suspension: Cell::default(),
             replication: Cell::default(),
             link: Cell::new(None),
             application_name: RefCell::default(),
             prepared: Cell::new(0),
             who: OnceCell::new(),
-            stats: RefCell::new(None),
+            tls: OnceCell::new(),
+            stats: Cell::new(None),
             state: Cell::new(ClientState::Login),
-            signal: RefCell::new(None),
-            waker: RefCell::new(None),
+            signal: Cell::new(None),
+            waker: Cell::new(None),
         }
     }
 
     /// Who it is, once it has logged in.
     pub fn who(&self) -> Option<&Who> {
         self.who.get()
+    }
+
+    /// How it is encrypted, if it is.
+    pub fn tls(&self) -> Option<TlsLabel> {
+        self.tls.get().map(|label| **label)
+    }
+
+    /// Its connection is encrypted like this from now on, if it is.
+    pub fn note_tls(&self, label: Option<TlsLabel>) {
+        if let Some(label) = label {
+            let _ = self.tls.set(Box::new(label));
+        }
     }
 
     /// The client has been let in; from now on its state counts in its pool. The time for its login goes on
@@ -197,8 +209,9 @@ impl ClientEntry {
 
     /// Whether it waits for a server of the pool that counts there.
     pub fn waits_in(&self, pool: &Arc<PoolStats>) -> bool {
-        let stats = self.stats.borrow();
+        let stats = self.stats.take();
         let is_there = stats.as_ref().is_some_and(|stats| Arc::ptr_eq(stats, pool));
+        self.stats.set(stats);
         is_there
             && matches!(
                 self.state.get(),
@@ -223,7 +236,7 @@ impl ClientEntry {
     /// Tells the client's task something; a request to leave is not overwritten, nor is one to give up
     /// by a lesser one.
     pub fn send(&self, signal: Signal) {
-        let mut pending = self.signal.borrow_mut();
+        let pending = self.signal.take();
         let is_heavier = match pending.as_deref() {
             Some(Signal::Leave(_)) => false,
             Some(Signal::Cancel) => matches!(signal, Signal::Cancel | Signal::Leave(_)),
@@ -231,13 +244,11 @@ impl ClientEntry {
             Some(Signal::Retire) => signal != Signal::Notice,
             Some(Signal::Notice) | None => true,
         };
-        if is_heavier {
-            *pending = Some(Box::new(signal));
-        }
-        drop(pending);
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
+        self.signal.set(match is_heavier {
+            true => Some(Box::new(signal)),
+            false => pending,
+        });
+        self.wake();
     }
 
     /// Asks the client to go on at another shard once it is between two requests; one that has a server of its own
@@ -247,14 +258,15 @@ impl ClientEntry {
             return;
         }
         self.move_to.set(Some(to));
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
+        self.wake();
     }
 
     /// Whether a signal waits for the client's task.
     pub fn has_signal(&self) -> bool {
-        self.signal.borrow().is_some()
+        let signal = self.signal.take();
+        let is_there = signal.is_some();
+        self.signal.set(signal);
+        is_there
     }
 
     /// Has the client suspended, if it is not yet; may be called again and again.
@@ -268,35 +280,41 @@ impl ClientEntry {
     /// Ends a suspension.
     pub fn resume(&self) {
         self.suspension.set(Suspension::None);
-        if let Some(waker) = &*self.waker.borrow() {
-            waker.wake_by_ref();
-        }
+        self.wake();
     }
 
     /// The signal that has come, if one has; else `cx` is woken when one comes.
     pub fn poll_signal(&self, cx: &Context<'_>) -> Option<Signal> {
         let signal = self.signal.take().map(|signal| *signal);
         if signal.is_none() {
-            let mut waker = self.waker.borrow_mut();
-            if !waker
-                .as_ref()
-                .is_some_and(|waker| waker.will_wake(cx.waker()))
-            {
-                *waker = Some(cx.waker().clone());
-            }
+            let known = self.waker.take();
+            let known = known.filter(|waker| waker.will_wake(cx.waker()));
+            self.waker
+                .set(Some(known.unwrap_or_else(|| cx.waker().clone())));
         }
         signal
     }
 
+    /// Has its task look again.
+    fn wake(&self) {
+        let waker = self.waker.take();
+        if let Some(waker) = &waker {
+            waker.wake_by_ref();
+        }
+        self.waker.set(waker);
+    }
+
     /// Changes the count of its state in its pool; `cl_active` has both linked and idle clients, as in PgBouncer.
     fn count(&self, change: impl FnOnce(&Gauge)) {
-        let stats = self.stats.borrow();
-        let Some(stats) = &*stats else { return };
+        let Some(stats) = self.stats.take() else {
+            return;
+        };
         match self.state.get() {
             ClientState::Login => {}
             ClientState::Idle | ClientState::Active => change(&stats.cl_active),
             ClientState::WaitingLogin | ClientState::Waiting => change(&stats.cl_waiting),
         }
+        self.stats.set(Some(stats));
     }
 }
 

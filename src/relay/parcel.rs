@@ -81,7 +81,7 @@ impl RelayParcel {
         let names = self.names.unpack(&mut stores.statements.borrow_mut());
         entry.prepared.set(names.len() as u32);
         let socket = Socket::attach(net, self.socket);
-        entry.tls.set(socket.tls_peer().map(|peer| peer.label));
+        entry.note_tls(socket.tls_peer().map(|peer| peer.label));
         let relay = Relay::new(
             net,
             socket,

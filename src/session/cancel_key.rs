@@ -37,12 +37,26 @@ const HOPS_MASK: u8 = 0b11;
 /// What finds a client by its key with a peer id: the first eight bytes, less the hops.
 pub type Handle = [u8; SHORT];
 
-/// A client's cancel key.
+/// A client's cancel key. Small, as every client keeps its own.
 #[derive(Clone)]
 pub struct CancelKey {
-    bytes: [u8; LONG],
-    len: u8,
+    bytes: Bytes,
     has_peer: bool,
+}
+
+#[derive(Clone)]
+enum Bytes {
+    Short([u8; SHORT]),
+    Long(Box<[u8; LONG]>),
+}
+
+impl Bytes {
+    fn of(bytes: [u8; LONG], is_long: bool) -> Bytes {
+        match bytes.first_chunk() {
+            Some(short) if !is_long => Bytes::Short(*short),
+            _ => Bytes::Long(Box::new(bytes)),
+        }
+    }
 }
 
 impl CancelKey {
@@ -55,8 +69,7 @@ impl CancelKey {
         bytes[..PROCESS_ID_BYTES].copy_from_slice(&process_id.to_be_bytes());
         bytes[PROCESS_ID_BYTES..].copy_from_slice(&secret);
         CancelKey {
-            bytes,
-            len: if long { LONG } else { SHORT } as u8,
+            bytes: Bytes::of(bytes, long),
             has_peer: false,
         }
     }
@@ -72,8 +85,7 @@ impl CancelKey {
         bytes[4] = bytes[4] & 0x3f | shard_high << 6;
         bytes[7] |= HOPS_MASK;
         CancelKey {
-            bytes,
-            len: if long { LONG } else { SHORT } as u8,
+            bytes: Bytes::of(bytes, long),
             has_peer: true,
         }
     }
@@ -86,7 +98,10 @@ impl CancelKey {
 
     /// Process id and secret, as BackendKeyData and CancelRequest carry them.
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes[..self.len as usize]
+        match &self.bytes {
+            Bytes::Short(short) => short,
+            Bytes::Long(long) => &**long,
+        }
     }
 
     /// The shard that its client logged in on.

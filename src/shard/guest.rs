@@ -231,7 +231,7 @@ impl Guest {
 
     fn note_encryption(&self, intake: &Intake) {
         let label = intake.socket().tls_peer().map(|peer| peer.label);
-        self.entry.tls.set(label);
+        self.entry.note_tls(label);
     }
 
     /// Sends a client to a home shard of its pool, if that is another one; gives it back if it stays
@@ -340,7 +340,7 @@ impl Guest {
         if config.general.log_connections && config.dialect == Dialect::Ini {
             let replication = logged(packet.replication().unwrap_or_default());
             let is_unknown = is_unknown(config, packet.database());
-            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), is_unknown, tls = self.entry.tls.get().map(tracing::field::display), replication, "login attempt");
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), is_unknown, tls = self.entry.tls().map(tracing::field::display), replication, "login attempt");
         }
     }
 

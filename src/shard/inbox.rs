@@ -362,7 +362,7 @@ fn client_row(entry: &ClientEntry, shard: ShardId, now: Moment) -> ClientRow {
         link: entry.link.get().map(|server| server.0),
         application_name: entry.application_name.borrow().clone(),
         prepared_statements: entry.prepared.get() as usize,
-        tls: entry.tls.get(),
+        tls: entry.tls(),
     }
 }
 
