@@ -194,11 +194,12 @@ impl Kept {
     }
 }
 
-/// Whether the client can make sense of rows of any shape: it asks what they are like, or for text.
+/// Whether the client can make sense of rows of any shape: for every Bind it asks what they are like, or for text.
 /// One that relies on an older description must be told of the change.
 fn is_self_describing(batch: &[u8]) -> bool {
     let (mut at, mut scanner) = (0, Scanner::default());
-    let (mut described, mut opaque) = (0, 0);
+    // Statements described so far, and portals still to be described.
+    let (mut described, mut opaque) = (Vec::new(), Vec::new());
     while let Ok(Step::Begin {
         header,
         range,
@@ -206,17 +207,24 @@ fn is_self_describing(batch: &[u8]) -> bool {
         ..
     }) = scanner.next(batch, &mut at, KEPT_BYTES_MAX)
     {
-        match header.tag {
-            tag::DESCRIBE => described += 1,
-            tag::BIND => {
-                let bind = batch.get(body..range.end).map(Bind::read);
-                let is_text = matches!(bind, Some(Ok(bind)) if bind.results_are_text());
-                opaque += u32::from(!is_text);
+        let body = batch.get(body..range.end).unwrap_or_default();
+        match (header.tag, Target::read(body), Bind::read(body)) {
+            (tag::DESCRIBE, Ok(target), _) if target.kind == TargetKind::Statement => {
+                described.push(target.name);
             }
+            (tag::DESCRIBE, Ok(target), _) => {
+                let bound = opaque.iter().rposition(|portal| *portal == target.name);
+                bound.map(|bound| opaque.remove(bound));
+            }
+            (tag::BIND, _, Ok(bind)) => {
+                let is_clear = bind.results_are_text() || described.contains(&bind.statement);
+                opaque.extend((!is_clear).then_some(bind.portal));
+            }
+            (tag::BIND, _, Err(_)) => return false,
             _ => {}
         }
     }
-    described >= opaque
+    opaque.is_empty()
 }
 
 /// The same for a single Bind, as far as can be told from it and from the bytes `behind` it.
@@ -361,6 +369,31 @@ mod tests {
             kept.arm();
             feed(&mut kept, &described(&binary_bind(), describes));
             assert_eq!(kept.refused(), expected);
+        }
+    }
+
+    #[test]
+    fn description_of_something_else_does_not_count() {
+        let describe = |target: &[u8]| {
+            let mut out = Vec::new();
+            message(&mut out, tag::DESCRIBE, |body| {
+                body.extend_from_slice(target)
+            });
+            out
+        };
+        let bind = binary_bind();
+        for (batch, expected) in [
+            ([describe(b"Ss\0"), bind.clone()].concat(), true),
+            ([describe(b"Sother\0"), bind.clone()].concat(), false),
+            ([bind.clone(), describe(b"Ss\0")].concat(), false),
+            ([bind.clone(), describe(b"Pother\0")].concat(), false),
+            ([bind.clone(), describe(b"P\0")].concat(), true),
+            (
+                [bind.clone(), bind.clone(), describe(b"P\0")].concat(),
+                false,
+            ),
+        ] {
+            assert_eq!(is_self_describing(&batch), expected, "{batch:?}");
         }
     }
 

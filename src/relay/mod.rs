@@ -6,6 +6,7 @@ mod kept;
 mod lease;
 mod outlet;
 mod parcel;
+mod portal;
 mod preparing;
 mod rehearsal;
 mod run;

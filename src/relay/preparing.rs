@@ -5,8 +5,8 @@ use super::outlet::Outlet;
 use super::spoken::{self, AHEAD_OF_QUERY, mark_of};
 use super::upstream::Exchange;
 use crate::session::{
-    Change, Fate, Finding, Form, Found, Kind, Preparation, Refusal, RowTypes, ServerChange,
-    Statement, server_name,
+    Change, Fate, Finding, Form, Found, Kind, Preparation, Refusal, ServerChange, Statement,
+    Telling, server_name,
 };
 use crate::wire::tag::frontend as tag;
 use crate::wire::{frontend, message, put_cstr};
@@ -99,10 +99,16 @@ pub(super) enum Outcome {
     Unknown,
 }
 
-/// Whether the result of a statement that the server has will be of these types.
+/// Whether the result of a statement is known to be of the types that its client was told.
+pub(super) fn is_as_told(statement: &Statement, told: &Telling, exchange: &Exchange<'_>) -> bool {
+    let on_server = &exchange.dialogue.statements;
+    told.due().is_none() && told.types() == on_server.rows_of(statement.id()).ok()
+}
+
+/// Whether the result of a statement that the server has will be of the types that its client was told, or is told ahead of it.
 pub(super) fn result_of(
     statement: &Statement,
-    rows: RowTypes,
+    told: &Telling,
     outlet: &mut Outlet<'_>,
     exchange: &mut Exchange<'_>,
 ) -> Outcome {
@@ -111,8 +117,18 @@ pub(super) fn result_of(
         return Outcome::AsTold;
     }
     let on_server = &mut exchange.dialogue.statements;
+    if let Some(due) = told.due() {
+        // Only in its own batch is it sure to be answered.
+        return match on_server.occurrence(statement.id()) == Some(due) {
+            true => Outcome::AsTold,
+            false => Outcome::Unknown,
+        };
+    }
+    let Some(types) = told.types() else {
+        return Outcome::AsTold;
+    };
     match on_server.rows_of(statement.id()) {
-        Ok(known) if known == rows => return Outcome::AsTold,
+        Ok(known) if known == types => return Outcome::AsTold,
         Ok(_) => return Outcome::Other,
         Err(true) => return Outcome::Unknown,
         Err(false) => {}

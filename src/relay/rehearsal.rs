@@ -101,6 +101,7 @@ impl Rehearsal {
                 counts: &mut counts,
                 generation: &self.generation,
                 spoken: &mut self.lease.spoken,
+                portal: &mut self.lease.portal,
                 settings: &self.settings,
             },
         );

@@ -592,6 +592,7 @@ impl Relay {
                 counts: &mut counts,
                 generation: &self.generation,
                 spoken: &mut link.lease.spoken,
+                portal: &mut link.lease.portal,
                 settings: &self.settings,
             },
         );

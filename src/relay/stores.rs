@@ -2,6 +2,7 @@
 
 use super::downstream::Downstream;
 use super::kept::Kept;
+use super::portal::LastPortal;
 use super::spoken::Spoken;
 use crate::session::Statements;
 use std::cell::RefCell;
@@ -11,6 +12,7 @@ use std::cell::RefCell;
 pub(super) struct Lease {
     pub(super) downstream: Downstream,
     pub(super) spoken: Spoken,
+    pub(super) portal: LastPortal,
     /// The client's batch under way, as long as it may have to be sent again.
     pub(super) kept: Kept,
 }
@@ -20,6 +22,7 @@ impl Lease {
     pub(super) fn end(&mut self) {
         self.downstream = Downstream::default();
         self.spoken = Spoken::default();
+        self.portal = LastPortal::default();
         self.kept.end();
     }
 }

@@ -3,9 +3,10 @@
 
 use super::kept::{Kept, is_flexible};
 use super::outlet::Outlet;
+use super::portal::{self, LastPortal};
 use super::preparing::{
-    NOTHING, Outcome, find_types, make_room, parse_anew, prepare, prepare_typed, refuse, renewed,
-    result_of, send_parse,
+    NOTHING, Outcome, find_types, is_as_told, make_room, parse_anew, prepare, prepare_typed,
+    refuse, renewed, result_of, send_parse,
 };
 use super::spoken::{self, Spoken, mark_of};
 use crate::server::{Dialogue, Unnamed};
@@ -124,6 +125,8 @@ pub(super) struct Upstream {
     is_held: bool,
     /// The answers that it waits for have been called for.
     is_flushed: bool,
+    /// The server has the statement that it names.
+    is_prepared: bool,
 }
 
 /// Both sides of a lease, as far as the client's messages touch them.
@@ -139,6 +142,7 @@ pub(super) struct Exchange<'a> {
     pub(super) counts: &'a mut Counts,
     pub(super) generation: &'a Generation,
     pub(super) spoken: &'a mut Spoken,
+    pub(super) portal: &'a mut LastPortal,
     pub(super) settings: &'a Settings,
 }
 
@@ -154,6 +158,8 @@ pub(super) enum Looked {
     RewrittenWhole,
     /// What it means depends on an answer that has not come.
     Held,
+    /// The same; the server has the statement that it names.
+    HeldPrepared,
 }
 
 impl Upstream {
@@ -319,13 +325,14 @@ impl Upstream {
             rest: self.scanner.rest(),
             behind,
             is_repeated: kept.is_repeated(),
+            is_prepared: false,
         };
         match look(header, body, outlet, exchange)? {
-            looked @ (Looked::NeedsMore | Looked::Held) => {
+            looked @ (Looked::NeedsMore | Looked::Held | Looked::HeldPrepared) => {
                 self.gathered.clear();
                 self.gathered.extend_from_slice(have);
                 self.header = Some(header);
-                self.is_flushed = false;
+                (self.is_flushed, self.is_prepared) = (false, false);
                 self.hold(&looked, outlet, exchange);
                 Ok(false)
             }
@@ -351,8 +358,10 @@ impl Upstream {
 
     /// If that is what has become of it: an answer that nothing else calls for is asked for.
     fn hold(&mut self, looked: &Looked, outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
-        if !matches!(looked, Looked::Held) {
-            return;
+        match looked {
+            Looked::Held => {}
+            Looked::HeldPrepared => self.is_prepared = true,
+            _ => return,
         }
         self.is_held = true;
         if exchange.dialogue.replies.is_batch_open() && !self.is_flushed {
@@ -382,9 +391,13 @@ impl Upstream {
             rest: self.scanner.rest(),
             behind,
             is_repeated: kept.is_repeated(),
+            is_prepared: self.is_prepared,
         };
         let looked = look(header, body, outlet, exchange)?;
-        if matches!(looked, Looked::NeedsMore | Looked::Held) {
+        if matches!(
+            looked,
+            Looked::NeedsMore | Looked::Held | Looked::HeldPrepared
+        ) {
             self.hold(&looked, outlet, exchange);
             return Ok(());
         }
@@ -489,6 +502,8 @@ pub(super) struct Body<'a> {
     behind: &'a [u8],
     /// The message is sent again, with nothing of it answered yet.
     is_repeated: bool,
+    /// It has been looked at before, and the server has the statement that it names.
+    is_prepared: bool,
 }
 
 /// Looks into a message. What is malformed passes: the server says what is wrong with it.
@@ -651,32 +666,42 @@ fn look_at_bind(
     }
     // A name the client never prepared is for the server to refuse (26000), or to know from PREPARE.
     let Some((mut statement, told)) = exchange.names.get_told(bind.statement) else {
+        exchange.portal.is_foreign();
         return unknown_name(tag::BIND, bind.statement, outlet, exchange);
     };
     if statement.forgets() {
         exchange.spoken.forgets = true;
     }
-    let is_typed = statement.is_open() && !bind.values_are_text();
-    if statement.generation() != exchange.generation.current()
-        && (body.is_repeated || is_flexible(&bind, rest == 0, body.behind))
+    let is_flexible = is_flexible(&bind, rest == 0, body.behind);
+    // Who relies on what it was told of the result.
+    let relying = told
+        .clone()
+        .filter(|told| !is_flexible && told.is_any() && statement.is_fixed());
+    if let Some(told) = &relying
+        && rest > 0
+        && have.len() + rest <= NAMES_BYTES_MAX
+        && !is_as_told(&statement, told, exchange)
     {
-        statement = renewed(bind.statement, statement, is_typed, exchange);
+        // What it asks for stands at its end.
+        return Ok(Looked::NeedsMore);
     }
-    if is_typed {
-        statement = prepare_typed(bind.statement, statement, outlet, exchange);
-    } else {
-        prepare(&statement, outlet, exchange);
-    }
-    if let Some(rows) = told.and_then(|told| told.get())
-        && !is_flexible(&bind, rest == 0, body.behind)
-    {
-        if rest > 0 && have.len() + rest <= NAMES_BYTES_MAX {
-            // What it asks for stands at its end.
-            return Ok(Looked::NeedsMore);
+    if !body.is_prepared {
+        let is_typed = statement.is_open() && !bind.values_are_text();
+        if statement.generation() != exchange.generation.current()
+            && (body.is_repeated || is_flexible)
+        {
+            statement = renewed(bind.statement, statement, is_typed, exchange);
         }
-        match result_of(&statement, rows, outlet, exchange) {
+        if is_typed {
+            statement = prepare_typed(bind.statement, statement, outlet, exchange);
+        } else {
+            prepare(&statement, outlet, exchange);
+        }
+    }
+    if let Some(told) = relying {
+        match result_of(&statement, &told, outlet, exchange) {
             Outcome::AsTold => {}
-            Outcome::Unknown => return Ok(Looked::Held),
+            Outcome::Unknown => return Ok(Looked::HeldPrepared),
             Outcome::Other => {
                 // Whoever prepares it anew is to get it as it is now, on every server.
                 exchange.generation.is_over(statement.generation());
@@ -686,6 +711,7 @@ fn look_at_bind(
         }
     }
     exchange.counts.bind += u64::from(!body.is_repeated);
+    portal::is_bound(&bind, &statement, told, exchange);
     let out = outlet.insert();
     let name = statement.name().as_bytes();
     frontend::bind_renamed_head(out, bind.portal, name, bind.rest.len() + rest)
@@ -787,9 +813,16 @@ fn look_at_target(
             }
             statement = prepare_typed(name, statement, outlet, exchange);
             frontend::describe_statement(outlet.insert(), statement.name().as_bytes());
+            let on_server = &mut exchange.dialogue.statements;
+            let asked = on_server.ask(statement.id());
+            let at = on_server.occurrence(statement.id());
+            let told = exchange.names.telling(name).zip(at);
+            if let Some((told, at)) = &told {
+                told.begins(*at);
+            }
             let change = Change {
-                told: exchange.names.telling(name),
-                ..Change::from(exchange.dialogue.statements.ask(statement.id()))
+                told,
+                ..Change::from(asked)
             };
             let (replies, mark) = (&mut exchange.dialogue.replies, mark_of(&statement));
             let change = Some(Box::new(change));
@@ -812,7 +845,15 @@ fn look_at_target(
                 body_bytes: body.len(),
             };
             fits(header, SMALL_BYTES_MAX)?;
-            push_unchanged(tag, exchange);
+            if tag == tag::DESCRIBE
+                && let Ok(target) = Target::read(body)
+            {
+                let change = portal::telling(target.name, exchange);
+                let replies = &mut exchange.dialogue.replies;
+                replies.push(Kind::Describe, Fate::Forward, change);
+            } else {
+                push_unchanged(tag, exchange);
+            }
             Ok(Looked::Unchanged)
         }
     }

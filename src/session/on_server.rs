@@ -66,23 +66,35 @@ impl State {
     }
 }
 
+/// One preparation of a statement on a server, as met in one batch. Its result is of the same types for as long as it is
+/// there: PostgreSQL refuses to run it with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Occurrence {
+    /// Which of all that the server was asked for.
+    pub preparation: u64,
+    /// The server's batch.
+    pub batch: u64,
+}
+
 #[derive(Debug)]
 struct Place {
     state: State,
+    preparation: u64,
     /// Of its parameters, if known.
     types: Option<Types>,
     /// Types of its result, if known.
     rows: Option<RowTypes>,
-    /// The batch in which the server was asked for both.
+    /// The last batch in which the server was asked for both.
     asked: Option<u64>,
     /// They were not found by this server: it was told them.
     are_declared: bool,
 }
 
-impl From<State> for Place {
-    fn from(state: State) -> Place {
+impl Place {
+    fn new(state: State, preparation: u64) -> Place {
         Place {
             state,
+            preparation,
             types: None,
             rows: None,
             asked: None,
@@ -109,7 +121,7 @@ pub enum ServerChange {
     Prepared(StatementId, u64),
     /// A Close was sent.
     Evicted(StatementId),
-    /// A Describe was sent in this batch.
+    /// A Describe was sent, of this preparation.
     Asked(StatementId, u64),
 }
 
@@ -120,6 +132,7 @@ pub struct ServerStatements {
     /// Evicted with so many Closes that may yet turn out to have been skipped.
     closing: HashMap<StatementId, u32>,
     batch: u64,
+    preparations: u64,
 }
 
 impl Default for ServerStatements {
@@ -128,6 +141,7 @@ impl Default for ServerStatements {
             cache: LruCache::unbounded(),
             closing: HashMap::new(),
             batch: 0,
+            preparations: 0,
         }
     }
 }
@@ -172,19 +186,21 @@ impl ServerStatements {
         does: impl Fn(&Place) -> bool,
     ) -> Preparation {
         let batch = self.batch;
+        let place = Place::new(State::Pending(batch), self.preparations + 1);
         let close = match self.cache.get_mut(&id) {
-            Some(place) if place.state.holds_in(batch) && does(place) => {
+            Some(known) if known.state.holds_in(batch) && does(known) => {
                 return Preparation::default();
             }
-            Some(place) => {
-                *place = State::Pending(batch).into();
+            Some(known) => {
+                *known = place;
                 true
             }
             None => {
-                self.cache.push(id, State::Pending(batch).into());
+                self.cache.push(id, place);
                 self.closing.contains_key(&id)
             }
         };
+        self.preparations += 1;
         Preparation {
             evict: self.evict(id, max),
             close,
@@ -225,13 +241,27 @@ impl ServerStatements {
         rows.ok_or(place.is_some_and(|place| place.asked == Some(self.batch)))
     }
 
-    /// What the end of a batch's Describe has told, unless it has been prepared again since.
-    pub(super) fn learned_rows(&mut self, id: StatementId, batch: u64, rows: RowTypes) {
-        if let Some(place) = self.cache.peek_mut(&id)
-            && place.asked == Some(batch)
-        {
+    /// Which preparation of it the server will have by the time it gets to what comes next.
+    #[inline]
+    pub fn occurrence(&self, id: StatementId) -> Option<Occurrence> {
+        let place = self.cache.peek(&id)?;
+        place.state.holds_in(self.batch).then_some(Occurrence {
+            preparation: place.preparation,
+            batch: self.batch,
+        })
+    }
+
+    /// What the end of a Describe has told of a preparation.
+    pub(super) fn learned_rows(&mut self, id: StatementId, preparation: u64, rows: RowTypes) {
+        if let Some(place) = self.place_of(id, preparation) {
             place.rows = Some(rows);
         }
+    }
+
+    /// Where it is, unless it has been prepared again since.
+    fn place_of(&mut self, id: StatementId, preparation: u64) -> Option<&mut Place> {
+        let place = self.cache.peek_mut(&id)?;
+        (place.preparation == preparation).then_some(place)
     }
 
     /// The Parse that is about to be sent gives the types of its parameters.
@@ -243,17 +273,17 @@ impl ServerStatements {
 
     /// A Describe of it is about to be sent.
     pub fn ask(&mut self, id: StatementId) -> ServerChange {
+        let mut preparation = 0;
         if let Some(place) = self.cache.peek_mut(&id) {
             place.asked = Some(self.batch);
+            preparation = place.preparation;
         }
-        ServerChange::Asked(id, self.batch)
+        ServerChange::Asked(id, preparation)
     }
 
-    /// What the Describe of a batch has told, unless it has been prepared again since.
-    pub fn learned(&mut self, id: StatementId, batch: u64, types: &Types) {
-        if let Some(place) = self.cache.peek_mut(&id)
-            && place.asked == Some(batch)
-        {
+    /// What a Describe has told of a preparation.
+    pub fn learned(&mut self, id: StatementId, preparation: u64, types: &Types) {
+        if let Some(place) = self.place_of(id, preparation) {
             place.types = Some(types.clone());
         }
     }
@@ -306,7 +336,9 @@ impl ServerStatements {
     /// A Close has turned out to have been skipped.
     pub(super) fn kept(&mut self, id: StatementId) {
         self.closed(id);
-        self.cache.push(id, State::Doubtful.into());
+        self.preparations += 1;
+        let place = Place::new(State::Doubtful, self.preparations);
+        self.cache.push(id, place);
     }
 
     /// Whether the statement is there is known, or known to be unknown, now; unless it has been
@@ -340,11 +372,11 @@ mod tests {
         let [found, declared] =
             [b"\0\x01\0\0\0\x17", b"\0\x01\0\0\x02\xbc"].map(|types| Types::from(&types[..]));
         server.prepare(id(1), 10);
-        let ServerChange::Asked(_, batch) = server.ask(id(1)) else {
+        let ServerChange::Asked(_, preparation) = server.ask(id(1)) else {
             panic!("another change");
         };
         assert_eq!(server.types_of(id(1)), None);
-        server.learned(id(1), batch, &found);
+        server.learned(id(1), preparation, &found);
         assert_eq!(server.types_of(id(1)), Some(&found));
         // Nobody knows whether it will be there in the next batch.
         server.synced();
@@ -352,7 +384,7 @@ mod tests {
         server.prepare_typed(id(1), 10);
         server.declare(id(1), declared.clone());
         // This is of the statement from before.
-        server.learned(id(1), batch, &found);
+        server.learned(id(1), preparation, &found);
         assert_eq!(server.types_of(id(1)), Some(&declared));
         assert_eq!(server.prepare_typed(id(1), 10), Preparation::default());
         let again = server.prepare(id(1), 10);

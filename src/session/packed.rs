@@ -4,7 +4,8 @@
 use super::budget::Charge;
 use super::on_server::{RowTypes, StatementId};
 use super::prepared::{ClientStatements, Form, Found, Names, Registered, Statement, Statements};
-use std::cell::{Cell, OnceCell};
+use super::told::Telling;
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -81,7 +82,7 @@ impl ClientStatements {
             serial: registered.serial,
             is_confirmed: registered.is_confirmed,
             found: registered.found.and_then(|it| it.get().cloned()),
-            told: registered.told.and_then(|it| it.get()),
+            told: registered.told.and_then(|it| it.types()),
             statement: packing.place_of(&registered.statement),
             charge: registered.charge,
         });
@@ -110,7 +111,7 @@ impl PackedStatements {
                 serial: packed.serial,
                 statement: here[packed.statement].clone(),
                 found: packed.found.map(|it| Rc::new(OnceCell::from(it))),
-                told: packed.told.map(|it| Rc::new(Cell::new(Some(it)))),
+                told: packed.told.map(|it| Rc::new(Telling::of(it))),
                 is_confirmed: packed.is_confirmed,
                 batch: 0,
                 charge: packed.charge,

@@ -20,12 +20,14 @@
 
 use super::budget::{Budget, Charge, TooMany};
 use super::on_server::{
-    RowTypes, ServerChange, ServerStatements, State, StatementId, Types, cut, server_name,
+    Occurrence, RowTypes, ServerChange, ServerStatements, State, StatementId, Types, cut,
+    server_name,
 };
 use super::sql;
+use super::told::Told;
 use super::usage::Usage;
 use sha2::{Digest, Sha256};
-use std::cell::{Cell, OnceCell};
+use std::cell::OnceCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
@@ -62,6 +64,7 @@ pub struct Statement {
     generation: u32,
     open_parameters: usize,
     forgets: bool,
+    is_fixed: bool,
     usage: Usage,
     charge: Charge,
 }
@@ -77,9 +80,6 @@ pub struct Found {
 
 /// Where they will be when the server has told them.
 pub type Finding = Rc<OnceCell<Found>>;
-
-/// Types of the result that a client was told when it described a name last; nothing until then.
-pub type Told = Rc<Cell<Option<RowTypes>>>;
 
 /// How a statement is prepared.
 #[derive(Clone, Debug)]
@@ -131,6 +131,12 @@ impl Statement {
     /// Whether it makes all statements go.
     pub fn forgets(&self) -> bool {
         self.forgets
+    }
+
+    /// Whether its result is of the same types whenever it is executed: that of a FETCH is the cursor's.
+    #[inline]
+    pub fn is_fixed(&self) -> bool {
+        self.is_fixed
     }
 
     /// How it is prepared.
@@ -205,6 +211,7 @@ impl Statements {
             name: server_name(id).into_boxed_str(),
             body: body.into(),
             forgets: sql::forgets(body),
+            is_fixed: !(matches!(form, Form::Parse) && sql::may_vary(body)),
             open_parameters: match form {
                 Form::Parse => open_parameters(body),
                 Form::ParseOf(_) | Form::Sql => 0,
@@ -532,7 +539,7 @@ pub struct Change {
     /// What the server tells of a statement is found for a name, too.
     pub finding: Option<(Finding, u32)>,
     /// The client is told the types of its result.
-    pub told: Option<Told>,
+    pub told: Option<(Told, Occurrence)>,
     /// What the statements of a Query change, one after the other as they complete.
     pub steps: VecDeque<Change>,
 }
@@ -585,11 +592,11 @@ impl Change {
 
     /// The server has told the types of a statement's parameters.
     pub fn learned(&self, types: &[u8], server: &mut ServerStatements) {
-        let Some(ServerChange::Asked(id, batch)) = self.server else {
+        let Some(ServerChange::Asked(id, preparation)) = self.server else {
             return;
         };
         let types = Types::from(types);
-        server.learned(id, batch, &types);
+        server.learned(id, preparation, &types);
         if let Some((finding, generation)) = &self.finding {
             let generation = *generation;
             let _ = finding.set(Found { generation, types });
@@ -598,11 +605,11 @@ impl Change {
 
     /// The server has told the types of a statement's result.
     pub fn learned_rows(&self, rows: RowTypes, server: &mut ServerStatements) {
-        if let Some(ServerChange::Asked(id, batch)) = self.server {
-            server.learned_rows(id, batch, rows);
+        if let Some(ServerChange::Asked(id, preparation)) = self.server {
+            server.learned_rows(id, preparation, rows);
         }
-        if let Some(told) = &self.told {
-            told.set(Some(rows));
+        if let Some((told, of)) = &self.told {
+            told.ends(*of, Some(rows));
         }
     }
 
@@ -622,6 +629,9 @@ impl Change {
             Some(ServerChange::Prepared(id, batch)) => server.settle(id, batch, State::Doubtful),
             Some(ServerChange::Evicted(id)) => server.kept(id),
             Some(ServerChange::Asked(..)) | None => {}
+        }
+        if let Some((told, of)) = self.told {
+            told.ends(of, None);
         }
     }
 }

@@ -93,6 +93,15 @@ pub fn forgets(text: &[u8]) -> bool {
     })
 }
 
+/// Whether the types of a text's result may be others each time: those of a FETCH are its cursor's. Not sure to know one
+/// behind a comment.
+pub fn may_vary(text: &[u8]) -> bool {
+    let start = text.iter().position(|byte| !is_space(*byte));
+    let word = text.get(start.unwrap_or_default()..).unwrap_or_default();
+    let is_word = |known: &&[u8]| has_prefix(word, known);
+    [&b"fetch"[..], b"execute", b"call"].iter().any(is_word)
+}
+
 /// As far as `text` goes: it may be cut off.
 fn has_prefix(text: &[u8], word: &[u8]) -> bool {
     text.iter()

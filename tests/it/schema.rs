@@ -239,6 +239,86 @@ both_shards!(
     }
 );
 
+/// A client that was told the types of "s" by `describe`, before they changed, and another one's lease of the only server
+/// that has had the statement until then.
+fn told_before_the_change(shards: usize, describe: &[u8]) -> (Stage, Client, Client) {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(2));
+    table(&stage);
+    let mut client = stage.client();
+    prepare(&mut client, "s", "select v from t");
+    assert!(client.exchange(describe).error.is_none());
+    let mut hog = stage.client();
+    hog.value("begin");
+    stage.database.sql("alter table t alter column v type real");
+    (stage, client, hog)
+}
+
+/// Makes the free server know the types of "s" as they are now.
+fn make_known(stage: &Stage) {
+    let mut other = stage.client();
+    prepare(&mut other, "s", "select v from t");
+    let reply = other.exchange(&[describe(b'S', "s"), sync()].concat());
+    assert_eq!(reply.tags, "tTZ");
+}
+
+both_shards!(
+    client_that_describes_is_told_the_new_types_and_no_error,
+    |shards| {
+        let ask = [describe(b'S', "s"), sync()].concat();
+        let whole = [describe(b'S', "s"), binary("s")].concat();
+        for is_one_batch in [true, false] {
+            let (stage, mut client, _hog) = told_before_the_change(shards, &ask);
+            make_known(&stage);
+            if is_one_batch {
+                assert_eq!(client.exchange(&whole).tags, "tT2DCZ");
+            } else {
+                client.send(&[&*ask, &*binary("s")].concat());
+                assert_eq!(client.reply().tags, "tTZ");
+                assert_eq!(client.reply().tags, "2DCZ");
+            }
+            assert_eq!(client.exchange(&binary("s")).tags, "2DCZ");
+        }
+    }
+);
+
+both_shards!(
+    client_that_has_described_a_portal_is_told_of_other_types,
+    |shards| {
+        // as pgjdbc does, which asks for binary values of the types that it has seen
+        for is_known in [false, true] {
+            let (stage, mut client, _hog) = told_before_the_change(shards, &described("s", &[]));
+            if is_known {
+                make_known(&stage);
+            }
+            for _ in 0..2 {
+                let reply = client.exchange(&binary("s"));
+                assert_eq!((reply.tags.as_str(), reply.code()), ("EZ", "0A000"));
+            }
+            let batch = [&described("s", &[])[..], &binary("s")].concat();
+            client.send(&batch);
+            assert_eq!(client.reply().tags, "2TDCZ");
+            assert_eq!(client.reply().tags, "2DCZ");
+            assert_eq!(client.exchange(&binary("s")).tags, "2DCZ");
+        }
+    }
+);
+
+both_shards!(
+    description_of_a_portal_is_of_the_statement_bound_last,
+    |shards| {
+        let batches = [
+            [parse("", "select 'x'"), bind("", "", &[])].concat(),
+            [parse("n", "select 'x'"), bind("", "n", &[])].concat(),
+        ];
+        for last in batches {
+            let ask = [bind("", "s", &[]), last, describe(b'P', ""), sync()].concat();
+            let (stage, mut client, _hog) = told_before_the_change(shards, &ask);
+            make_known(&stage);
+            assert_eq!(client.exchange(&binary("s")).tags, "2DCZ", "never told");
+        }
+    }
+);
+
 both_shards!(batch_behind_another_is_not_sent_twice, |shards| {
     let stage = Stage::pooled(Topology::new(shards).pool_size(1));
     table(&stage);
