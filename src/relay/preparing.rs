@@ -243,7 +243,7 @@ fn pinned(
     statement
 }
 
-/// Prepares anew a statement that the server has.
+/// Prepares anew a statement that the server has, for a client that prepares it.
 pub(super) fn parse_anew(
     statement: &Statement,
     outlet: &mut Outlet<'_>,
@@ -254,7 +254,7 @@ pub(super) fn parse_anew(
     let needed = on_server.prepare_anew(statement.id(), max);
     if let Some(server) = carry_out(statement, needed, outlet, exchange) {
         let change = server.into();
-        send_parse(statement, None, Fate::Drop, change, 0, outlet, exchange);
+        send_parse(statement, None, Fate::Replace, change, 0, outlet, exchange);
     }
 }
 

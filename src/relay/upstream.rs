@@ -623,7 +623,7 @@ fn look_at_parse(
             send_parse(
                 &statement,
                 None,
-                Fate::Drop,
+                Fate::Replace,
                 server.into(),
                 0,
                 outlet,

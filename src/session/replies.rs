@@ -44,6 +44,8 @@ pub enum Fate {
     Forward,
     /// The pooler asked for it, the client must not see it.
     Drop,
+    /// The client asked for it and gets another in its place, but for the notices that come with it.
+    Replace,
     /// The server was not asked; the pooler makes it up when its turn has come.
     Fabricate,
 }
@@ -51,7 +53,7 @@ pub enum Fate {
 /// What one message from the server is.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Reply<C> {
-    /// Whether the client gets the message ([`Fate::Drop`] otherwise).
+    /// Whether the client gets the message.
     pub forward: bool,
     /// The reply that it completed.
     pub completed: Option<Kind>,
@@ -277,10 +279,13 @@ impl<C> Replies<C> {
         if fate == Fate::Fabricate {
             return Err(OutOfStep(tag));
         }
-        let passing = Reply::passing(fate != Fate::Drop);
+        let passing = Reply::passing(fate == Fate::Forward);
         use Kind::{Bind, Close, Describe, Execute, Parse, Query, Sync};
         match (tag, kind) {
-            (backend::NOTICE_RESPONSE | backend::PARAMETER_STATUS, _) => Ok(passing),
+            (backend::NOTICE_RESPONSE | backend::PARAMETER_STATUS, _) => Ok(Reply {
+                forward: fate != Fate::Drop,
+                ..passing
+            }),
             (backend::NOTIFICATION_RESPONSE, _) => Ok(Reply {
                 forward: true,
                 ..passing
@@ -596,6 +601,17 @@ mod tests {
         assert!(!replies.reply(b'N').unwrap().forward);
         assert!(replies.reply(b'A').unwrap().forward);
         assert!(replies.reply(b'E').unwrap().own_failed);
+    }
+
+    #[test]
+    fn notices_of_a_replaced_reply_are_the_clients() {
+        let mut replies = Fifo::default();
+        replies.push(Kind::Parse, Fate::Replace, Some(Box::new(1)));
+        assert!(replies.reply(b'N').unwrap().forward);
+        assert!(!replies.reply(b'1').unwrap().forward);
+        replies.push(Kind::Parse, Fate::Replace, Some(Box::new(1)));
+        let reply = replies.reply(b'E').unwrap();
+        assert!(reply.forward && !reply.own_failed);
     }
 
     #[test]

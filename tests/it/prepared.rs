@@ -63,6 +63,20 @@ everywhere!(closed_statement_is_gone_and_its_name_free, |stage| {
     );
 });
 
+everywhere!(notice_of_a_parse_is_heard_once, |stage| {
+    // The server is asked for the type of its parameter, too.
+    let mut client = stage.client();
+    let text = format!("select $1::text as {}", "x".repeat(64));
+    let reply = client.exchange(&[parse("s", &text), sync()].concat());
+    assert_eq!(reply.tags, "1Z");
+    assert!(reply.notices[0].contains("will be truncated"), "{reply:?}");
+    assert_eq!(reply.notices.len(), 1);
+    let mut hog = stage.client();
+    hog.value("begin");
+    let reply = client.exchange(&[run_prepared("s", &["v"]), sync()].concat());
+    assert_eq!((&*reply.value(), reply.notices.len()), ("v", 0));
+});
+
 everywhere!(failed_parse_leaves_the_name_free, |stage| {
     let mut client = stage.client();
     assert_eq!(
