@@ -254,7 +254,8 @@ const PARAMETERS_MAX: usize = 65_535;
 const UNKNOWN: [u8; 4] = 705_u32.to_be_bytes();
 
 /// How many parameters the Parse with this body may have, if there is one without a type among them; else 0. Wrong
-/// in one direction only: what looks like a parameter may be inside of a string.
+/// in one direction only: what looks like a parameter may be inside of a string. But there are no gaps: PostgreSQL
+/// refuses a text in which a parameter without a type does not occur.
 fn open_parameters(body: &[u8]) -> usize {
     let end = body.iter().position(|byte| *byte == 0);
     let Some((text, types)) = end.and_then(|end| Some((body.get(..end)?, body.get(end + 3..)?)))
@@ -266,7 +267,8 @@ fn open_parameters(body: &[u8]) -> usize {
         let id = types.get(start..)?.first_chunk::<4>()?;
         (*id != [0; 4] && *id != UNKNOWN).then_some(())
     };
-    let (mut rest, mut is_open, mut count) = (text, false, types.len() / 4);
+    let given = types.len() / 4;
+    let (mut rest, mut is_open, mut occurring, mut highest) = (text, false, 0, given);
     while let Some(dollar) = rest.iter().position(|byte| *byte == b'$') {
         rest = rest.get(dollar + 1..).unwrap_or_default();
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit());
@@ -275,9 +277,13 @@ fn open_parameters(body: &[u8]) -> usize {
             number.saturating_mul(10).saturating_add(digit)
         });
         is_open |= number > 0 && is_given(number).is_none();
-        count = count.max(number.min(PARAMETERS_MAX));
+        occurring += usize::from(number > 0);
+        highest = highest.max(number.min(PARAMETERS_MAX));
     }
-    if is_open { count } else { 0 }
+    match is_open {
+        true => highest.min(given + occurring),
+        false => 0,
+    }
 }
 
 fn id_of(body: &[u8], form: &Form, generation: u32) -> StatementId {
@@ -740,7 +746,7 @@ mod tests {
 
     #[test]
     fn parameter_without_a_type_leaves_the_statement_open() {
-        let cases: [(&[u8], usize); 9] = [
+        let cases: [(&[u8], usize); 11] = [
             (b"select 1\0\0\0", 0),
             (b"select $1\0\0\0", 1),
             (b"select $1\0\0\x01\0\0\0\x17", 0),
@@ -748,7 +754,9 @@ mod tests {
             (b"select $1\0\0\x01\0\0\0\0", 1),
             (b"select $1\0\0\x01\0\0\x02\xc1", 1),
             (b"select $$a$$, $0\0\0\0", 0),
-            (b"select $99999999999999999999999\0\0\0", 65_535),
+            (b"select $99999999999999999999999\0\0\0", 1),
+            (b"select $1, '$50000' -- $60000\0\0\0", 3),
+            (b"select $1, $1, $2\0\0\0", 2),
             (b"broken", 0),
         ];
         for (body, count) in cases {
