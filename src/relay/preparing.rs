@@ -281,7 +281,7 @@ pub(super) fn find_types(
 }
 
 /// Parse of the empty statement: text and parameter types.
-pub(super) const NOTHING: &[u8] = b"\0\0\0";
+const NOTHING: &[u8] = b"\0\0\0";
 
 /// Makes the server have a statement of this name that does nothing.
 pub(super) fn stand_in(name: &[u8], outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
@@ -295,6 +295,9 @@ pub(super) fn stand_in(name: &[u8], outlet: &mut Outlet<'_>, exchange: &mut Exch
     replies.push(Kind::Close, Fate::Drop, None);
     replies.push(Kind::Parse, Fate::Drop, Some(Box::default()));
 }
+
+/// The same of a statement that a failed transaction refuses, unlike the empty one.
+pub(super) const SELECT: &[u8] = b"select 1\0\0\0";
 
 /// Makes the server fail where it would have failed if the client had its names to itself: it is asked
 /// to prepare `body` under a name that it has. The client is told what `refusal` says.

@@ -5,11 +5,12 @@ use super::kept::{Kept, is_flexible};
 use super::outlet::Outlet;
 use super::portal::{self, LastPortal};
 use super::preparing::{
-    NOTHING, Outcome, find_types, is_as_told, make_room, parse_anew, prepare, prepare_typed,
-    refuse, renewed, result_of, send_parse,
+    Outcome, SELECT, find_types, is_as_told, make_room, parse_anew, prepare, prepare_typed, refuse,
+    renewed, result_of, send_parse,
 };
 use super::spoken::{self, Spoken, mark_of};
 use crate::server::{Dialogue, Unnamed};
+use crate::session::sql;
 use crate::session::{
     Change, ClientStatements, Fate, Finding, Form, Generation, Kind, Refusal, Settings, Statement,
     Statements,
@@ -521,7 +522,8 @@ fn look(
             let looked = spoken::look_at_unnamed(header, body, outlet, exchange);
             if !matches!(looked, Looked::NeedsMore | Looked::Held) {
                 *exchange.unnamed += 1;
-                own_unnamed(exchange);
+                let text = have.get(1..).unwrap_or_default();
+                own_unnamed(exchange, sql::may_begin(text) && sql::forgets(text));
             }
             match looked {
                 Looked::Unchanged => Looked::Unchanged,
@@ -607,7 +609,7 @@ fn look_at_parse(
         Ok((statement, client, finding))
     });
     let Ok((statement, client, finding)) = registered else {
-        refuse(Refusal::TooMany, NOTHING, outlet, exchange);
+        refuse(Refusal::TooMany, tail, outlet, exchange);
         return Ok(Looked::Rewritten);
     };
     let mut change = Change::from(client);
@@ -705,7 +707,7 @@ fn look_at_bind(
             Outcome::Other => {
                 // Whoever prepares it anew is to get it as it is now, on every server.
                 exchange.generation.is_over(statement.generation());
-                refuse(Refusal::OtherResult, NOTHING, outlet, exchange);
+                refuse(Refusal::OtherResult, SELECT, outlet, exchange);
                 return Ok(Looked::RewrittenWhole);
             }
         }
@@ -748,27 +750,26 @@ fn unknown_name(
     Ok(Looked::Unchanged)
 }
 
-/// Makes the server say that it has no unnamed statement, if what it has is not the one that this client has prepared last.
+/// Makes the server say that it has no unnamed statement, if what it has is not the one that this client has prepared last; that may
+/// make all names go when it is executed.
 fn part_with_unnamed(outlet: &mut Outlet<'_>, exchange: &mut Exchange<'_>) {
     let own = (exchange.client, *exchange.unnamed);
-    if exchange
-        .dialogue
-        .unnamed
-        .is_some_and(|unnamed| unnamed.owner == own)
-    {
+    if let Some(unnamed) = exchange.dialogue.unnamed.filter(|it| it.owner == own) {
+        exchange.spoken.forgets |= unnamed.forgets;
         return;
     }
     frontend::close_statement(outlet.insert(), b"");
     let replies = &mut exchange.dialogue.replies;
     replies.push(Kind::Close, Fate::Drop, None);
-    own_unnamed(exchange);
+    own_unnamed(exchange, false);
 }
 
-fn own_unnamed(exchange: &mut Exchange<'_>) {
+fn own_unnamed(exchange: &mut Exchange<'_>, forgets: bool) {
     exchange.dialogue.unnamed = Some(Unnamed {
         owner: (exchange.client, *exchange.unnamed),
         batch: exchange.dialogue.statements.batch(),
         is_answered: false,
+        forgets,
     });
 }
 

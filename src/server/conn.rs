@@ -26,6 +26,8 @@ pub struct Unnamed {
     pub batch: u64,
     /// The server has said that it has it.
     pub is_answered: bool,
+    /// It may make all statements go.
+    pub forgets: bool,
 }
 
 /// The state of the conversation with a server.

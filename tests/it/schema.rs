@@ -319,6 +319,22 @@ both_shards!(
     }
 );
 
+both_shards!(
+    failed_transaction_is_told_before_a_change_of_types,
+    |shards| {
+        for ask in [described("s", &[]), [describe(b'S', "s"), sync()].concat()] {
+            let (stage, mut client, _hog) = told_before_the_change(shards, &ask);
+            make_known(&stage);
+            client.value("begin");
+            assert_eq!(client.query("select 1/0").code(), "22012");
+            let reply = client.exchange(&binary("s"));
+            assert_eq!((reply.code(), reply.status), ("25P02", b'E'));
+            client.value("rollback");
+            assert_eq!(client.exchange(&binary("s")).code(), "0A000");
+        }
+    }
+);
+
 both_shards!(batch_behind_another_is_not_sent_twice, |shards| {
     let stage = Stage::pooled(Topology::new(shards).pool_size(1));
     table(&stage);

@@ -124,6 +124,22 @@ everywhere!(
 );
 
 everywhere!(
+    name_is_free_behind_a_deallocate_all_that_was_parsed_long_ago,
+    |stage| {
+        let mut client = stage.client();
+        client.value("begin");
+        prepare(&mut client, "s", "select 'old'");
+        prepare(&mut client, "", "deallocate all");
+        let anew = [parse("s", "select 'new'"), run_prepared("s", &[])].concat();
+        let batch = [run_prepared("", &[]), anew, sync()].concat();
+        for _ in 0..2 {
+            let reply = client.exchange(&batch);
+            assert_eq!((reply.tags.as_str(), &*reply.value()), ("2C12DCZ", "new"));
+        }
+    }
+);
+
+everywhere!(
     sql_commands_of_a_pipeline_meet_what_those_before_have_left,
     |stage| {
         let mut client = stage.client();
