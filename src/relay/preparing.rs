@@ -14,6 +14,7 @@ use std::rc::Rc;
 
 /// A statement that servers are made to fail with, see [`refuse`].
 pub(super) const TAKEN: &[u8] = b"rb_taken";
+
 /// Makes sure that the server has the statement by the time it gets to what comes next. True if
 /// something was sent for that.
 pub(super) fn prepare(
@@ -32,16 +33,7 @@ pub(super) fn prepare(
     if matches!(statement.form(), Form::Sql) {
         spoken::send_prepare(statement, server.into(), outlet, exchange);
     } else {
-        let mark = AHEAD_OF_QUERY;
-        send_parse(
-            statement,
-            None,
-            Fate::Drop,
-            server.into(),
-            mark,
-            outlet,
-            exchange,
-        );
+        parse_ahead(statement, None, server, outlet, exchange);
     }
     true
 }
@@ -72,16 +64,7 @@ pub(super) fn prepare_typed(
         on_server.declare(id, found.types.clone());
         if let Some(server) = carry_out(&statement, needed, outlet, exchange) {
             let types = Some(&*found.types);
-            let change = server.into();
-            send_parse(
-                &statement,
-                types,
-                Fate::Drop,
-                change,
-                AHEAD_OF_QUERY,
-                outlet,
-                exchange,
-            );
+            parse_ahead(&statement, types, server, outlet, exchange);
         }
     } else {
         let pinned = pinned(name, &statement, &found, exchange);
@@ -178,13 +161,37 @@ pub(super) fn carry_out(
     Some(ServerChange::Prepared(statement.id(), batch))
 }
 
-/// With these types of its parameters instead of those that its own Parse gives.
-pub(super) fn send_parse(
+/// The pooler's own Parse ahead of a message that needs the statement; with these types of its parameters instead of
+/// those that its own Parse gives.
+fn parse_ahead(
     statement: &Statement,
     types: Option<&[u8]>,
+    server: ServerChange,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) {
+    write_parse(statement, types, outlet, exchange);
+    let change = Some(Box::new(server.into()));
+    let replies = &mut exchange.dialogue.replies;
+    replies.push_marked(Kind::Parse, Fate::Drop, change, AHEAD_OF_QUERY);
+}
+
+/// The client's Parse.
+pub(super) fn send_parse(
+    statement: &Statement,
     fate: Fate,
     change: Change,
-    mark: u32,
+    outlet: &mut Outlet<'_>,
+    exchange: &mut Exchange<'_>,
+) {
+    write_parse(statement, None, outlet, exchange);
+    let replies = &mut exchange.dialogue.replies;
+    replies.push(Kind::Parse, fate, Some(Box::new(change)));
+}
+
+fn write_parse(
+    statement: &Statement,
+    types: Option<&[u8]>,
     outlet: &mut Outlet<'_>,
     exchange: &mut Exchange<'_>,
 ) {
@@ -199,8 +206,6 @@ pub(super) fn send_parse(
             None => body.extend_from_slice(statement.body()),
         }
     });
-    let replies = &mut exchange.dialogue.replies;
-    replies.push_marked(Kind::Parse, fate, Some(Box::new(change)), mark);
 }
 
 /// The client's name stands for the statement of the current generation from now on; if `is_typed`, its
@@ -253,8 +258,7 @@ pub(super) fn parse_anew(
     let on_server = &mut exchange.dialogue.statements;
     let needed = on_server.prepare_anew(statement.id(), max);
     if let Some(server) = carry_out(statement, needed, outlet, exchange) {
-        let change = server.into();
-        send_parse(statement, None, Fate::Replace, change, 0, outlet, exchange);
+        send_parse(statement, Fate::Replace, server.into(), outlet, exchange);
     }
 }
 

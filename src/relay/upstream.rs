@@ -618,19 +618,11 @@ fn look_at_parse(
     match (server, finding) {
         (Some(server), None) => {
             change.server = Some(server);
-            send_parse(&statement, None, Fate::Forward, change, 0, outlet, exchange);
+            send_parse(&statement, Fate::Forward, change, outlet, exchange);
             return Ok(Looked::Rewritten);
         }
         (Some(server), Some(finding)) => {
-            send_parse(
-                &statement,
-                None,
-                Fate::Replace,
-                server.into(),
-                0,
-                outlet,
-                exchange,
-            );
+            send_parse(&statement, Fate::Replace, server.into(), outlet, exchange);
             find_types(&statement, finding, outlet, exchange);
         }
         (None, Some(finding)) => {
