@@ -145,6 +145,7 @@ impl Console<'_> {
                 }
             }
             tag::QUERY => {}
+            tag if !tag::is_known(tag) => return Err(self.dismiss(Farewell::new("unknown pkt"))),
             tag => return Err(self.unsupported(tag)),
         }
         self.outlet.settle().await

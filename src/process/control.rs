@@ -263,6 +263,9 @@ fn reload(
                     "RELOAD failed, the old configuration stays in force"
                 );
             }
+            if old.config.dialect == Dialect::Ini {
+                tracing::warn!("config file loading failed, the old configuration stays in force");
+            }
             Err(problems)
         }
     };

@@ -117,6 +117,8 @@ impl Event {
                     value("user")
                 )
             }
+            "no such user" => format!("no such user: {}", value("name")),
+            "RELOAD failed, the old configuration stays in force" => value("problem"),
             "pooler error" => format!("pooler error: {}", value("text")),
             "command issued" => match &*value("database") {
                 "" => {

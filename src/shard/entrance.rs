@@ -11,7 +11,7 @@ use crate::auth::{
 };
 use crate::base::{Clock, Secret, limit};
 use crate::client::{AuthenticateError, Farewell, Intake, Outside, authenticate};
-use crate::config::{AuthType, is_console};
+use crate::config::{AuthType, Dialect, is_console};
 use crate::judge::{ldap_allows, os_user_name, pam_allows};
 use crate::net::{Certificate, Endpoint};
 use crate::relay::Ending;
@@ -92,6 +92,18 @@ impl Known<'_> {
     }
 }
 
+/// Whether a client says that it is somebody of whom nobody has to be asked to know that there is no such user.
+pub(super) fn is_stranger(packet: &StartupPacket, snapshot: &Snapshot) -> bool {
+    let is_list_asked = matches!(
+        snapshot.config.general.auth_type,
+        AuthType::Trust | AuthType::Plain | AuthType::Md5 | AuthType::ScramSha256
+    );
+    is_list_asked
+        && !is_console(packet.database())
+        && matches!(snapshot.users.lookup(packet.user()), Found::Nobody)
+        && lookup_key(packet, snapshot).is_none()
+}
+
 impl Guest {
     /// Authenticates the client; AuthenticationOk is not sent yet.
     pub(super) async fn log_in(
@@ -120,13 +132,13 @@ impl Guest {
         }
         let demand = self
             .demand(intake, packet, snapshot)
-            .map_err(|error| self.refuse(packet, &error.into()))?;
+            .map_err(|error| self.refuse(packet, &error.into(), snapshot))?;
         let known = self.known(packet, &demand, snapshot).await?;
         let passed = self.pass(intake, packet, &demand, &known, snapshot).await;
         let credentials = match passed {
             Ok(credentials) => credentials,
             Err(error) => {
-                let ending = self.refuse(packet, &error);
+                let ending = self.refuse(packet, &error, snapshot);
                 if is_punished(&error) {
                     self.punish(&known, snapshot).await;
                 }
@@ -147,8 +159,16 @@ impl Guest {
     }
 
     /// Logs why a login failed; the client learns less.
-    fn refuse(&self, packet: &StartupPacket, error: &AuthenticateError) -> Ending {
-        tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), reason = reason(error), "login failed");
+    fn refuse(
+        &self,
+        packet: &StartupPacket,
+        error: &AuthenticateError,
+        snapshot: &Snapshot,
+    ) -> Ending {
+        // PgBouncer has a line for it at the end only.
+        if snapshot.config.dialect == Dialect::Toml {
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), reason = reason(error), "login failed");
+        }
         error.farewell().map_or(Ending::Vanished, Ending::SentAway)
     }
 

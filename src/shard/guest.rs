@@ -4,7 +4,7 @@
 //! then is it told whether the database exists. Nothing is revealed before.
 
 use super::balance::Homes;
-use super::entrance::Admission;
+use super::entrance::{Admission, is_stranger};
 use super::opening::fill_random;
 use super::pools::{Counter, Pool};
 use super::replicating::{Dedicated, logged, open_apart, wishes as wishes_of};
@@ -294,10 +294,7 @@ impl Guest {
 
     async fn session(&self, mut intake: Intake, packet: StartupPacket) -> Stay {
         let is_console = is_console(packet.database());
-        self.claim.replace(Some(Box::new(Claim {
-            database: packet.database().into(),
-            user: packet.user().into(),
-        })));
+        self.claims(packet.database(), packet.user());
         let seat = if is_console {
             None
         } else if let Some(seat) = Permit::take(&self.shard.common.clients) {
@@ -334,12 +331,25 @@ impl Guest {
         }
     }
 
+    fn claims(&self, database: &str, user: &str) {
+        self.claim.replace(Some(Box::new(Claim {
+            database: database.into(),
+            user: user.into(),
+        })));
+    }
+
     /// PgBouncer logs who knocks, where we log who has come in.
     fn log_attempt(&self, packet: &StartupPacket, snapshot: &Snapshot) {
         let config = &snapshot.config;
         if config.general.log_connections && config.dialect == Dialect::Ini {
             let replication = logged(packet.replication().unwrap_or_default());
-            let is_unknown = is_unknown(config, packet.database());
+            let mut is_unknown = is_unknown(config, packet.database());
+            if is_stranger(packet, snapshot) {
+                let name = packet.user();
+                tracing::info!(client = %self.entry.id, remote = %self.entry.remote, name, "no such user");
+                is_unknown = Some(true);
+                self.claims("", name);
+            }
             tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), is_unknown, tls = self.entry.tls().map(tracing::field::display), replication, "login attempt");
         }
     }
@@ -517,6 +527,9 @@ impl Guest {
             return Err(Farewell::SHUTTING_DOWN);
         }
         let Some(database) = snapshot.config.database(packet.database()) else {
+            if snapshot.config.dialect == Dialect::Ini && snapshot.config.general.log_connections {
+                tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user, database = packet.database(), is_unknown = true, "login failed");
+            }
             let text = format!("no such database: {}", packet.database());
             return Err(Farewell::with(SqlState::PROTOCOL_VIOLATION, text));
         };
@@ -623,7 +636,12 @@ impl Guest {
             // It has not left.
             Ending::Moving(_) | Ending::Displaced => return,
         };
-        let is_told = self.entry.state() != ClientState::Login || is_ini;
+        let has_knocked_only =
+            self.entry.state() == ClientState::Login && matches!(ending, Ending::Vanished);
+        let is_told = match is_ini {
+            true => !has_knocked_only,
+            false => self.entry.state() != ClientState::Login,
+        };
         if general.log_disconnections && is_told {
             let age_us = Clock::unix_micros().saturating_sub(self.entry.connected_unix_us);
             tracing::info!(client = %id, %remote, database, user, why, age_s = age_us / 1_000_000, "closing client connection");

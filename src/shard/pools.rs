@@ -8,7 +8,7 @@ use super::root::Shard;
 use super::shared::{CommonPool, Phase, Victim, unlimited_if_zero};
 use crate::base::{Clock, Moment, ShardId};
 use crate::client::{ClientEntry, Farewell};
-use crate::config::{Config, Database, General};
+use crate::config::{Config, Database, Dialect, General};
 use crate::net::spawn;
 use crate::pool::{Acquired, Action, Closing, LocalPool, Outlook};
 use crate::relay::{Denial, Servers, Terms, Waiter};
@@ -465,7 +465,7 @@ impl Pool {
             return Some(why);
         }
         if self.shard.phase.get() == Phase::WaitForServers {
-            return Some(SHUTDOWN);
+            return Some(self.why_stopped());
         }
         if self.standing.get().is_paused {
             return Some(PAUSE_MODE);
@@ -808,7 +808,16 @@ impl Pool {
     /// No more transactions: waiting clients leave, idle servers close.
     pub(super) fn stop(self: &Rc<Self>) {
         self.fail_waiters(&Farewell::SERVER_SHUTTING_DOWN);
-        self.step(|local, _, actions| local.expire_idle(|_, _| Some(SHUTDOWN), actions));
+        let why = self.why_stopped();
+        self.step(|local, _, actions| local.expire_idle(|_, _| Some(why), actions));
+    }
+
+    /// In PgBouncer, a shutdown that waits for servers is a pause as well.
+    fn why_stopped(&self) -> &'static str {
+        match self.shard.snapshot.borrow().config.dialect {
+            Dialect::Ini => PAUSE_MODE,
+            Dialect::Toml => SHUTDOWN,
+        }
     }
 
     fn publish_wait(&self) {

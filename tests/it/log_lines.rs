@@ -390,6 +390,17 @@ drop_in!(last_line_tells_why_it_ends, |brand| {
     pooler_says(&drop_in, "LOG", "server connections dropped, exiting");
 });
 
+drop_in!(
+    idle_servers_are_closed_for_a_pause_when_it_is_interrupted,
+    |brand| {
+        let mut drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+        client(&drop_in).value("select 1");
+        drop_in.signal(Signal::INT);
+        drop_in.wait_exit().expect("an end");
+        server_is_closed(&drop_in, "pause mode");
+    }
+);
+
 drop_in!(averages_have_the_logins, since(1, 26), |brand| {
     let drop_in = DropIn::start(brand, database(), "stats_period = 1");
     wait_until("a period", || drop_in.log().contains(" LOG stats: "));
@@ -418,11 +429,60 @@ drop_in!(client_of_an_unknown_database_has_none, |brand| {
     reply.assert_fatal("no such database: nowhere");
     for (severity, text) in [
         ("LOG", "login attempt: db=nowhere user=postgres tls=no"),
+        ("LOG", "login failed: db=nowhere user=postgres"),
         ("LOG", "closing because: no such database: nowhere (age=0s)"),
         ("WARNING", "pooler error: no such database: nowhere"),
     ] {
         client_says(&drop_in, severity, "(nodb)/postgres", text);
     }
+});
+
+drop_in!(user_who_is_not_listed_is_a_stranger, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    let params = [("user", "stranger"), ("database", &*drop_in.database.name)];
+    let reply = Client::connect(drop_in.address).start(PROTOCOL_3_0, &params);
+    reply.assert_fatal("\"trust\" authentication failed");
+    client_says(&drop_in, "LOG", "(nodb)/(nouser)", "no such user: stranger");
+    let attempt = format!("login attempt: db={} user=stranger", drop_in.database.name);
+    for (severity, text) in [
+        ("LOG", &*attempt),
+        ("LOG", "closing because: \"trust\" authentication failed"),
+        ("WARNING", "pooler error: \"trust\" authentication failed"),
+    ] {
+        client_says(&drop_in, severity, "(nodb)/stranger", text);
+    }
+    assert!(!drop_in.log().contains("login failed"));
+});
+
+drop_in!(client_that_only_knocks_is_not_worth_a_line, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    let mut knocking = Client::connect(drop_in.address);
+    knocking.finish_sending();
+    knocking.expect_closed();
+    // Its line would be there by now.
+    client(&drop_in).value("select 1");
+    assert!(!drop_in.log().contains("client unexpected eof"));
+});
+
+drop_in!(unknown_packet_at_the_console_is_called_so, |brand| {
+    let drop_in = DropIn::start(brand, database(), "");
+    let mut console = Client::login(drop_in.address, "pgbouncer");
+    let reply = console.exchange(&wire::message(b'z', b""));
+    reply.assert_fatal("unknown pkt");
+    let text = "closing because: unknown pkt (age=";
+    client_says(&drop_in, "LOG", "pgbouncer/postgres", text);
+});
+
+drop_in!(mistake_in_a_reload_is_told, |brand| {
+    let drop_in = DropIn::start(brand, database(), "server_idle_timeout = 60");
+    let file = drop_in.path("pgbouncer.ini");
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, format!("{text}\npool_mode = nonsense\n")).unwrap();
+    drop_in.console("RELOAD");
+    let is_told = |line: &str| line.contains("] WARNING config file loading failed");
+    wait_until("it is told", || drop_in.log().lines().any(is_told));
+    let is_told = |line: &str| line.contains("] ERROR ") && line.contains("pool_mode");
+    assert!(drop_in.log().lines().any(is_told), "{}", drop_in.log());
 });
 
 drop_in!(server_behind_a_unix_socket_is_named_by_its_port, |brand| {
