@@ -251,6 +251,8 @@ const CURVES: Kind = Kind::Parsed {
 /// Of one pool.
 const POOL_SIZE: Kind = int(0, 100_000);
 const CONNECTIONS: Kind = int(0, 1_000_000);
+/// What one word of permits has room for.
+const RESERVE: Kind = int(0, 2_047);
 
 settings! {
     /// The settings of the whole process: table `[ringbouncer]`.
@@ -303,8 +305,8 @@ settings! {
             "Server connections that one pool (one pair of database and user) may have, over all shards; 0 is no limit.";
         min_pool_size: u32 = CONNECTIONS, default("0"), Live,
             "Server connections that a pool keeps open, at most its size: if the database has a user of its own, else while it has clients.";
-        reserve_pool_size: u32 = CONNECTIONS, default("0"), Live,
-            "Server connections beyond its size that a pool may open for clients that have waited for reserve_pool_timeout, 2047 at most; they close when nobody waits.";
+        reserve_pool_size: u32 = RESERVE, default("0"), Live,
+            "Server connections beyond its size that a pool may open for clients that have waited for reserve_pool_timeout; they close when nobody waits.";
         reserve_pool_timeout: Duration = SPAN, default(r#""5 s""#), Live,
             "Wait after which the reserve is used; 0 turns it off.";
         autodb_idle_timeout: Duration = SPAN, default(r#""1 h""#), Live,
@@ -562,7 +564,7 @@ settings! {
             "Server connections that each pool of this database may have; 0 is no limit.";
         min_pool_size: Option<u32> = CONNECTIONS, unset("min_pool_size of [ringbouncer]", "5"), Live,
             "Server connections that each pool of this database keeps open.";
-        reserve_pool_size: Option<u32> = CONNECTIONS, unset("reserve_pool_size of [ringbouncer]", "5"), Live,
+        reserve_pool_size: Option<u32> = RESERVE, unset("reserve_pool_size of [ringbouncer]", "5"), Live,
             "Server connections beyond its size that each pool of this database may open in need.";
         max_db_connections: Option<u32> = CONNECTIONS, unset("max_db_connections of [ringbouncer]", "100"), Live,
             "Server connections that all pools of this database together may have; 0 is no limit.";
@@ -611,7 +613,7 @@ settings! {
             "Name of an environment variable that holds the user's secret; \"\" is none.";
         pool_size: Option<u32> = POOL_SIZE, unset("pool_size of the database", "30"), Live,
             "Server connections that each pool of this user may have; 0 is no limit.";
-        reserve_pool_size: Option<u32> = CONNECTIONS, unset("reserve_pool_size of the database", "5"), Live,
+        reserve_pool_size: Option<u32> = RESERVE, unset("reserve_pool_size of the database", "5"), Live,
             "Server connections beyond its size that each pool of this user may open in need.";
         max_user_connections: Option<u32> = CONNECTIONS, unset("max_user_connections of [ringbouncer]", "100"), Live,
             "Server connections that all pools of this user together may have; 0 is no limit.";

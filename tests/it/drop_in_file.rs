@@ -233,11 +233,17 @@ drop_in!(no_number_of_an_option_is_too_large_or_too_small, |brand| {
 
 both_shards!(number_that_is_brought_within_bounds_is_told, |shards| {
     let brand = Brand::Ringbouncer(shards);
-    let drop_in = DropIn::start(brand, database(), "server_idle_timeout = 999999999");
-    let told =
-        "WARNING pgbouncer.server_idle_timeout: 999999999 s is out of range; 3650 d holds instead";
-    assert!(drop_in.log().contains(told), "{}", drop_in.log());
+    let lines = "server_idle_timeout = 999999999\nreserve_pool_size = 5000";
+    let drop_in = DropIn::start(brand, database(), lines);
+    for told in [
+        "server_idle_timeout: 999999999 s is out of range; 3650 d holds instead",
+        "reserve_pool_size: 5000 is out of range; 2047 holds instead",
+    ] {
+        let told = format!("WARNING pgbouncer.{told}");
+        assert!(drop_in.log().contains(&told), "{}", drop_in.log());
+    }
     assert_eq!(setting(&drop_in, "server_idle_timeout"), "3.1536e+08");
+    assert_eq!(setting(&drop_in, "reserve_pool_size"), "2047");
 });
 
 // ---- auth_file ---------------------------------------------------------------------------------------------------
