@@ -142,18 +142,25 @@ fn negotiate(intake: &Intake, packet: &StartupPacket) {
     }
 }
 
+/// Beginning of the names by which a pooler tells of itself: those of another one behind us are not its client's affair.
+const OF_POOLER: &[u8] = b"pgbouncer.";
+
 /// Appends what a client gets after its login: AuthenticationOk, the server's settings with the
-/// client's own on top, its cancel key, a notice unless that is empty, ReadyForQuery.
+/// client's own on top and what it is told `of_pooler`, its cancel key, a notice unless that is empty, ReadyForQuery.
 pub fn greet(
     out: &mut Vec<u8>,
     server: &ServerParams,
     settings: &Settings,
+    of_pooler: &[(&str, &str)],
     key: &CancelKey,
     notice: &str,
 ) {
     backend::authentication_ok(out);
+    for (name, value) in of_pooler {
+        backend::parameter_status(out, name, value.as_bytes());
+    }
     for (name, value) in server.reported() {
-        if !settings.tracks(name) {
+        if !settings.tracks(name) && !name.as_bytes().starts_with(OF_POOLER) {
             backend::parameter_status(out, name, value);
         }
     }

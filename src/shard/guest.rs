@@ -466,7 +466,17 @@ impl Guest {
         let (socket, ahead) = intake.into_parts();
         let mut out = Vec::new();
         let notice = &general.login_notify_message;
-        greet(&mut out, &welcome, &settings, &key, notice);
+        let prepared_max = general.max_prepared_statements.to_string();
+        // As PgBouncer from 1.26 on.
+        let of_pooler = [
+            ("pgbouncer.pool_mode", servers.terms().mode.as_str()),
+            ("pgbouncer.max_prepared_statements", &*prepared_max),
+        ];
+        let of_pooler = match snapshot.config.dialect {
+            Dialect::Ini => &of_pooler[..],
+            Dialect::Toml => &[],
+        };
+        greet(&mut out, &welcome, &settings, of_pooler, &key, notice);
         socket.send(out);
         let options = RelaySettings {
             prepared_max: servers.terms().prepared_max,

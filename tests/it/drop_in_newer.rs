@@ -171,3 +171,19 @@ drop_in!(
         }
     }
 );
+
+drop_in!(client_is_told_how_it_is_pooled, since(1, 26), |brand| {
+    let database = Postgres::shared().database();
+    let session = entry("session", &database, "pool_mode=session");
+    let lines =
+        format!("pool_mode = transaction\nmax_prepared_statements = 7\n[databases]\n{session}");
+    let drop_in = DropIn::start(brand, database, &lines);
+    for (name, mode) in [
+        (&*drop_in.database.name, "transaction"),
+        ("session", "session"),
+    ] {
+        let params = Client::login(drop_in.address, name).params;
+        assert_eq!(params["pgbouncer.pool_mode"], mode);
+        assert_eq!(params["pgbouncer.max_prepared_statements"], "7");
+    }
+});
