@@ -64,8 +64,7 @@ pub(super) fn is_bound(
 pub(super) fn telling(portal: &[u8], exchange: &Exchange<'_>) -> Option<Box<Change>> {
     let on_server = &exchange.dialogue.statements;
     let Bound { id, at, told } = exchange.portal.of(portal, on_server.batch())?;
-    let is_there = on_server.occurrence(*id) == Some(*at);
-    let rows = on_server.rows_of(*id).ok().filter(|_| is_there);
+    let rows = on_server.rows_at(*id, *at);
     if told.due().is_none() && rows.is_some() && told.types() == rows {
         return None;
     }

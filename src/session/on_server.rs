@@ -251,6 +251,13 @@ impl ServerStatements {
         })
     }
 
+    /// The types of the result of what was met then, if they are known and it has not been prepared again since.
+    #[inline]
+    pub fn rows_at(&self, id: StatementId, at: Occurrence) -> Option<RowTypes> {
+        let place = self.cache.peek(&id)?;
+        place.rows.filter(|_| place.preparation == at.preparation)
+    }
+
     /// What the end of a Describe has told of a preparation.
     pub(super) fn learned_rows(&mut self, id: StatementId, preparation: u64, rows: RowTypes) {
         if let Some(place) = self.place_of(id, preparation) {

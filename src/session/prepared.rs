@@ -15,7 +15,7 @@
 //! statement is prepared, and a client that sends binary values relies on what it was told then. So every
 //! name keeps the types that were found for it, and binary values go only to a statement that has the same: to
 //! that of the same text if it has, else to one that is *pinned*, which has the types in its Parse.
-//! In the same way a name knows the types of the result that its client was told last, and a Bind for binary
+//! In the same way a name knows the types of the result that its client was told last (`told.rs`), and a Bind for binary
 //! values meets a statement with others as it would on PostgreSQL: with an error, before anything has run.
 
 use super::budget::{Budget, Charge, TooMany};
