@@ -332,11 +332,10 @@ impl<S, W> LocalPool<S, W> {
     pub fn pause(&mut self, out: &mut Vec<Action<S, W>>) {
         self.is_paused = true;
         self.seat.publish_want(false);
-        out.extend(
-            self.idle
-                .drain(..)
-                .map(|idle| Action::Close(idle.server, Closing::Paused)),
-        );
+        for idle in self.idle.drain(..) {
+            self.seat.shared().retire(&mut self.retiring);
+            out.push(Action::Close(idle.server, Closing::Paused));
+        }
         self.publish_idle();
     }
 
@@ -477,7 +476,12 @@ impl<S, W> LocalPool<S, W> {
         mut due: impl FnMut(&S, Moment) -> Option<&'static str>,
         out: &mut Vec<Action<S, W>>,
     ) {
-        self.close_idle(|_, server, since| due(server, since), out);
+        let reason = |pool: &mut Self, server: &S, since| {
+            let why = due(server, since)?;
+            pool.seat.shared().retire(&mut pool.retiring);
+            Some(why)
+        };
+        self.close_idle(reason, out);
     }
 
     /// Closes the idle servers of which `is_due` says so, given when each went idle, oldest first; `least` are kept,
@@ -520,6 +524,7 @@ impl<S, W> LocalPool<S, W> {
     /// that spans pools. Ends in [`LocalPool::closed`].
     pub fn evict(&mut self) -> Option<S> {
         let idle = self.idle.pop_front()?;
+        self.seat.shared().retire(&mut self.retiring);
         self.publish_idle();
         Some(idle.server)
     }
@@ -612,6 +617,7 @@ impl<S, W> LocalPool<S, W> {
     /// Why the server at hand has to close, if it has: because of a pause, or because a limit was lowered.
     fn closing(&mut self) -> Option<Closing> {
         if self.is_paused {
+            self.seat.shared().retire(&mut self.retiring);
             return Some(Closing::Paused);
         }
         let is_surplus = self.seat.shared().try_retire(&mut self.retiring);

@@ -147,8 +147,14 @@ impl Permits {
         })
     }
 
-    /// Gives back the permit of a server that was closed because of [`Permits::try_retire`] or
-    /// [`Permits::try_retire_above`].
+    /// Counts a server among those that are being closed which closes for a reason of its own, so that no other closes in its
+    /// place. False if the count is full; then the server stays open for those who count until it has closed.
+    pub fn retire(&self) -> bool {
+        self.update(Counts::retiring_one_more)
+    }
+
+    /// Gives back the permit of a server that was closed because of [`Permits::try_retire`],
+    /// [`Permits::try_retire_above`] or [`Permits::retire`].
     pub fn give_back_retired(&self) {
         let is_given = self.update(|counts| {
             Some(Counts {

@@ -301,6 +301,13 @@ impl SharedPool {
         may
     }
 
+    /// A server closes for a reason of its own; then `retiring` has it.
+    pub(super) fn retire(&self, retiring: &mut Retiring) {
+        if self.own().retire() {
+            retiring.add(0);
+        }
+    }
+
     /// Whether some limit leaves no place for another server.
     pub fn is_full(&self) -> bool {
         self.levels.iter().any(|level| !level.has_free())

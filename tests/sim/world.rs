@@ -11,6 +11,10 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod invariants;
+mod mishaps;
+mod upkeep;
+
 /// What may happen in a run, and how often.
 #[derive(Clone, Debug)]
 pub struct Rules {
@@ -43,6 +47,24 @@ pub struct Rules {
     pub open_given_up: f64,
     /// Mean time between mishaps (a stall, an idle server's death, a new limit), if any.
     pub mishap_us: Option<u64>,
+    /// How many idle servers turn out to be too old when their shard looks after them.
+    pub ages: f64,
+    /// Servers that are kept open (`min_pool_size`), and how long one beyond them may be idle, in microseconds, if
+    /// there is a bound.
+    pub minimum: u32,
+    pub idle_us: Option<u64>,
+    /// Whether idle servers serve in turn, at first.
+    pub round_robin: bool,
+    /// The places for attempts that this pool shares with another one, if it does.
+    pub openings_there: Option<u32>,
+    /// How many servers turn out to be unfit when they are opened, arrive or cannot be sent.
+    pub unfit: f64,
+    /// How many clients are on another shard when they come again.
+    pub moves: f64,
+    /// Whether clients come that have a server opened for themselves, which is never in the pool.
+    pub apart: bool,
+    /// Whether everybody in line is turned away now and then.
+    pub turns_away: bool,
     /// Whether the pool is paused and resumed now and then.
     pub pauses: bool,
     /// The longest stall of a shard in microseconds, if shards stall.
@@ -62,6 +84,8 @@ enum Whereabouts {
     Checked,
     Travelling,
     Closing,
+    /// For the one client that it was opened for.
+    Apart,
     Gone,
 }
 
@@ -83,6 +107,9 @@ struct Shard {
     /// Messages under way here, and servers among them.
     mail: usize,
     servers_coming: usize,
+    /// What it has last read in its configuration.
+    minimum: u32,
+    is_round_robin: bool,
     /// Until its next tick it may keep servers that others wait for: one could not be sent, or has
     /// travelled too often.
     keeps_until: Moment,
@@ -112,13 +139,24 @@ enum Event {
     CheckEnds(ShardId, Moment, Server),
     CloseEnds(ShardId, Server),
     Tick(ShardId),
+    Upkeep(ShardId),
     Poke(ShardId),
+    /// The shard reads its configuration.
+    Reload(ShardId),
+    /// A client has looked so often for a place for a server of its own.
+    Apart(ShardId, u32),
+    ApartOpens(ShardId),
+    ApartEnds(ShardId, Server),
+    /// An idle server has to make room.
+    Evict(ShardId),
     /// The shard hears whether the pool is paused.
     Hear(ShardId),
     Resume(ShardId),
     Mishap,
     /// A server of the other pool was evicted.
     OtherCloses,
+    /// An attempt of the other pool has ended.
+    OtherOpens,
 }
 
 /// Every shard ticks this often.
@@ -138,6 +176,14 @@ pub struct World {
     timeline: Timeline<Event>,
     shared: Arc<SharedPool>,
     outer: Arc<Permits>,
+    /// The places for attempts at that machine, and how many the other pool has.
+    there: Arc<Permits>,
+    opening_others: u32,
+    /// What the configuration says, though not all shards have read it.
+    minimum: u32,
+    is_round_robin: bool,
+    /// Some server has closed that the pool had not undertaken to close.
+    has_lost: bool,
     /// How many servers beyond the limit are allowed now.
     reserve: u32,
     /// Servers of the other pool, all idle; some of them are being evicted.
@@ -147,6 +193,8 @@ pub struct World {
     clients: Vec<Client>,
     homes: Vec<ShardId>,
     servers: Vec<Whereabouts>,
+    /// Those of them that have not gone.
+    living: Vec<usize>,
     /// When the newest message from one shard to another arrives: mail of a pair keeps its order.
     delivered: Vec<Moment>,
     opening: u32,
@@ -165,19 +213,21 @@ impl World {
     pub fn new(rules: Rules, seed: u64) -> World {
         let mut random = Random::new(seed);
         let outer = Arc::new(Permits::new(rules.outer.unwrap_or(u32::MAX)));
-        let levels = vec![outer.clone()];
-        let shared = Arc::new(SharedPool::new(rules.shards, rules.limit, levels));
+        let there = Arc::new(Permits::new(rules.openings_there.unwrap_or(u32::MAX)));
+        let shared = SharedPool::new(rules.shards, rules.limit, vec![outer.clone()]);
+        let shared = Arc::new(shared.sharing_openings(there.clone()));
         let homes = (0..rules.clients)
             .map(|_| home(&mut random, &rules))
             .collect();
         let mut world = World {
             shards: (0..rules.shards)
-                .map(|at| Shard::new(&shared, at))
+                .map(|at| Shard::new(&shared, at, &rules))
                 .collect(),
             clients: (0..rules.clients).map(|_| Client::Away).collect(),
             delivered: vec![Moment::default(); rules.shards * rules.shards],
             homes,
             servers: Vec::new(),
+            living: Vec::new(),
             timeline: Timeline::new(),
             now: Moment::from_nanos(1_000_000),
             opening: 0,
@@ -187,6 +237,11 @@ impl World {
             is_bound_due: false,
             grants: 0,
             hand_offs: 0,
+            minimum: rules.minimum,
+            is_round_robin: rules.round_robin,
+            has_lost: false,
+            there,
+            opening_others: 0,
             rules,
             random,
             shared,
@@ -233,6 +288,8 @@ impl World {
         (0..self.shards.len()).for_each(|at| self.timeline.add(self.now, Event::Poke(shard(at))));
         self.pause(false);
         self.rules.death = 0.0;
+        (self.minimum, self.rules.idle_us) = (0, None);
+        self.tell(Event::Reload);
         for _ in 0..1000 {
             if self.waiting() == 0 {
                 break;
@@ -262,6 +319,10 @@ impl World {
             let first = self.now.after(self.random.micros(0, 1000));
             self.timeline.add(first, Event::Tick(shard(at)));
         }
+        for at in 0..self.shards.len() {
+            let first = self.now.after(self.random.micros(0, 3000));
+            self.timeline.add(first, Event::Upkeep(shard(at)));
+        }
         self.plan_mishap();
     }
 
@@ -288,9 +349,11 @@ impl World {
             Event::Mail { to, .. } => *to,
             Event::OpenEnds(shard) | Event::CloseEnds(shard, _) => *shard,
             Event::AttemptCleared(shard) | Event::CheckEnds(shard, ..) => *shard,
-            Event::Tick(shard) | Event::Poke(shard) => *shard,
-            Event::Hear(shard) | Event::Resume(shard) => *shard,
-            Event::Mishap | Event::OtherCloses => return None,
+            Event::Tick(shard) | Event::Poke(shard) | Event::Upkeep(shard) => *shard,
+            Event::Hear(shard) | Event::Resume(shard) | Event::Reload(shard) => *shard,
+            Event::Apart(shard, _) | Event::ApartOpens(shard) => *shard,
+            Event::ApartEnds(shard, _) | Event::Evict(shard) => *shard,
+            Event::Mishap | Event::OtherCloses | Event::OtherOpens => return None,
         };
         Some(shard.index())
     }
@@ -310,6 +373,12 @@ impl World {
             Event::CheckEnds(shard, begun, server) => self.end_check(shard, begun, server),
             Event::CloseEnds(shard, server) => self.end_closing(shard, server),
             Event::Tick(shard) => self.tick(shard),
+            Event::Upkeep(shard) => self.upkeep(shard),
+            Event::Reload(shard) => self.reload(shard),
+            Event::Apart(shard, looks) => self.open_apart(shard, looks),
+            Event::ApartOpens(shard) => self.end_opening_apart(shard),
+            Event::ApartEnds(shard, server) => self.close(shard, server),
+            Event::Evict(shard) => self.evict(shard),
             Event::Poke(shard) => self.with(shard, |pool, now, out| pool.poke(now, out)),
             Event::Hear(shard) => self.hear(shard),
             Event::Resume(shard) => self.resume(shard),
@@ -318,6 +387,10 @@ impl World {
                 self.evicting -= 1;
                 self.others -= 1;
                 self.outer.give_back();
+            }
+            Event::OtherOpens => {
+                self.opening_others -= 1;
+                self.there.give_back();
             }
         }
     }
@@ -352,7 +425,7 @@ impl World {
             Action::Grant { waiter, server } => self.grant(shard, waiter, server),
             Action::Check(server) => self.check(shard, server),
             Action::Open => self.open(shard),
-            Action::Close(server, _) => self.close(shard, server),
+            Action::Close(server, _) => self.retire(shard, server),
             Action::Send { to, server, hops } => self.send_server(shard, to, server, hops, out),
             Action::Ask(to) => self.send(shard, to, Mail::Ask).unwrap_or(()),
             Action::Decline(to) => self.send(shard, to, Mail::Decline).unwrap_or(()),
@@ -363,7 +436,12 @@ impl World {
 
     fn acquire(&mut self, client: usize) {
         let home = self.homes[client];
-        match self.with(home, |pool, now, out| pool.acquire(client, now, out)) {
+        let next = self.next_idle(home);
+        let acquired = self.with(home, |pool, now, out| pool.acquire(client, now, out));
+        if let Acquired::Granted(server) = &acquired {
+            assert_eq!(Some(server.0), next, "it is not that server's turn");
+        }
+        match acquired {
             Acquired::Granted(server) if self.random.chance(self.rules.check) => {
                 self.check(home, server);
                 let id = self.with(home, |pool, now, out| pool.check(client, now, out));
@@ -376,6 +454,7 @@ impl World {
 
     fn wait(&mut self, client: usize, id: WaiterId) {
         self.clients[client] = Client::Waiting(id, self.now);
+        self.assert_outlook(self.homes[client], id);
         if self.random.chance(self.rules.cancel) {
             let span = self.random.micros(1, 4 * self.rules.lease_us);
             let at = self.now.after(span);
@@ -439,6 +518,14 @@ impl World {
         } else {
             self.put_back(home, |pool, now, out| pool.release(server, now, out));
         }
+        self.comes_again(client);
+    }
+
+    /// A client that is away thinks and comes again, perhaps to another shard.
+    fn comes_again(&mut self, client: usize) {
+        if self.random.chance(self.rules.moves) {
+            self.homes[client] = home(&mut self.random, &self.rules);
+        }
         let at = self.now.after(self.random.micros(0, self.rules.think_us));
         self.timeline.add(at, Event::Acquire(client));
     }
@@ -458,8 +545,7 @@ impl World {
         let token = self.shards[self.homes[client].index()].pool.cancel_wait(id);
         assert_eq!(token, Some(client));
         self.clients[client] = Client::Away;
-        let at = self.now.after(self.random.micros(0, self.rules.think_us));
-        self.timeline.add(at, Event::Acquire(client));
+        self.comes_again(client);
     }
 
     fn send(&mut self, from: ShardId, to: ShardId, mail: Mail) -> Result<(), Mail> {
@@ -493,6 +579,10 @@ impl World {
                 self.servers[id] = Whereabouts::Travelling;
                 self.shards[to.index()].servers_coming += 1;
             }
+            Err(Mail::Server(server, _)) if self.random.chance(self.rules.unfit) => {
+                self.shards[from.index()].pool.send_failed_unfit(to);
+                self.close(from, server);
+            }
             Err(Mail::Server(server, _)) => {
                 // What cannot be sent may be served here, whoever is older elsewhere.
                 self.is_bound_due = false;
@@ -515,6 +605,11 @@ impl World {
                     self.timeline.add(self.now.after(TICK), Event::Poke(to));
                     self.shards[to.index()].keeps_until = self.now.after(TICK);
                 }
+                if self.random.chance(self.rules.unfit) {
+                    self.close(to, server);
+                    self.with(to, |pool, now, out| pool.arrived_unfit(from, now, out));
+                    return self.note_idle(to);
+                }
                 let is_waited_for = self.shards[to.index()].pool.waiting() > 0;
                 if is_waited_for && self.random.chance(self.rules.check) {
                     self.check(to, server);
@@ -535,6 +630,10 @@ impl World {
     }
 
     fn open(&mut self, shard: ShardId) {
+        self.begin_opening(Event::OpenEnds(shard));
+    }
+
+    fn begin_opening(&mut self, ends: Event) {
         assert!(
             self.shared.open() <= self.shared.limit() + self.reserve,
             "opened above limit and reserve"
@@ -546,7 +645,7 @@ impl World {
         self.opening += 1;
         assert!(self.opening <= OPENINGS_MAX, "a herd of openings");
         let at = self.now.after(self.random.micros(50, 2000));
-        self.timeline.add(at, Event::OpenEnds(shard));
+        self.timeline.add(at, ends);
     }
 
     fn end_opening(&mut self, shard: ShardId) {
@@ -563,12 +662,27 @@ impl World {
             return self.timeline.add(at, Event::AttemptCleared(shard));
         }
         self.opening -= 1;
-        let server = Server(self.servers.len());
-        self.servers.push(Whereabouts::Travelling);
+        let server = self.new_server(Whereabouts::Travelling);
+        if self.random.chance(self.rules.unfit) {
+            self.close(shard, server);
+            return self.with(shard, |pool, now, out| pool.opened_unfit(now, out));
+        }
         self.put_back(shard, |pool, now, out| pool.opened(server, now, out));
     }
 
+    fn new_server(&mut self, place: Whereabouts) -> Server {
+        self.living.push(self.servers.len());
+        self.servers.push(place);
+        Server(self.servers.len() - 1)
+    }
+
+    /// Closes a server for a reason that the pool does not count with.
     fn close(&mut self, shard: ShardId, server: Server) {
+        self.has_lost = true;
+        self.retire(shard, server);
+    }
+
+    fn retire(&mut self, shard: ShardId, server: Server) {
         self.move_server(&server, Whereabouts::Closing);
         let at = self.now.after(self.random.micros(1, 200));
         self.timeline.add(at, Event::CloseEnds(shard, server));
@@ -576,6 +690,7 @@ impl World {
 
     fn end_closing(&mut self, shard: ShardId, server: Server) {
         self.move_server(&server, Whereabouts::Gone);
+        self.living.retain(|id| *id != server.0);
         self.with(shard, |pool, now, out| pool.closed(now, out));
     }
 
@@ -584,114 +699,6 @@ impl World {
             self.with(shard, |pool, now, out| pool.tick(now, out));
         }
         self.timeline.add(self.now.after(TICK), Event::Tick(shard));
-    }
-
-    fn plan_mishap(&mut self) {
-        if let Some(mean) = self.rules.mishap_us {
-            let at = self.now.after(self.random.micros(1, 2 * mean));
-            self.timeline.add(at, Event::Mishap);
-        }
-    }
-
-    fn mishap(&mut self) {
-        if self.is_frozen {
-            return;
-        }
-        let at = self.random.below(self.shards.len());
-        if self.rules.pauses && self.random.chance(0.25) {
-            self.pause(!self.is_paused);
-            return self.plan_mishap();
-        }
-        let choices = if self.rules.outer.is_some() { 5 } else { 3 };
-        match self.random.below(choices) {
-            0 if self.rules.stall_us.is_some() => self.stall(at),
-            1 => self.kill_idle(shard(at)),
-            3 => self.change_outer_limit(),
-            4 if self.others < OTHERS_MAX => self.others += u32::from(self.outer.try_take()),
-            _ => self.change_limit(),
-        }
-        self.plan_mishap();
-    }
-
-    /// Every shard hears of it in its own time, and of the newest order whenever it does.
-    fn pause(&mut self, is_paused: bool) {
-        self.is_paused = is_paused;
-        for at in 0..self.shards.len() {
-            let heard = self.now.after(self.random.micros(1, 500));
-            self.timeline.add(heard, Event::Hear(shard(at)));
-        }
-    }
-
-    fn hear(&mut self, shard: ShardId) {
-        let is_paused = self.is_paused;
-        self.with(shard, |pool, now, out| match is_paused {
-            true => pool.pause(out),
-            false => pool.resume(now, out),
-        });
-        assert_eq!(self.shards[shard.index()].pool.is_paused(), is_paused);
-    }
-
-    fn stall(&mut self, at: usize) {
-        if !std::mem::replace(&mut self.shards[at].is_stalled, true) {
-            let longest = self.rules.stall_us.unwrap_or(100);
-            let until = self.now.after(self.random.micros(100, longest));
-            self.timeline.add(until, Event::Resume(shard(at)));
-        }
-    }
-
-    fn resume(&mut self, shard: ShardId) {
-        self.shards[shard.index()].is_stalled = false;
-        while let Some(event) = self.shards[shard.index()].inbox.pop_front() {
-            self.perform(event);
-        }
-    }
-
-    fn kill_idle(&mut self, shard: ShardId) {
-        let is_stalled = self.shards[shard.index()].is_stalled;
-        let killed = self.shards[shard.index()].pool.remove_idle(|_| !is_stalled);
-        if let Some(server) = killed {
-            self.close(shard, server);
-        }
-    }
-
-    fn change_limit(&mut self) {
-        let limit = self.random.below(2 * self.rules.limit as usize + 1) as u32;
-        let reserve = self.random.below(2 * self.rules.reserve.0 as usize + 1) as u32;
-        self.set_limits(limit, reserve);
-        self.tell_of_limits();
-    }
-
-    fn set_limits(&mut self, limit: u32, reserve: u32) {
-        let after = Duration::from_micros(self.rules.reserve.1);
-        self.shared.set_limits(limit, reserve, after);
-        self.reserve = reserve;
-    }
-
-    fn change_outer_limit(&mut self) {
-        let mean = self.rules.outer.unwrap_or_default() as usize;
-        self.outer.set_limit(self.random.below(2 * mean + 1) as u32);
-        while self.others > self.evicting && self.outer.try_retire(false) {
-            self.others -= 1;
-            self.outer.give_back_retired();
-        }
-        self.tell_of_limits();
-    }
-
-    /// The other pool closes one of its servers, all of which are idle.
-    fn evict_other(&mut self) {
-        assert!(!self.outer.has_free(), "evicted for nothing");
-        if self.evicting < self.others {
-            self.evicting += 1;
-            let at = self.now.after(self.random.micros(1, 200));
-            self.timeline.add(at, Event::OtherCloses);
-        }
-    }
-
-    fn tell_of_limits(&mut self) {
-        for at in 0..self.shards.len() {
-            let heard = self.now.after(self.random.micros(1, 500));
-            self.timeline.add(heard, Event::Poke(shard(at)));
-        }
     }
 
     fn end_leases(&mut self) {
@@ -738,136 +745,16 @@ impl World {
     fn waiting(&self) -> usize {
         self.shards.iter().map(|shard| shard.pool.waiting()).sum()
     }
-
-    fn assert_invariants(&self, touched: Option<usize>) {
-        let alive = self
-            .servers
-            .iter()
-            .filter(|place| **place != Whereabouts::Gone)
-            .count();
-        assert_eq!(
-            self.shared.open(),
-            alive as u32 + self.opening,
-            "permits and servers differ"
-        );
-        assert_eq!(
-            self.shared.anyone_waits(),
-            self.waiting() > 0,
-            "published heads are wrong"
-        );
-        self.assert_nobody_waits_beside_idle();
-        let Some(at) = touched else { return };
-        let pool = &self.shards[at].pool;
-        assert!(
-            (pool.unasked() == 0 && !pool.is_paused()) || pool.idle().len() == 0,
-            "idle beside a waiter for whom none is checked, or while paused"
-        );
-        let recorded = self
-            .servers
-            .iter()
-            .filter(|place| **place == Whereabouts::Idle(shard(at)));
-        assert_eq!(
-            recorded.count(),
-            pool.idle().len(),
-            "an idle server is lost"
-        );
-        let is_recorded = |id: usize| self.servers[id] == Whereabouts::Idle(shard(at));
-        assert!(
-            pool.idle().all(|idle| is_recorded(idle.server.0)),
-            "a server is in two places"
-        );
-    }
-
-    /// Nobody waits, not even for an opening, while a server is idle that nobody has asked for:
-    /// what a stalled shard does, one that has not heard of the end of a pause, and what could not be sent,
-    /// has to wait for it.
-    fn assert_nobody_waits_beside_idle(&self) {
-        let is_awake = |shard: &Shard| !shard.is_stalled;
-        let lines_move = |shard: &Shard| is_awake(shard) && !shard.pool.is_paused();
-        let wait_in_vain = |shard: &Shard| shard.servers_coming == 0 && shard.pool.unasked() > 0;
-        let spares = |shard: &Shard| shard.pool.idle().len() > 0 && shard.keeps_until < self.now;
-        let rich = |(_, shard): &(usize, &Shard)| is_awake(shard) && spares(shard);
-        let all = || self.shards.iter().enumerate();
-        let rich: Vec<_> = all().filter(rich).collect();
-        if rich.is_empty() || self.is_paused {
-            return;
-        }
-        for (poor, waiting) in all().filter(|(_, one)| lines_move(one) && wait_in_vain(one)) {
-            for (at, other) in &rich {
-                let (idle, asked) = (other.pool.idle().len(), waiting.pool.asked_of(shard(*at)));
-                assert!(
-                    idle <= asked as usize,
-                    "shard {poor} waits, shard {at} has {idle} idle servers of which it asked for {asked}"
-                );
-            }
-        }
-    }
-
-    /// A server was put back on `home`, or arrived there, and went to a waiter: nobody elsewhere may have
-    /// waited longer by more than the bound, unless a server was on its way to him.
-    fn assert_bound(&self, home: ShardId, since: Moment) {
-        for (at, other) in self.shards.iter().enumerate() {
-            let Some(theirs) = other.pool.first_waiter_since() else {
-                continue;
-            };
-            if shard(at) == home || other.servers_coming > 0 {
-                continue;
-            }
-            let bound = (self.now.since(theirs) / 10).max(Duration::from_micros(300));
-            let overtaken_by = since.since(theirs);
-            assert!(
-                overtaken_by <= bound,
-                "overtaken by {overtaken_by:?}, bound {bound:?}"
-            );
-        }
-    }
-
-    /// Nothing is under way any more: nobody may wait beside an idle server or a free permit.
-    fn assert_settled(&self) {
-        assert!(
-            self.shards
-                .iter()
-                .all(|shard| shard.mail == 0 && !shard.is_stalled)
-        );
-        assert_eq!(self.opening, 0);
-        let idle: usize = self
-            .shards
-            .iter()
-            .map(|shard| shard.pool.idle().len())
-            .sum();
-        assert_eq!(self.shared.idle() as usize, idle);
-        let (open, limit, waiting) = (self.shared.open(), self.shared.limit(), self.waiting());
-        let reserve = self.reserve;
-        if self.is_paused {
-            let leased = |client: &&Client| matches!(client, Client::Leased(_));
-            let leased = self.clients.iter().filter(leased).count();
-            assert_eq!((idle, open as usize), (0, leased), "open in a pause");
-            assert_eq!(self.outer.open(), open + self.others);
-            return;
-        }
-        assert!(
-            waiting == 0 || idle == 0,
-            "{waiting} wait beside {idle} idle servers"
-        );
-        let outer = (self.outer.open(), self.outer.limit());
-        let is_outer_full = outer.0 >= outer.1 && self.others == 0;
-        assert!(
-            waiting == 0 || open >= limit + reserve || is_outer_full,
-            "{waiting} wait: {open} open of {limit} and {reserve}, {outer:?}, {} others",
-            self.others
-        );
-        assert!(
-            idle == 0 || open <= limit && outer.0 <= outer.1.max(self.others),
-            "{idle} idle: {open} open of {limit}, {outer:?}"
-        );
-        assert_eq!(outer.0, open + self.others, "outer permits are lost");
-    }
 }
 
 impl Shard {
-    fn new(shared: &Arc<SharedPool>, at: usize) -> Shard {
+    fn new(shared: &Arc<SharedPool>, at: usize, rules: &Rules) -> Shard {
+        let mut pool = LocalPool::new(shared.clone(), shard(at));
+        pool.set_round_robin(rules.round_robin);
         Shard {
-            pool: LocalPool::new(shared.clone(), shard(at)),
+            pool,
+            minimum: rules.minimum,
+            is_round_robin: rules.round_robin,
             inbox: VecDeque::new(),
             is_stalled: false,
             mail: 0,

@@ -445,6 +445,30 @@ fn shards_that_close_spare_servers_together_keep_as_many_as_are_to_be() {
     assert_eq!(spare(&mut there, ms(9)), closed(&[]));
 }
 
+/// 2 shards, 5 servers, 2 of them to be kept: one closes because it is too old, one because another pool needs its place,
+/// one because its shard pauses, and PostgreSQL has hung up on none of them yet.
+#[test]
+fn servers_that_close_for_a_reason_of_their_own_are_not_counted_among_those_kept() {
+    let (mut here, mut there) = pools(5);
+    (1..=4).for_each(|server| stock(&mut here, server, ms(server.into())));
+    stock(&mut there, 5, ms(5));
+    did(|out| here.expire_idle(|server, _| (*server == 1).then_some("old"), out));
+    assert_eq!(here.evict(), Some(2));
+    did(|out| there.pause(out));
+    assert_eq!(
+        did(|out| here.expire_spare(2, "idle", |_, _| true, out)),
+        []
+    );
+    (0..2).for_each(|_| assert_eq!(did(|out| here.closed(ms(8), out)), []));
+    assert_eq!(did(|out| there.closed(ms(8), out)), []);
+    assert_eq!(here.shared().open(), 2);
+    let closed = Action::Close(3, Closing::Expired("idle"));
+    assert_eq!(
+        did(|out| here.expire_spare(1, "idle", |_, _| true, out)),
+        [closed]
+    );
+}
+
 #[test]
 fn idle_servers_expire_oldest_first_and_one_that_dies_is_found() {
     let (mut here, _there) = pools(3);
