@@ -15,6 +15,7 @@ use std::time::Duration;
 const QUERY: Duration = Duration::from_micros(200);
 const HAND_OFF: Duration = Duration::from_micros(10);
 const TABLE_SPAN: Duration = Duration::from_secs(2);
+const TABLE_SEEDS: u64 = 5;
 const TICK: Duration = Duration::from_millis(10);
 
 #[derive(Clone, Copy, Debug)]
@@ -369,13 +370,57 @@ fn the_release_rule_costs_little_against_one_global_queue() {
     }
 }
 
+/// One outcome for each seed of the table.
+fn simulate_all<S: Sharing>(size: Size, sharing: impl Fn() -> S) -> Vec<Outcome> {
+    (1..=TABLE_SEEDS)
+        .map(|seed| simulate(size, sharing(), TABLE_SPAN, seed))
+        .collect()
+}
+
+/// Medians; of the longest wait and the shards served the worst.
+fn summary(outcomes: &[Outcome]) -> Outcome {
+    let median = |of: fn(&Outcome) -> f64| {
+        let mut values: Vec<f64> = outcomes.iter().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    let seconds = Duration::from_secs_f64;
+    Outcome {
+        p50: seconds(median(|one| one.p50.as_secs_f64())),
+        p99: seconds(median(|one| one.p99.as_secs_f64())),
+        longest: outcomes.iter().map(|one| one.longest).max().unwrap(),
+        hand_off_share: median(|one| one.hand_off_share),
+        shards_served: outcomes.iter().map(|one| one.shards_served).min().unwrap(),
+        per_second: median(|one| one.per_second),
+    }
+}
+
+/// Asserts of every seed what the table claims; gives the worst p99, in times that of one queue with the same seed.
+fn worst_against_queue(size: Size, ours: &[Outcome], queue: &[Outcome], hand_offs_max: f64) -> f64 {
+    let seeds = ours.iter().zip(queue).zip(1..);
+    let ratios = seeds.map(|((ours, queue), seed)| {
+        assert!(
+            ours.hand_off_share <= hand_offs_max,
+            "{size:?}, seed {seed}: {ours}"
+        );
+        assert_eq!(ours.shards_served, size.shards, "{size:?}, seed {seed}");
+        let ratio = ours.p99.as_secs_f64() / queue.p99.as_secs_f64();
+        assert!(
+            ratio <= 1.05,
+            "{size:?}, seed {seed}: {ratio:.3} of one queue's p99"
+        );
+        ratio
+    });
+    ratios.fold(0.0, f64::max)
+}
+
 /// The table of docs/SCHEDULER.md: `cargo test --test sim table -- --nocapture`.
 #[test]
 fn table_of_ways_to_share_shows_ours_as_fair_as_one_queue_with_few_hand_offs() {
     println!(
-        "| shards / servers / clients | shared | p50 ms | p99 ms | oldest ms | hand-offs | shards served | txn/s |"
+        "| shards / servers / clients | shared | p50 ms | p99 ms | oldest ms | hand-offs | shards served | txn/s | worst p99 of one queue's |"
     );
-    println!("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     for (shards, servers, clients, hand_offs_max) in [
         (1, 20, 640, 0.0),
         (2, 20, 640, 0.5),
@@ -392,19 +437,17 @@ fn table_of_ways_to_share_shows_ours_as_fair_as_one_queue_with_few_hand_offs() {
             servers,
             clients,
         };
-        let ideal = |rule| simulate(size, Ideal::new(rule, size), TABLE_SPAN, 1);
-        let show = |name: &str, outcome: &Outcome| {
-            println!("| {shards} / {servers} / {clients} | {name} {outcome} |");
+        let ideal = |rule| simulate_all(size, || Ideal::new(rule, size));
+        let show = |name: &str, outcomes: &[Outcome], worst: &str| {
+            let outcome = summary(outcomes);
+            println!("| {shards} / {servers} / {clients} | {name} {outcome} | {worst} |");
         };
-        show("partition", &ideal(Rule::Divided));
-        show("own first", &ideal(Rule::OwnFirst));
-        let ours = simulate(size, Ours::new(size), TABLE_SPAN, 1);
-        show("**ours**", &ours);
+        show("partition", &ideal(Rule::Divided), "");
+        show("own first", &ideal(Rule::OwnFirst), "");
+        let ours = simulate_all(size, || Ours::new(size));
         let queue = ideal(Rule::GlobalQueue);
-        show("one queue", &queue);
-        let ratio = ours.p99.as_secs_f64() / queue.p99.as_secs_f64();
-        assert!(ratio <= 1.05, "{size:?}: {ratio:.3} of one queue's p99");
-        assert!(ours.hand_off_share <= hand_offs_max, "{size:?}: {ours}");
-        assert_eq!(ours.shards_served, shards);
+        let worst = worst_against_queue(size, &ours, &queue, hand_offs_max);
+        show("**ours**", &ours, &format!("{worst:.3}"));
+        show("one queue", &queue, "");
     }
 }
