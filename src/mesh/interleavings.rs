@@ -28,16 +28,18 @@ impl Post {
     /// Posts `count` messages from a thread of its own; gives how many were accepted.
     fn send(self: &Arc<Post>, count: u32) -> JoinHandle<u32> {
         let post = self.clone();
-        thread::spawn(move || {
-            let send = |&message: &u32| {
-                let wake = |ring| {
-                    assert_eq!(ring, RING);
-                    *post.ring.lock().unwrap() += 1;
-                };
-                post.mesh.post(RECEIVER, message, wake).is_ok()
+        thread::spawn(move || post.post_all(count))
+    }
+
+    fn post_all(&self, count: u32) -> u32 {
+        let send = |&message: &u32| {
+            let wake = |ring| {
+                assert_eq!(ring, RING);
+                *self.ring.lock().unwrap() += 1;
             };
-            (0..count).filter(send).count() as u32
-        })
+            self.mesh.post(RECEIVER, message, wake).is_ok()
+        };
+        (0..count).filter(send).count() as u32
     }
 
     /// What the inbox does in one turn of the loop: nothing, unless it was woken.
@@ -82,6 +84,29 @@ fn two_senders_never_leave_mail_to_a_sleeper() {
 #[test]
 fn a_mailbox_that_fills_up_refuses_and_still_wakes() {
     no_wake_up_is_lost(1, 3);
+}
+
+/// A sender that finds the mailbox full tries once more, later; whatever is accepted then arrives as well.
+#[test]
+fn a_message_sent_again_after_it_was_refused_arrives() {
+    let mut explorer = loom::model::Builder::new();
+    // Without a bound there are too many.
+    explorer.preemption_bound = Some(2);
+    explorer.check(|| {
+        let post = Post::new();
+        post.mesh.open(RECEIVER, RING);
+        let first = post.send(2);
+        let sender = post.clone();
+        let again = thread::spawn(move || {
+            let accepted = sender.post_all(1);
+            thread::yield_now();
+            accepted + sender.post_all(1 - accepted)
+        });
+        let mut received = post.receive();
+        let accepted = first.join().unwrap() + again.join().unwrap();
+        received += post.receive();
+        assert_eq!(received, accepted, "mail lies there and nobody was woken");
+    });
 }
 
 /// Whoever finds no ring yet rings the bell, which the ring reads once it is there.

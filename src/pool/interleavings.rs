@@ -23,10 +23,14 @@ fn explore(test: impl Fn() + Send + Sync + 'static) {
     loom::model(test);
 }
 
-/// Three whole pools at once have too many: those with at most two preemptions of a thread.
+/// Three whole pools at once, or long events, have too many: those with at most two preemptions of a thread.
 fn explore_most(test: impl Fn() + Send + Sync + 'static) {
+    explore_up_to(2, test);
+}
+
+fn explore_up_to(preemptions: usize, test: impl Fn() + Send + Sync + 'static) {
     let mut explorer = loom::model::Builder::new();
-    explorer.preemption_bound = Some(2);
+    explorer.preemption_bound = Some(preemptions);
     explorer.check(test);
 }
 
@@ -145,6 +149,81 @@ fn a_limit_lowered_in_mid_flight_retires_exactly_the_surplus() {
         assert!(retired <= 1, "more closed than the limit asks for");
         let late = retire(permits.clone())();
         assert_eq!((retired + late, permits.open()), (1, 1));
+    });
+}
+
+/// 2 pools of one database and user, which may have one server in all: whichever is refused keeps nothing of what it had
+/// taken before.
+#[test]
+fn of_two_pools_under_one_limit_one_opens_a_server() {
+    explore(|| {
+        let outer = || Arc::new(Permits::new(1));
+        let (database, user) = (outer(), outer());
+        let levels = || vec![database.clone(), user.clone()];
+        let pools = [(); 2].map(|()| Arc::new(SharedPool::new(1, 1, levels())));
+        let theirs = pools[1].clone();
+        let other = thread::spawn(move || theirs.try_permit(Duration::ZERO, at(1)));
+        let ours = pools[0].try_permit(Duration::ZERO, at(1));
+        let is_open = [ours, other.join().unwrap()];
+        assert_eq!(is_open.map(u32::from).iter().sum::<u32>(), 1);
+        assert_eq!(pools.map(|pool| pool.open()), is_open.map(u32::from));
+        assert_eq!((database.open(), user.open()), (1, 1));
+    });
+}
+
+/// 2 pools of one user, whose limit is reached, and of two databases: what is taken for nothing is there again.
+#[test]
+fn a_permit_taken_for_nothing_is_given_back() {
+    explore(|| {
+        let [database, user] = [1, 0].map(|limit| Arc::new(Permits::new(limit)));
+        let pool = |outer| Arc::new(SharedPool::new(1, 1, outer));
+        let refused = pool(vec![database.clone(), user]);
+        let other = pool(vec![database.clone()]);
+        let theirs = refused.clone();
+        let refusing = thread::spawn(move || theirs.try_permit(Duration::ZERO, at(1)));
+        let is_open = other.try_permit(Duration::ZERO, at(1));
+        assert!(!refusing.join().unwrap(), "the user has no place");
+        assert_eq!([refused.open(), other.open()], [0, is_open.into()]);
+        // Whoever met a permit that was to be given back finds it at its next tick.
+        assert!(is_open || other.try_permit(Duration::ZERO, at(1)));
+        assert_eq!(database.open(), 1);
+    });
+}
+
+// ---- failed openings ---------------------------------------------------------------------
+
+#[test]
+fn one_of_two_that_try_again_after_a_failure_is_on_trial() {
+    explore(|| {
+        let shared = Arc::new(SharedPool::new(2, 2, Vec::new()));
+        shared.login_failed(at(5));
+        let theirs = shared.clone();
+        let other = thread::spawn(move || theirs.try_permit(Duration::ZERO, at(6)));
+        let tries = [
+            shared.try_permit(Duration::ZERO, at(6)),
+            other.join().unwrap(),
+        ];
+        assert_eq!(tries.map(u32::from).iter().sum::<u32>(), 1, "on trial");
+        assert_eq!(shared.open(), 1);
+        shared.login_worked();
+        assert!(shared.try_permit(Duration::ZERO, at(6)));
+    });
+}
+
+/// Nobody whose look at the pause was before the failure opens a server after it: the place that he found free may be that of
+/// the attempt that failed.
+#[test]
+fn nobody_takes_the_place_of_an_attempt_that_has_failed() {
+    explore(|| {
+        let shared = Arc::new(SharedPool::new(2, 1, Vec::new()));
+        assert!(shared.try_permit(Duration::ZERO, at(1)));
+        let theirs = shared.clone();
+        let other = thread::spawn(move || theirs.try_permit(Duration::ZERO, at(2)));
+        shared.login_failed(at(5));
+        shared.opening_ended();
+        shared.return_permit();
+        assert!(!other.join().unwrap(), "it tries within the pause");
+        assert_eq!(shared.open(), 0);
     });
 }
 
@@ -276,7 +355,12 @@ struct Arena {
 impl Arena {
     /// Shard 1 has opened `servers` servers, all leased to clients of its own.
     fn new(shards: u16, limit: u32, servers: u32) -> Arena {
-        let shared = Arc::new(SharedPool::new(shards.into(), limit, Vec::new()));
+        Arena::under(Vec::new(), shards, limit, servers)
+    }
+
+    /// The same, each of whose servers takes a permit of every one of `outer`.
+    fn under(outer: Vec<Arc<Permits>>, shards: u16, limit: u32, servers: u32) -> Arena {
+        let shared = Arc::new(SharedPool::new(shards.into(), limit, outer));
         let pool = |shard| Pool::new(shared.clone(), ShardId(shard));
         let mut arena = Arena {
             pools: (0..shards).map(pool).collect(),
@@ -334,9 +418,9 @@ impl Arena {
                     self.does(to.index(), |pool, out| pool.declined(from, at(9), out))
                 }
                 Action::Wake(to) => self.does(to.index(), |pool, out| pool.poke(at(9), out)),
-                Action::Check(_) | Action::Evict => {
-                    unreachable!("none is checked, no limit spans pools")
-                }
+                // There is no other pool.
+                Action::Evict => {}
+                Action::Check(_) => unreachable!("none is checked"),
             }
         }
     }
@@ -355,19 +439,32 @@ fn acquire(pool: &mut Pool, client: char, now: Moment, out: &mut Actions) {
     }
 }
 
+/// `theirs` happens on the last shard while `ours` does on the first.
+fn at_once(
+    arena: &mut Arena,
+    ours: impl FnOnce(&mut Pool, &mut Actions),
+    theirs: impl FnOnce(&mut Pool, &mut Actions) + 'static,
+) {
+    let mut pool = arena.lend();
+    let other = thread::spawn(move || {
+        let mut out = Vec::new();
+        theirs(&mut pool, &mut out);
+        (pool, out)
+    });
+    arena.does(0, ours);
+    let (pool, out) = other.join().unwrap();
+    arena.take_back(pool, out);
+}
+
 /// 2 shards, 1 server: `theirs` happens on shard 1 while a client comes to shard 0.
 fn a_client_is_served_although(theirs: fn(&mut Pool, &mut Actions)) {
     explore(move || {
         let mut arena = Arena::new(2, 1, 1);
-        let mut pool = arena.lend();
-        let other = thread::spawn(move || {
-            let mut out = Vec::new();
-            theirs(&mut pool, &mut out);
-            (pool, out)
-        });
-        arena.does(0, |pool, out| acquire(pool, 'a', at(2), out));
-        let (pool, out) = other.join().unwrap();
-        arena.take_back(pool, out);
+        at_once(
+            &mut arena,
+            |pool, out| acquire(pool, 'a', at(2), out),
+            theirs,
+        );
         arena.assert_served(&['a']);
     });
 }
@@ -380,6 +477,117 @@ fn a_client_that_comes_as_the_only_server_goes_idle_is_served() {
 #[test]
 fn a_client_that_comes_as_the_only_server_dies_is_served() {
     a_client_is_served_although(|pool, out| pool.closed(at(2), out));
+}
+
+/// 2 shards, 1 server, which is also the only one that its database and its user may have.
+#[test]
+fn a_client_that_comes_as_the_only_server_of_a_user_dies_is_served() {
+    explore_up_to(3, || {
+        let outer = [(); 2].map(|()| Arc::new(Permits::new(1)));
+        let mut arena = Arena::under(outer.into(), 2, 1, 1);
+        let comes = |pool: &mut Pool, out: &mut Actions| acquire(pool, 'a', at(2), out);
+        at_once(&mut arena, comes, |pool, out| pool.closed(at(2), out));
+        arena.assert_served(&['a']);
+    });
+}
+
+#[test]
+fn a_client_that_comes_as_a_pause_closes_the_only_server_is_served() {
+    a_client_is_served_although(|pool, out| {
+        pool.pause(out);
+        pool.release(1, at(2), out);
+        pool.resume(at(3), out);
+    });
+}
+
+/// 2 shards, 1 server, which is released on shard 1 while shard 0, where a client waits, pauses and goes on.
+#[test]
+fn a_server_released_during_a_pause_elsewhere_serves_who_waited_there() {
+    explore(|| {
+        let mut arena = Arena::new(2, 1, 1);
+        arena.does(0, |pool, out| acquire(pool, 'a', at(2), out));
+        let pauses = |pool: &mut Pool, out: &mut Actions| {
+            pool.pause(out);
+            pool.resume(at(3), out);
+        };
+        at_once(&mut arena, pauses, |pool, out| pool.release(1, at(3), out));
+        arena.assert_served(&['a']);
+    });
+}
+
+/// 2 shards, 1 server, whose way to shard 0 is barred by a full mailbox while the waiter there gives up and another comes:
+/// at its next tick shard 1 tries again.
+#[test]
+fn a_server_that_could_not_be_sent_is_sent_at_the_next_tick() {
+    explore(|| {
+        let mut arena = Arena::new(2, 1, 1);
+        let mut first = None;
+        arena.does(0, |pool, out| match pool.acquire('a', at(2), out) {
+            Acquired::Waits(id) => first = Some(id),
+            Acquired::Granted(server) => panic!("{server} was idle"),
+        });
+        let is_barred = |pool: &mut Pool, out: &mut Actions| {
+            pool.release(1, at(4), out);
+            if let Some(Action::Send { to, server, .. }) = out.pop_if(is_send) {
+                pool.send_failed(server, to, at(4), out);
+            }
+        };
+        let changes = |pool: &mut Pool, out: &mut Actions| {
+            assert_eq!(first.and_then(|id| pool.cancel_wait(id)), Some('a'));
+            acquire(pool, 'b', at(4), out);
+        };
+        at_once(&mut arena, changes, is_barred);
+        arena.deliver();
+        arena.does(1, |pool, out| pool.tick(at(5), out));
+        arena.assert_served(&['b']);
+    });
+}
+
+fn is_send(action: &mut Action<u32, char>) -> bool {
+    matches!(action, Action::Send { .. })
+}
+
+/// 2 shards, a pool of 2: shard 1, where a client waits, has an attempt on trial after a failure, which ends as `ends`
+/// does while another client comes to shard 0.
+fn both_are_served_although_a_trial(ends: fn(&mut Pool, &mut Actions)) {
+    explore_most(move || {
+        let mut arena = Arena::new(2, 2, 0);
+        let mut out = Vec::new();
+        let pool = &mut arena.pools[1];
+        acquire(pool, 'z', at(1), &mut out);
+        pool.open_failed(Some(at(2)), at(1), &mut out);
+        pool.tick(at(3), &mut out);
+        assert_eq!(out, [Action::Open, Action::Open], "it is on trial");
+        let comes = |pool: &mut Pool, out: &mut Actions| acquire(pool, 'a', at(4), out);
+        at_once(&mut arena, comes, ends);
+        arena.assert_served(&['a', 'z']);
+    });
+}
+
+#[test]
+fn a_client_that_comes_as_a_trial_succeeds_is_served() {
+    both_are_served_although_a_trial(|pool, out| pool.opened(7, at(4), out));
+}
+
+#[test]
+fn a_client_that_comes_as_a_trial_yields_an_unfit_server_is_served() {
+    both_are_served_although_a_trial(|pool, out| {
+        pool.opened_unfit(at(4), out);
+        pool.closed(at(4), out);
+    });
+}
+
+#[test]
+fn a_client_that_comes_as_a_trial_is_given_up_is_served() {
+    both_are_served_although_a_trial(|pool, out| pool.open_failed(None, at(4), out));
+}
+
+#[test]
+fn a_client_that_comes_as_a_trial_fails_is_served_after_the_next_pause() {
+    both_are_served_although_a_trial(|pool, out| {
+        pool.open_failed(Some(at(5)), at(4), out);
+        pool.tick(at(6), out);
+    });
 }
 
 /// 2 shards, 2 servers: one that comes to a claimed head, and one that goes idle meanwhile and
@@ -395,17 +603,10 @@ fn a_server_that_passed_a_claimed_head_over_is_found_again() {
         let [Action::Send { server, hops, .. }] = first[..] else {
             panic!("shard 1 did {first:?}");
         };
-        let mut pool = arena.lend();
-        let other = thread::spawn(move || {
-            let mut out = Vec::new();
-            pool.release(2, at(5), &mut out);
-            (pool, out)
-        });
-        arena.does(0, |pool, out| {
-            pool.arrived(server, ShardId(1), hops, at(5), out)
-        });
-        let (pool, out) = other.join().unwrap();
-        arena.take_back(pool, out);
+        let arrives = |pool: &mut Pool, out: &mut Actions| {
+            pool.arrived(server, ShardId(1), hops, at(5), out);
+        };
+        at_once(&mut arena, arrives, |pool, out| pool.release(2, at(5), out));
         arena.assert_served(&['a', 'b']);
     });
 }

@@ -360,15 +360,20 @@ impl SharedPool {
             .is_ok()
     }
 
+    /// Who is refused by one limit gives back what he took of those before it, and looks again: whoever gave back a permit
+    /// meanwhile may have found those taken, and so woken nobody.
     fn take_permits(&self, most: impl Fn(u32, u32) -> u32) -> bool {
-        if !self.own().try_take_to(most) {
-            return false;
-        }
-        let lacking = (1..self.levels.len()).find(|&level| !self.levels[level].try_take());
-        if let Some(taken) = lacking {
+        while self.own().try_take_to(&most) {
+            let lacking = (1..self.levels.len()).find(|&level| !self.levels[level].try_take());
+            let Some(taken) = lacking else {
+                return true;
+            };
             self.return_levels(taken);
+            if !self.levels[1..].iter().all(|level| level.has_free()) {
+                break;
+            }
         }
-        lacking.is_none()
+        false
     }
 
     fn return_levels(&self, taken: usize) {
