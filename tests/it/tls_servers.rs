@@ -1,5 +1,6 @@
 //! TLS towards servers: what each mode asks of them, and what becomes of connections that change hands.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -526,6 +527,70 @@ both_shards!(encrypted_servers_travel_between_shards, |shards| {
         }
     }
 });
+
+/// A column of SHOW SHARDS, summed over the shards.
+fn of_all_shards(stage: &Stage, name: &str) -> usize {
+    let table = stage.console("SHOW SHARDS").table();
+    table
+        .iter()
+        .map(|row| row[name].parse::<usize>().unwrap())
+        .sum()
+}
+
+/// 3 shards, pool of 1, 9 clients (more if all are on one shard) with statements of their own: in every round the server goes to
+/// each shard that has some.
+#[test]
+fn an_encrypted_server_takes_its_statements_along_to_other_shards() {
+    const ROUNDS: usize = 20;
+    let topology = topology(3, "require").set("rebalance_clients", false);
+    let stage = stage(topology.pool_size(1), &[]);
+    let mut clients: Vec<_> = (0..9).map(|_| stage.client()).collect();
+    // One of them is the console.
+    let is_host = |row: &BTreeMap<String, String>| row["clients"].parse::<usize>().unwrap() > 1;
+    let shards = || stage.console("SHOW SHARDS").table();
+    while shards().into_iter().filter(is_host).count() < 2 {
+        assert!(clients.len() < 100, "all are on one shard");
+        clients.push(stage.client());
+    }
+    let row =
+        |id: usize| format!("select '{id}:' || $1, pg_backend_pid(), repeat('{id}', $1::int)");
+    for (id, client) in clients.iter_mut().enumerate() {
+        let prepare = [parse("mine", &row(id)), sync()].concat();
+        assert_eq!(client.exchange(&prepare).status, b'I');
+    }
+    let pid = clients[0].value("select pg_backend_pid()");
+    let before = of_all_shards(&stage, "handoffs_in");
+    for round in 0..ROUNDS {
+        for (id, client) in clients.iter_mut().enumerate() {
+            let size = (round * id * 997) % 60_000;
+            let text = size.to_string();
+            let ask = [bind("", "mine", &[&text]), execute("", 0), sync()].concat();
+            let expected = [
+                format!("{id}:{size}"),
+                pid.clone(),
+                id.to_string().repeat(size),
+            ];
+            let reply = client.exchange(&ask);
+            assert_eq!(
+                reply.rows,
+                [expected.map(Some)],
+                "client {id}, round {round}"
+            );
+        }
+    }
+    let handed_over = of_all_shards(&stage, "handoffs_in") - before;
+    assert!(handed_over >= ROUNDS, "{handed_over} hand-offs");
+    assert_eq!(clients[0].value(VERSION), "TLSv1.3");
+    // Each was prepared once: the server and what is known of it have not parted.
+    let statements =
+        "select count(*) from pg_prepared_statements where statement like '%repeat%$1%'";
+    let count = clients.len().to_string();
+    assert_eq!(clients[8].value(statements), count);
+    assert_eq!(
+        of_all_shards(&stage, "handoffs_in"),
+        of_all_shards(&stage, "handoffs_out")
+    );
+}
 
 both_shards!(large_results_arrive_whole_through_both_sides, |shards| {
     let authority = Authority::new("ours");
