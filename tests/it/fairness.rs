@@ -183,23 +183,73 @@ fn percentile<T: Ord + Copy>(values: impl Iterator<Item = T>, percent: usize) ->
     values[(values.len() - 1) * percent / 100]
 }
 
+/// Most p99 may be, in times of the median.
+const RATIO_MAX: f64 = 1.5;
+/// A run in which the machine was at fault is repeated, so many runs in all.
+const RUNS_MAX: usize = 3;
+
 /// Whoever waits, waits as long as the others: p99 within 1.5 times the median, counted in transactions of others that
-/// ended meanwhile, as the machine may be slower at one time than at another; what it is in time is printed. `sql` keeps
+/// ended meanwhile, as the machine may be slower at one time than at another. `sql` keeps
 /// the pool busier than the machine: a shard that gets no core serves nobody, which is not its scheduler's doing. So a run
 /// in which the machine stalled says nothing against the scheduler, up to twice in a row.
+///
+/// In time that ratio is the machine's as well: at worst 1.5 times what it is with one shard, in the best of three runs.
 fn waiting_times_are_alike(pool_size: u32, sql: &str) {
     let _alone = alone();
+    let mut time_ratio_max = f64::INFINITY;
     for shards in SHARDS {
         for run in 1.. {
-            let (judgement, stalled) = judge(pool_size, shards, sql);
-            let Err(wrong) = judgement else { break };
-            assert!(run < 3 && !stalled.is_zero(), "run {run}: {wrong}");
+            let outcome = judge(pool_size, shards, sql);
+            let (wrong, late) = (outcome.wrong(), outcome.time_ratio > time_ratio_max);
+            assert!(
+                wrong.is_none() || run < RUNS_MAX && !outcome.stalled.is_zero(),
+                "run {run}: {wrong:?}"
+            );
+            assert!(
+                !late || run < RUNS_MAX,
+                "run {run}: in time p99 is {:.3} times the median, {time_ratio_max:.3} allowed",
+                outcome.time_ratio
+            );
+            if wrong.is_none() && !late {
+                if shards == 1 {
+                    time_ratio_max = RATIO_MAX * outcome.time_ratio;
+                }
+                break;
+            }
         }
     }
 }
 
-/// One run: what is wrong with its waits, and for how long the machine stalled.
-fn judge(pool_size: u32, shards: usize, sql: &str) -> (Result<(), String>, Duration) {
+/// What came of one run.
+struct Outcome {
+    /// p99 in times of the median, counted in transactions and in time.
+    ratio: f64,
+    time_ratio: f64,
+    /// How often the one was answered who was answered least.
+    fewest: usize,
+    /// Transactions for which a server moved to another shard.
+    hand_offs: f64,
+    /// For how long the machine stalled.
+    stalled: Duration,
+}
+
+impl Outcome {
+    fn wrong(&self) -> Option<String> {
+        let Outcome {
+            ratio, hand_offs, ..
+        } = self;
+        if self.fewest <= 1 {
+            return Some(format!("somebody was answered once in {ROUNDS} rounds"));
+        }
+        if *ratio >= RATIO_MAX {
+            return Some(format!("p99 is {ratio:.3} times the median"));
+        }
+        // As in the table of docs/SCHEDULER.md.
+        (*hand_offs > 0.5).then(|| format!("{hand_offs:.3} hand-offs per transaction"))
+    }
+}
+
+fn judge(pool_size: u32, shards: usize, sql: &str) -> Outcome {
     let stage = Stage::pooled(Topology::new(shards).pool_size(pool_size));
     let (mut waits, mut fewest) = (Vec::new(), 0);
     let span = Span::begin();
@@ -212,22 +262,34 @@ fn judge(pool_size: u32, shards: usize, sql: &str) -> (Result<(), String>, Durat
     assert!((1..=pool_size).contains(&most), "{most} on {shards} shards");
     let overtakers = |percent| percentile(waits.iter().map(|wait| wait.overtakers), percent);
     let time = |percent| percentile(waits.iter().map(|wait| wait.time), percent).as_secs_f64();
-    let ratio = overtakers(99) as f64 / overtakers(50) as f64;
+    let outcome = Outcome {
+        ratio: overtakers(99) as f64 / overtakers(50) as f64,
+        time_ratio: time(99) / time(50),
+        fewest,
+        hand_offs: hand_offs(&stage) as f64 / (CROWD * (ROUNDS + 1)) as f64,
+        stalled,
+    };
     println!(
-        "pool of {pool_size} on {shards} shards: p50 {} transactions, p99 {}, most {}, ratio {ratio:.3}; \
-         in time: p50 {:.1} ms, ratio {:.3}, stalled {stalled:?}",
+        "pool of {pool_size} on {shards} shards: p50 {} transactions, p99 {}, most {}, ratio {:.3}; \
+         in time: p50 {:.1} ms, ratio {:.3}; hand-offs {:.3}, stalled {stalled:?}",
         overtakers(50),
         overtakers(99),
         overtakers(100),
+        outcome.ratio,
         time(50) * 1000.0,
-        time(99) / time(50),
+        outcome.time_ratio,
+        outcome.hand_offs,
     );
-    let judgement = match (fewest, ratio) {
-        (..=1, _) => Err(format!("somebody was answered once in {ROUNDS} rounds")),
-        (_, 1.5..) => Err(format!("p99 is {ratio:.3} times the median")),
-        _ => Ok(()),
-    };
-    (judgement, stalled)
+    outcome
+}
+
+/// Servers that have come from another shard.
+fn hand_offs(stage: &Stage) -> u64 {
+    let table = stage.console("SHOW SHARDS").table();
+    let here = table
+        .iter()
+        .map(|row| row["handoffs_in"].parse::<u64>().unwrap());
+    here.sum()
 }
 
 #[test]
