@@ -15,7 +15,8 @@
 //! A hand-off is what becomes of an idle server that goes to another shard: from the decision to send it, the end of its
 //! armed receive awaited, to the moment when the other shard has it on its ring.
 //!
-//! Wanted: a median of at most 1.5 times the floor to a sleeping shard; at most a turn to a busy one.
+//! Wanted: a median of at most 1.5 times the floor to a sleeping shard; at most a turn to a busy one. The former is required:
+//! exits with 1 if none of five repetitions achieves it.
 
 use futures_lite::future::yield_now;
 use glommio::{LocalExecutorBuilder, Placement};
@@ -29,6 +30,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, LazyLock};
@@ -39,6 +41,7 @@ use std::time::{Duration, Instant};
 const SENDER: ShardId = ShardId(0);
 const RECEIVER: ShardId = ShardId(1);
 const IDLE_US: [u64; 3] = [0, 200, 2000];
+const RATIO_MAX: f64 = 1.5;
 const BUSY: Duration = Duration::from_micros(50);
 
 /// Nanoseconds since the start, the same clock on all threads.
@@ -311,43 +314,74 @@ fn show(name: &str, latencies: &mut [u64]) -> f64 {
     p50
 }
 
-async fn measure(shard: Rc<Shard>, receiver: Arc<ShardStats>) {
+/// How long messages to a sleeping shard take, and those of bare rings in the same time; gives the ratio of the medians in the
+/// repetition where it is best, as the machine may have something else to do in the others.
+async fn compare(shard: &Shard, repetitions: usize, count: usize, idle: Duration) -> f64 {
+    let (mut ours, mut floor, mut best) = (Vec::new(), Vec::new(), f64::INFINITY);
+    for _ in 0..repetitions {
+        let (mut ours_now, mut floor_now) = (Vec::new(), Vec::new());
+        for _ in 0..2 {
+            ours_now.extend(shard.ping(count, idle).await);
+            floor_now.extend(bare(count, idle));
+        }
+        best = best.min(quantile(&mut ours_now, 50) / quantile(&mut floor_now, 50));
+        ours.extend(ours_now);
+        floor.extend(floor_now);
+    }
+    let idle_us = idle.as_micros();
+    let ours = show(&format!("shard, asleep {idle_us} us"), &mut ours);
+    let floor = show(&format!("bare rings, {idle_us} us"), &mut floor);
+    let ratio = ours / floor;
+    println!(
+        "{:<28} {ratio:.2}, at best {best:.2}",
+        "ratio of the medians"
+    );
+    best
+}
+
+/// Whether a sleeping shard is as quick as is required.
+async fn measure(shard: Rc<Shard>, receiver: Arc<ShardStats>) -> bool {
     let is_measuring = std::env::args().any(|argument| argument == "--bench");
-    let (rounds, count) = if is_measuring { (10, 300) } else { (1, 10) };
+    let (repetitions, count) = if is_measuring { (5, 300) } else { (1, 10) };
+    let mut worst: f64 = 0.0;
     for idle_us in IDLE_US {
         let idle = Duration::from_micros(idle_us);
-        let (mut ours, mut floor) = (Vec::new(), Vec::new());
-        for _ in 0..rounds {
-            ours.extend(shard.ping(count, idle).await);
-            floor.extend(bare(count, idle));
-        }
-        let ours = show(&format!("shard, asleep {idle_us} us"), &mut ours);
-        let floor = show(&format!("bare rings, {idle_us} us"), &mut floor);
-        println!("{:<28} {:.2}", "ratio of the medians", ours / floor);
-        let mut moved = shard.hand_off(rounds * count, idle).await;
+        worst = worst.max(compare(&shard, repetitions, count, idle).await);
+        let mut moved = shard.hand_off(2 * repetitions * count, idle).await;
         show(&format!("hand-off, {idle_us} us"), &mut moved);
     }
     let reading = || (receiver.busy_us.load(), receiver.ring_enters.load());
     shard.post(RECEIVER, Mail::Work(true));
     shard.ping(1, Duration::ZERO).await;
     let before = reading();
-    let mut busy = shard.ping(rounds * count, Duration::from_micros(20)).await;
+    let mut busy = shard
+        .ping(2 * repetitions * count, Duration::from_micros(20))
+        .await;
     let after = reading();
     show("shard, busy", &mut busy);
     let turn = (after.0 - before.0) as f64 / (after.1 - before.1) as f64;
     println!("{:<28} {turn:11.1} us", "a turn of its loop, mean");
+    !is_measuring || worst <= RATIO_MAX
 }
 
-fn main() {
+fn main() -> ExitCode {
     let mesh = Arc::new(Mesh::new(2).expect("mailboxes"));
     let stats = [(); 2].map(|()| Arc::new(ShardStats::default()));
     let (done, finished) = channel();
     start(RECEIVER, &mesh, &stats[1], |_shard| async {});
     let receiver = stats[1].clone();
     start(SENDER, &mesh, &stats[0], move |shard| async move {
-        measure(shard, receiver).await;
-        done.send(()).expect("the main thread");
+        let is_quick = measure(shard, receiver).await;
+        done.send(is_quick).expect("the main thread");
     });
     // The shards run for ever.
-    finished.recv().expect("the sender died");
+    let is_quick = finished.recv().expect("the sender died");
+    if !is_quick {
+        println!("more than {RATIO_MAX} times what bare rings take");
+    }
+    if is_quick {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
 }
