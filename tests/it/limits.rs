@@ -418,6 +418,33 @@ both_shards!(
     }
 );
 
+/// 2 connections for the user ann, 4 for every other, of pools of 8.
+#[test]
+fn a_user_keeps_no_limit_of_a_line_that_is_gone() {
+    let database = Postgres::shared().database();
+    let ann = role(&database, "ann");
+    let without = Topology::new(3)
+        .pool_size(8)
+        .set("max_user_connections", 4)
+        .user_secret(&ann, "");
+    let with = without.clone().user(&ann, "max_user_connections", 2);
+    let stage = Stage::on(database, with, &[]);
+    let mut clients: Vec<_> = (0..4).map(|_| client(&stage, &stage.entry, &ann)).collect();
+    let (early, late) = clients.split_at_mut(2);
+    for client in early {
+        assert_eq!(client.query("begin").status, b'T');
+    }
+    late.iter_mut()
+        .for_each(|client| client.send(&query("begin")));
+    wait_until("two wait", || stage.pools(&stage.entry, "cl_waiting") == 2);
+    stage.rewrite(&without.database(&stage.entry, &stage.database, &[]));
+    assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+    for client in late {
+        assert_eq!(client.reply().status, b'T');
+    }
+    assert_eq!(stage.pools(&stage.entry, "sv_active"), 4);
+}
+
 /// 4 clients may be here, then 2: those who are here stay, and nobody comes in until only one of them is left.
 fn lowered_client_limit(
     shards: usize,
