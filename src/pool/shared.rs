@@ -319,7 +319,8 @@ impl SharedPool {
     }
 
     /// A server was opened: the attempt on trial has worked, which ends a time of failures. After a failure others that were
-    /// under way with it may still work: they end no pause, or a server that lets in one of two would be tried without any.
+    /// under way with it may still work: they end no pause, or a server that lets in one of two would be tried without any. A trial they
+    /// do end: the server has let them in just now, as it would the trial.
     pub(super) fn login_worked(&self) {
         // Look first: nearly always there is nothing to write.
         if self.retry_at.load(SeqCst) == LOGIN_ON_TRIAL {
