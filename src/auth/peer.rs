@@ -13,16 +13,14 @@ pub struct PeerIdentity {
 
 impl PeerIdentity {
     /// Whether its bearer may log in as `user`: by the map, or by a name that is the user's. As in
-    /// PgBouncer, the common name counts only in a certificate without alternative names.
+    /// PgBouncer, the common name counts also beside alternative names; unlike there, letters and `*` stand for
+    /// themselves alone.
     pub fn allows(&self, user: &str, map: Option<&IdentMap>) -> bool {
-        let may_be = |name: &str| match map {
+        let may_be = |name: &String| match map {
             Some(map) => map.allows(name, user),
             None => name == user,
         };
-        if self.alternative_names.is_empty() {
-            return self.common_name.as_deref().is_some_and(may_be);
-        }
-        self.alternative_names.iter().any(|name| may_be(name))
+        self.alternative_names.iter().any(may_be) || self.common_name.as_ref().is_some_and(may_be)
     }
 }
 
@@ -40,10 +38,10 @@ mod tests {
     }
 
     #[test]
-    fn alternative_names_go_before_the_common_name() {
+    fn alternative_names_and_the_common_name_count() {
         assert!(identity(Some("alice"), &[]).allows("alice", None));
         assert!(!identity(Some("alice"), &[]).allows("Alice", None));
-        assert!(!identity(Some("alice"), &["bob"]).allows("alice", None));
+        assert!(identity(Some("alice"), &["bob"]).allows("alice", None));
         assert!(identity(Some("alice"), &["x", "bob"]).allows("bob", None));
         assert!(!identity(None, &[]).allows("", None));
         assert!(!identity(None, &[]).allows("alice", None));
