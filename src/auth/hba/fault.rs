@@ -84,6 +84,14 @@ pub enum RuleFault {
     /// `map=` names a map that the ident file has not; the rule stays and lets nobody in.
     #[error("no map {0:?} in the ident file; this rule lets nobody in")]
     NoMap(String),
+    /// A method that nobody can meet who comes this way; the rule stays.
+    #[error("method {method} works only with {only}; this rule lets nobody in")]
+    Misplaced {
+        /// The method.
+        method: &'static str,
+        /// The kind of connection.
+        only: &'static str,
+    },
     /// Fields behind the last one that means anything.
     #[error("too many fields")]
     Surplus,

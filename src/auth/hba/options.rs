@@ -46,12 +46,12 @@ pub enum CertificateDemand {
     Named,
 }
 
-/// Reads the method and what follows it. A map that does not exist is noted in `missing`.
+/// Reads the method and what follows it. Why the rule can let nobody in is noted in `doubt`.
 pub(super) fn parse(
     transport: Transport,
     fields: &[Field],
     maps: &IdentMaps,
-    missing: &mut Option<RuleFault>,
+    doubt: &mut Option<RuleFault>,
 ) -> Result<(HbaMethod, CertificateDemand), RuleFault> {
     let (method, options) = fields
         .split_first()
@@ -69,16 +69,27 @@ pub(super) fn parse(
         ("password", _) => HbaMethod::Password,
         ("scram-sha-256", _) => HbaMethod::ScramSha256,
         // PostgreSQL takes ident for peer on a Unix socket.
-        ("peer" | "ident", Transport::Local) => HbaMethod::Peer(read.map(maps, missing)),
-        ("peer", _) => return needs("peer", "local"),
-        ("cert", Transport::HostSsl) => HbaMethod::Cert(read.map(maps, missing)),
-        ("cert", _) => return needs("cert", "hostssl"),
+        ("peer", _) | ("ident", Transport::Local) => HbaMethod::Peer(read.map(maps, doubt)),
+        ("cert", _) => HbaMethod::Cert(read.map(maps, doubt)),
         ("ldap", _) => HbaMethod::Ldap(Arc::new(std::mem::take(&mut read.ldap).finish()?)),
         ("pam", _) => HbaMethod::Pam(read.pam_service()),
         (other, _) => return Err(RuleFault::Method(other.to_owned())),
     };
     read.check_used(&method)?;
+    *doubt = doubt.take().or_else(|| misplaced(&method, transport));
     Ok((method, demand))
+}
+
+/// Why nobody who comes this way can meet the method. As in PgBouncer, such a rule stays.
+fn misplaced(method: &HbaMethod, transport: Transport) -> Option<RuleFault> {
+    let (method, only) = match (method, transport) {
+        (HbaMethod::Peer(_), Transport::Host | Transport::HostSsl | Transport::HostNoSsl) => {
+            ("peer", "local")
+        }
+        (HbaMethod::Cert(_), Transport::Local | Transport::HostNoSsl) => ("cert", "hostssl"),
+        _ => return None,
+    };
+    Some(RuleFault::Misplaced { method, only })
 }
 
 fn needs<T>(method: &'static str, only: &'static str) -> Result<T, RuleFault> {

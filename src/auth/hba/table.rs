@@ -298,8 +298,18 @@ hostnossl all all all cert
 hostssl all all all cert
 =
 l db alice -> 1 peer
-t db alice 10.0.0.1 -> none
-s db alice 10.0.0.1 -> 7 cert
+t db alice 10.0.0.1 -> 3 peer
+s db alice 10.0.0.1 -> 3 peer
+----
+host all all all ident
+host all bob all cert
+hostnossl all alice all cert
+hostssl all all all cert
+=
+t db bob 10.0.0.1 -> 2 cert
+s db bob 10.0.0.1 -> 2 cert
+t db alice 10.0.0.1 -> 3 cert
+s db alice 10.0.0.1 -> 4 cert
 ----
 local all bob ident map=known
 local all alice peer map=unknown
