@@ -297,17 +297,11 @@ drop_in!(auth_file_is_not_read_for_pam, |brand| {
 /// Lines that turn TLS on towards clients, with a certificate and its key in `directory`.
 fn encrypting(directory: &Path) -> String {
     let own = Postgres::authority().sign();
-    let copy = |from: &Path, name: &str| {
-        let to = directory.join(name);
-        fs::copy(from, &to).unwrap();
-        let readable = std::os::unix::fs::PermissionsExt::from_mode(0o644);
-        fs::set_permissions(&to, readable).unwrap();
-        to.display().to_string()
-    };
+    let [certificate, key] = own.publish(directory, "own");
     format!(
         "client_tls_sslmode = allow\nclient_tls_cert_file = {}\nclient_tls_key_file = {}",
-        copy(&own.certificate, "certificate"),
-        copy(&own.key, "key")
+        certificate.display(),
+        key.display()
     )
 }
 

@@ -1,7 +1,6 @@
 //! Who gets in and what the others are told, and how the pooler itself gets in. Each claim holds for PgBouncer, too.
 
 use std::fs;
-use std::path::Path;
 
 use rustix::process::Signal;
 
@@ -32,14 +31,7 @@ fn start(brand: Brand, lines: &str, users: &[(&str, &str)]) -> DropIn {
 /// The same before this database, with lines of whatever section.
 #[track_caller]
 fn start_before(brand: Brand, database: Database, lines: &str, users: &[(&str, &str)]) -> DropIn {
-    let quoted = |text: &str| text.replace('"', "\"\"");
-    let line =
-        |(name, secret): &(&str, &str)| format!("\"{}\" \"{}\"\n", quoted(name), quoted(secret));
-    let text: String = users.iter().map(line).collect();
-    DropIn::start_with(brand, database, lines, |command| {
-        let ini = Path::new(command.get_args().last().unwrap());
-        fs::write(ini.with_file_name("userlist.txt"), text).unwrap();
-    })
+    DropIn::start_knowing(brand, database, lines, users)
 }
 
 /// Who one is for the server, or SQLSTATE and text of the refusal.
@@ -50,8 +42,7 @@ fn login(drop_in: &DropIn, user: &str, password: &str, entry: &str) -> Result<St
 
 /// The outcome of a start-up packet without a password.
 fn bare(drop_in: &DropIn, user: &str, entry: &str) -> peer::Reply {
-    let params = [("user", user), ("database", entry)];
-    Client::connect(drop_in.address).start(PROTOCOL_3_0, &params)
+    drop_in.enter(user, entry)
 }
 
 // ---- secrets of the file -----------------------------------------------------------------------------------------

@@ -23,8 +23,7 @@ fn wait_refused(drop_in: &DropIn) {
 }
 
 fn by_socket(drop_in: &DropIn, database: &str) -> (Client, peer::Reply) {
-    let socket = format!(".s.PGSQL.{}", drop_in.address.port());
-    let mut client = Client::connect_unix(&drop_in.path(&socket));
+    let mut client = drop_in.by_socket();
     let params = [("user", "postgres"), ("database", database)];
     let reply = client.start(PROTOCOL_3_0, &params);
     (client, reply)

@@ -1,14 +1,12 @@
 //! Servers by name: how long an answer holds, what becomes of connections to an address that is gone. The programs see an
 //! `/etc/hosts` of the test's own, which only root can give them.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
-use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, UdpSocket};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::thread;
 
 use tempfile::TempDir;
@@ -16,6 +14,7 @@ use tempfile::TempDir;
 use crate::support::drop_in::*;
 use crate::support::mounts::{instead_of, may_mount};
 use crate::support::postgres::Postgres;
+use crate::support::second::Second;
 use crate::support::wire::*;
 use crate::support::*;
 
@@ -87,52 +86,6 @@ impl Names {
 
 fn database() -> Database {
     Postgres::shared().database()
-}
-
-/// The same PostgreSQL at an address of its own, too, beside [`ONE`].
-struct Second {
-    address: String,
-    /// Ports of those whom it has passed on.
-    ports: Arc<Mutex<BTreeSet<String>>>,
-}
-
-impl Second {
-    fn start(database: &Database) -> Second {
-        static COUNT: AtomicU8 = AtomicU8::new(1);
-        let ip = Ipv4Addr::new(127, 0, 1, COUNT.fetch_add(1, Ordering::Relaxed));
-        let first = database.postgres.address();
-        let listener = TcpListener::bind((ip, first.port())).unwrap();
-        let second = Second {
-            address: ip.to_string(),
-            ports: Arc::default(),
-        };
-        let ports = second.ports.clone();
-        // To the end of all tests.
-        thread::spawn(move || {
-            for near in listener.incoming().map_while(Result::ok) {
-                let far = TcpStream::connect(first).unwrap();
-                let port = far.local_addr().unwrap().port();
-                ports.lock().unwrap().insert(port.to_string());
-                pass_on(near.try_clone().unwrap(), far.try_clone().unwrap());
-                pass_on(far, near);
-            }
-        });
-        second
-    }
-
-    /// Whether it is the one that serves this client now.
-    #[track_caller]
-    fn serves(&self, client: &mut Client) -> bool {
-        let port = client.value("select inet_client_port()");
-        self.ports.lock().unwrap().contains(&port)
-    }
-}
-
-fn pass_on(mut from: TcpStream, mut to: TcpStream) {
-    thread::spawn(move || {
-        let _ = io::copy(&mut from, &mut to);
-        let _ = to.shutdown(Shutdown::Write);
-    });
 }
 
 fn named(drop_in: &DropIn) -> Client {

@@ -13,7 +13,7 @@ use crate::support::wire::*;
 use crate::support::*;
 
 /// A cluster that can be replicated from.
-fn cluster() -> &'static Arc<Postgres> {
+pub fn cluster() -> &'static Arc<Postgres> {
     static CLUSTER: OnceLock<Arc<Postgres>> = OnceLock::new();
     CLUSTER.get_or_init(|| {
         Postgres::with(|data| {

@@ -47,6 +47,15 @@ impl Signed {
         self.key.to_str().unwrap()
     }
 
+    /// Copies of the certificate and its key, `NAME.crt` and `NAME.key` in `directory`, that every user may read.
+    pub fn publish(&self, directory: &Path, name: &str) -> [PathBuf; 2] {
+        [(&self.certificate, "crt"), (&self.key, "key")].map(|(from, kind)| {
+            let to = directory.join(format!("{name}.{kind}"));
+            fs::write(&to, fs::read(from).unwrap()).unwrap();
+            to
+        })
+    }
+
     fn chain(&self) -> Vec<CertificateDer<'static>> {
         let found = CertificateDer::pem_file_iter(&self.certificate).unwrap();
         found.map(Result::unwrap).collect()

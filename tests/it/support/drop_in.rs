@@ -16,6 +16,7 @@ pub use super::ports::free_port;
 use super::postgres::{Database, spawn_mortal};
 use super::reference::{self, Version};
 use super::wait::{PATIENCE, holds_within, wait_until};
+use super::wire::PROTOCOL_3_0;
 
 /// Which pooler.
 #[derive(Clone, Copy)]
@@ -122,6 +123,25 @@ impl DropIn {
         started.unwrap_or_else(|log| panic!("it does not start:\n{log}"))
     }
 
+    /// The same with these users and their secrets.
+    #[track_caller]
+    pub fn start_knowing(
+        brand: Brand,
+        database: Database,
+        more: &str,
+        users: &[(&str, &str)],
+    ) -> DropIn {
+        let quoted = |text: &str| text.replace('"', "\"\"");
+        let line = |(name, secret): &(&str, &str)| {
+            format!("\"{}\" \"{}\"\n", quoted(name), quoted(secret))
+        };
+        let text: String = users.iter().map(line).collect();
+        DropIn::start_with(brand, database, more, |command| {
+            let ini = Path::new(command.get_args().last().unwrap());
+            fs::write(ini.with_file_name("userlist.txt"), text).unwrap();
+        })
+    }
+
     /// The same, or what the log says of why it does not start.
     #[track_caller]
     pub fn try_start(brand: Brand, database: Database, more: &str) -> Result<DropIn, String> {
@@ -174,6 +194,18 @@ impl DropIn {
     #[track_caller]
     pub fn client(&self) -> Client {
         Client::login(self.address, &self.database.name)
+    }
+
+    /// The outcome of a start-up packet of this user for this entry, without a password.
+    pub fn enter(&self, user: &str, entry: &str) -> Reply {
+        let params = [("user", user), ("database", entry)];
+        Client::connect(self.address).start(PROTOCOL_3_0, &params)
+    }
+
+    /// A client of its Unix socket that has said nothing yet.
+    pub fn by_socket(&self) -> Client {
+        let socket = format!(".s.PGSQL.{}", self.address.port());
+        Client::connect_unix(&self.path(&socket))
     }
 
     /// One command of an admin.

@@ -17,6 +17,7 @@ pub mod random;
 pub mod reference;
 pub mod scram;
 pub mod scrape;
+pub mod second;
 pub mod sockets;
 pub mod stage;
 pub mod wait;

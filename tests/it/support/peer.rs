@@ -222,16 +222,24 @@ impl Client {
     /// Everything up to ReadyForQuery or the end of the stream.
     #[track_caller]
     pub fn reply(&mut self) -> Reply {
+        self.try_reply().expect("a reply before the deadline")
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// TLS has failed, or the deadline has passed.
+    pub fn try_reply(&mut self) -> io::Result<Reply> {
         let mut reply = Reply::default();
         while reply.status == 0 {
-            let Some(message) = self.try_read().expect("a reply before the deadline") else {
+            let Some(message) = self.try_read()? else {
                 reply.closed = true;
                 break;
             };
             self.note(&message);
             reply.add(&message);
         }
-        reply
+        Ok(reply)
     }
 
     #[track_caller]
