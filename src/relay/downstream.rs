@@ -264,7 +264,9 @@ fn take(header: Header, body: &[u8], audience: &mut Audience<'_>) -> Result<bool
         }
         tag::ROW_DESCRIPTION | tag::NO_DATA => {
             if let Some(change) = &reply.confirmed {
-                change.learned_rows(types_of(body), &mut audience.dialogue.statements);
+                let has_result = header.tag == tag::ROW_DESCRIPTION;
+                let statements = &mut audience.dialogue.statements;
+                change.learned_rows(types_of(body), has_result, statements);
             }
         }
         tag::COMMAND_COMPLETE => complete(body, audience),

@@ -10,7 +10,7 @@
 //! A server refuses as soon as it has read the Bind, which may be before the client has sent the rest. Until
 //! the Sync tells whether the batch can be sent again, the client is not told.
 
-use crate::wire::frontend::{Bind, Target, TargetKind};
+use crate::wire::frontend::{Bind, Execute, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
 use crate::wire::{Header, Scanner, Step};
 
@@ -212,15 +212,20 @@ fn is_self_describing(batch: &[u8]) -> bool {
             (tag::DESCRIBE, Ok(target), _) if target.kind == TargetKind::Statement => {
                 described.push(target.name);
             }
-            (tag::DESCRIBE, Ok(target), _) => {
-                let bound = opaque.iter().rposition(|portal| *portal == target.name);
-                bound.map(|bound| opaque.remove(bound));
-            }
+            (tag::DESCRIBE, Ok(target), _) => opaque.retain(|portal| *portal != target.name),
             (tag::BIND, _, Ok(bind)) => {
+                opaque.retain(|portal| *portal != bind.portal);
                 let is_clear = bind.results_are_text() || described.contains(&bind.statement);
                 opaque.extend((!is_clear).then_some(bind.portal));
             }
             (tag::BIND, _, Err(_)) => return false,
+            (tag::EXECUTE, ..) => {
+                // Rows ahead of their description.
+                let is_opaque = |it: Execute<'_>| opaque.contains(&it.portal);
+                if Execute::read(body).map_or(true, is_opaque) {
+                    return false;
+                }
+            }
             _ => {}
         }
     }
@@ -235,7 +240,8 @@ pub(super) fn is_flexible(bind: &Bind<'_>, is_whole: bool, behind: &[u8]) -> boo
     let Some((bytes, body)) = behind.split_first_chunk() else {
         return false;
     };
-    let is_portal = |target: Target<'_>| target.kind == TargetKind::Portal;
+    let is_portal =
+        |target: Target<'_>| target.kind == TargetKind::Portal && target.name == bind.portal;
     match Header::parse(*bytes, KEPT_BYTES_MAX) {
         Ok(header) if header.tag == tag::DESCRIBE => body
             .get(..header.body_bytes)
@@ -381,6 +387,16 @@ mod tests {
             });
             out
         };
+        let execute = || {
+            let mut out = Vec::new();
+            build::execute(&mut out, b"", 0);
+            out
+        };
+        let text_bind = |portal: &[u8]| {
+            let mut out = Vec::new();
+            build::bind(&mut out, portal, b"s", &[]);
+            out
+        };
         let bind = binary_bind();
         for (batch, expected) in [
             ([describe(b"Ss\0"), bind.clone()].concat(), true),
@@ -390,8 +406,12 @@ mod tests {
             ([bind.clone(), describe(b"P\0")].concat(), true),
             (
                 [bind.clone(), bind.clone(), describe(b"P\0")].concat(),
-                false,
+                true,
             ),
+            ([bind.clone(), execute(), describe(b"P\0")].concat(), false),
+            ([bind.clone(), describe(b"P\0"), execute()].concat(), true),
+            ([bind.clone(), text_bind(b"other")].concat(), false),
+            ([bind.clone(), text_bind(b"")].concat(), true),
         ] {
             assert_eq!(is_self_describing(&batch), expected, "{batch:?}");
         }

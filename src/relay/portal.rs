@@ -20,7 +20,7 @@ struct Bound {
 }
 
 impl LastPortal {
-    /// A Bind of a statement that is not the pooler's passes.
+    /// A Bind of a statement that is not the pooler's passes, or what may have the portal go.
     pub(super) fn is_foreign(&mut self) {
         self.bound = None;
     }

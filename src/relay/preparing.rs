@@ -22,8 +22,11 @@ pub(super) fn prepare(
     outlet: &mut Outlet<'_>,
     exchange: &mut Exchange<'_>,
 ) -> bool {
-    if let Form::ParseOf(other) = statement.form() {
-        prepare(other, outlet, exchange);
+    if let Form::ParseOf(other) = statement.form()
+        && prepare(other, outlet, exchange)
+    {
+        // It answers with what the other one had when it was prepared.
+        exchange.dialogue.statements.outlives(statement.id());
     }
     let server = make_room(statement, outlet, exchange);
     statement.usage().wanted(server.is_none());

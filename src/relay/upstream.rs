@@ -450,6 +450,9 @@ fn decide(header: Header, is_refused: bool, exchange: &mut Exchange<'_>) -> Flow
         return Flow::Discard;
     }
     let renames = exchange.rules.prepared_max > 0;
+    if matches!(header.tag, tag::QUERY | tag::CLOSE) {
+        exchange.portal.is_foreign();
+    }
     match header.tag {
         tag::QUERY if exchange.rules.looks_at_query() => return Flow::Gather,
         tag::QUERY | tag::FUNCTION_CALL => replies.push(Kind::Query, Fate::Forward, None),
@@ -679,7 +682,9 @@ fn look_at_bind(
         // What it asks for stands at its end.
         return Ok(Looked::NeedsMore);
     }
-    if !body.is_prepared {
+    // What had been prepared for it may have become doubtful while it was held.
+    let is_there = body.is_prepared && exchange.dialogue.statements.has(statement.id());
+    if !is_there {
         let is_typed = statement.is_open() && !bind.values_are_text();
         if statement.generation() != exchange.generation.current()
             && (body.is_repeated || is_flexible)

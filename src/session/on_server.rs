@@ -315,6 +315,13 @@ impl ServerStatements {
             .for_each(|(_, place)| place.state = State::Doubtful);
     }
 
+    /// What it relies on has been prepared anew: so must it be.
+    pub fn outlives(&mut self, id: StatementId) {
+        if let Some(place) = self.cache.peek_mut(&id) {
+            place.state = State::Doubtful;
+        }
+    }
+
     /// As many as are too many: more than one if an earlier Close was skipped.
     fn evict(&mut self, keep: StatementId, max: usize) -> Vec<StatementId> {
         let mut evicted = Vec::new();
@@ -340,12 +347,14 @@ impl ServerStatements {
         }
     }
 
-    /// A Close has turned out to have been skipped.
+    /// A Close has turned out to have been skipped. Whoever has prepared it again since has closed it first.
     pub(super) fn kept(&mut self, id: StatementId) {
         self.closed(id);
-        self.preparations += 1;
-        let place = Place::new(State::Doubtful, self.preparations);
-        self.cache.push(id, place);
+        if !self.cache.contains(&id) {
+            self.preparations += 1;
+            let place = Place::new(State::Doubtful, self.preparations);
+            self.cache.push(id, place);
+        }
     }
 
     /// Whether the statement is there is known, or known to be unknown, now; unless it has been
@@ -371,6 +380,27 @@ mod tests {
 
     fn id(n: u8) -> StatementId {
         StatementId([n; ID_BYTES])
+    }
+
+    #[test]
+    fn statement_prepared_again_behind_a_skipped_eviction_is_there() {
+        let mut server = ServerStatements::default();
+        server.prepare(id(1), 1);
+        server.settle(id(1), 0, State::Confirmed);
+        assert_eq!(server.prepare(id(2), 1).evict, [id(1)]);
+        server.synced();
+        let again = server.prepare(id(1), 1);
+        assert!(again.close, "the server may still have it");
+        let ServerChange::Asked(_, preparation) = server.ask(id(1)) else {
+            panic!("another change");
+        };
+        // The Close of the first batch was behind an error.
+        server.kept(id(1));
+        server.settle(id(1), again.parse.unwrap(), State::Confirmed);
+        assert!(server.has(id(1)));
+        let rows = RowTypes::of([23].into_iter());
+        server.learned_rows(id(1), preparation, rows);
+        assert_eq!(server.rows_of(id(1)), Ok(rows));
     }
 
     #[test]

@@ -609,13 +609,13 @@ impl Change {
         }
     }
 
-    /// The server has told the types of a statement's result.
-    pub fn learned_rows(&self, rows: RowTypes, server: &mut ServerStatements) {
+    /// The server has told the types of a statement's result, or, if not `has_result`, that there is none.
+    pub fn learned_rows(&self, rows: RowTypes, has_result: bool, server: &mut ServerStatements) {
         if let Some(ServerChange::Asked(id, preparation)) = self.server {
             server.learned_rows(id, preparation, rows);
         }
         if let Some((told, of)) = &self.told {
-            told.ends(*of, Some(rows));
+            told.answered(*of, has_result.then_some(rows));
         }
     }
 
@@ -637,7 +637,7 @@ impl Change {
             Some(ServerChange::Asked(..)) | None => {}
         }
         if let Some((told, of)) = self.told {
-            told.ends(of, None);
+            told.failed(of);
         }
     }
 }

@@ -93,11 +93,18 @@ pub fn forgets(text: &[u8]) -> bool {
     })
 }
 
-/// Whether the types of a text's result may be others each time: those of a FETCH are its cursor's. Not sure to know one
-/// behind a comment.
+/// Whether the types of a text's result may be others each time: those of a FETCH are its cursor's.
 pub fn may_vary(text: &[u8]) -> bool {
-    let start = text.iter().position(|byte| !is_space(*byte));
-    let word = text.get(start.unwrap_or_default()..).unwrap_or_default();
+    let mut lexer = Lexer {
+        text,
+        at: 0,
+        escapes: false,
+    };
+    // Behind a comment that does not end there is nothing to run.
+    let Some(()) = lexer.skip_blanks() else {
+        return false;
+    };
+    let word = text.get(lexer.at..).unwrap_or_default();
     let is_word = |known: &&[u8]| has_prefix(word, known);
     [&b"fetch"[..], b"execute", b"call"].iter().any(is_word)
 }

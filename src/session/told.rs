@@ -46,11 +46,14 @@ impl Telling {
         self.due.set(Some(of));
     }
 
-    /// It has been answered with these, or with an error.
-    pub(super) fn ends(&self, of: Occurrence, types: Option<RowTypes>) {
-        if types.is_some() {
-            self.types.set(types);
-        }
+    /// It has been answered with these; with nothing, if there is no result: whoever was told so misreads nothing.
+    pub(super) fn answered(&self, of: Occurrence, types: Option<RowTypes>) {
+        self.types.set(types);
+        self.failed(of);
+    }
+
+    /// It has been answered with an error.
+    pub(super) fn failed(&self, of: Occurrence) {
         if self.due.get() == Some(of) {
             self.due.set(None);
         }

@@ -55,6 +55,31 @@ both_shards!(changed_result_type_is_not_the_clients_affair, |shards| {
 });
 
 both_shards!(
+    statement_whose_eviction_was_skipped_is_asked_for_its_result_once,
+    |shards| {
+        // one server, which keeps one statement: the Close that makes room stands behind an error
+        let topology = Topology::new(shards)
+            .pool_size(1)
+            .set("max_prepared_statements", 1);
+        let stage = Stage::pooled(topology);
+        let mut client = stage.client();
+        prepare(&mut client, "other", "select 1");
+        prepare(&mut client, "kept", "select 2");
+        let told = client.exchange(&[describe(b'S', "kept"), sync()].concat());
+        assert_eq!(told.tags, "tTZ");
+        let fails = [
+            parse("", "select $1::int"),
+            bind("", "", &["x"]),
+            run_prepared("other", &[]),
+            sync(),
+        ];
+        client.send(&[fails.concat(), binary("kept")].concat());
+        assert_eq!(client.reply().tags, "1EZ");
+        assert_eq!(client.reply().tags, "2DCZ");
+    }
+);
+
+both_shards!(
     half_a_header_behind_a_batch_is_the_next_messages,
     |shards| {
         let stage = Stage::pooled(Topology::new(shards).pool_size(1));
