@@ -145,20 +145,26 @@ impl Outlets {
         Ok(())
     }
 
+    /// One line for each line of `text`, all with one write: how many there are must not show in how long it takes.
     fn put(&mut self, severity: Severity, text: &str) {
         let head = Head::now(self.dialect);
+        let lines = |out: &mut Vec<u8>, head: &str| {
+            for text in text.lines() {
+                line(out, head, text);
+            }
+        };
         if let Some(stderr) = &mut self.stderr {
             let is_journal = self.is_journal;
             stderr.put(|out| match is_journal {
-                true => line(out, &format!("<{}>", severity.priority()), text),
-                false => line(out, &head.of(severity), text),
+                true => lines(out, &format!("<{}>", severity.priority())),
+                false => lines(out, &head.of(severity)),
             });
         }
         if let Some(file) = &mut self.file {
-            file.put(|out| line(out, &head.of(severity), text));
+            file.put(|out| lines(out, &head.of(severity)));
         }
         if let Some(syslog) = &mut self.syslog {
-            syslog.put(severity, text);
+            text.lines().for_each(|text| syslog.put(severity, text));
         }
     }
 }

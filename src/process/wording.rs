@@ -91,7 +91,7 @@ impl Event {
         (self.severity, line)
     }
 
-    /// The line that PgBouncer would have written, where it has the event.
+    /// The line, or lines, that PgBouncer would have written, where it has the event.
     pub(super) fn pgbouncers_wording(&self) -> (Severity, String) {
         let value = |name| self.value(name);
         let words = match &*self.text {
@@ -106,9 +106,18 @@ impl Event {
                     }
                 };
                 let (tls, replication) = (or_no(tls), or_no(replication));
-                format!(
+                let attempt = format!(
                     "login attempt: db={database} user={user} tls={tls} replication={replication}"
-                )
+                );
+                match self.has("is_stranger") {
+                    false => attempt,
+                    true => {
+                        let nobody = self.prefix_of("(nodb)", "(nouser)");
+                        let here = self.prefix();
+                        let lines = format!("{nobody}no such user: {user}\n{here}{attempt}");
+                        return (self.severity, lines);
+                    }
+                }
             }
             "login failed" => {
                 format!(
@@ -117,7 +126,6 @@ impl Event {
                     value("user")
                 )
             }
-            "no such user" => format!("no such user: {}", value("name")),
             "RELOAD failed, the old configuration stays in force" => value("problem"),
             "pooler error" => format!("pooler error: {}", value("text")),
             "command issued" => match &*value("database") {
@@ -177,24 +185,29 @@ impl Event {
 
     /// `C-0x2a: db/user@1.2.3.4:port ` of a client, `S-..` of a server, nothing of other events.
     fn prefix(&self) -> String {
-        let is_of_client = self.has("client");
-        if !is_of_client && !self.has("server") && !self.has("database") {
+        if !["client", "server", "database"]
+            .iter()
+            .any(|it| self.has(it))
+        {
             return String::new();
         }
-        let (letter, id) = match is_of_client {
-            true => ("C", self.value("client")),
-            false => ("S", self.value("server")),
-        };
-        let id = id.parse::<u64>().unwrap_or_default();
         let or = |name, nobody: &str| match self.value(name) {
             said if said.is_empty() => nobody.to_owned(),
             said => said,
         };
-        let user = or("user", "(nouser)");
         let database = match self.has("is_unknown") {
             true => "(nodb)".to_owned(),
             false => or("database", "(nodb)"),
         };
+        self.prefix_of(&database, &or("user", "(nouser)"))
+    }
+
+    fn prefix_of(&self, database: &str, user: &str) -> String {
+        let (letter, id) = match self.has("client") {
+            true => ("C", self.value("client")),
+            false => ("S", self.value("server")),
+        };
+        let id = id.parse::<u64>().unwrap_or_default();
         let remote = match self.value("remote") {
             said if said.is_empty() => said,
             said => format!("@{said}"),

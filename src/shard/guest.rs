@@ -343,14 +343,12 @@ impl Guest {
         let config = &snapshot.config;
         if config.general.log_connections && config.dialect == Dialect::Ini {
             let replication = logged(packet.replication().unwrap_or_default());
-            let mut is_unknown = is_unknown(config, packet.database());
-            if is_stranger(packet, snapshot) {
-                let name = packet.user();
-                tracing::info!(client = %self.entry.id, remote = %self.entry.remote, name, "no such user");
-                is_unknown = Some(true);
-                self.claims("", name);
+            let is_stranger = is_stranger(packet, snapshot).then_some(true);
+            if is_stranger.is_some() {
+                self.claims("", packet.user());
             }
-            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), is_unknown, tls = self.entry.tls().map(tracing::field::display), replication, "login attempt");
+            let is_unknown = is_stranger.or_else(|| is_unknown(config, packet.database()));
+            tracing::info!(client = %self.entry.id, remote = %self.entry.remote, user = packet.user(), database = packet.database(), is_unknown, is_stranger, tls = self.entry.tls().map(tracing::field::display), replication, "login attempt");
         }
     }
 

@@ -460,8 +460,10 @@ drop_in!(client_that_only_knocks_is_not_worth_a_line, |brand| {
     knocking.finish_sending();
     knocking.expect_closed();
     // Its line would be there by now.
-    client(&drop_in).value("select 1");
+    let mut client = client(&drop_in);
+    client.value("select 1");
     assert!(!drop_in.log().contains("client unexpected eof"));
+    drop(client);
 });
 
 drop_in!(unknown_packet_at_the_console_is_called_so, |brand| {
