@@ -77,6 +77,7 @@ pub(super) fn go_on(
         greeted.since,
     );
     let guest = Guest::new(shard, counted, entry);
+    guest.shard.expires_at.take();
     let socket = Socket::attach(guest.shard.net, greeted.socket);
     let intake = Intake::resume(socket, greeted.ahead);
     guest.note_encryption(&intake);

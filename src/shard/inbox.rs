@@ -266,23 +266,31 @@ impl Shard {
         (0..self.common.mesh.shards()).map(|id| ShardId(id as u16))
     }
 
-    /// Looks at one slice of the clients after the other, and lets the shard do its work in between.
     async fn client_rows(&self, wanted: &Pick<ClientRow>) -> Vec<ClientRow> {
         let mut rows = Vec::new();
+        if wanted.limit == 0 {
+            return rows;
+        }
+        self.each_client(|entry| {
+            let row = client_row(entry, self.id, self.net.now());
+            rows.extend((wanted.keep)(&row).then_some(row));
+            rows.len() < wanted.limit
+        })
+        .await;
+        rows
+    }
+
+    /// Looks at one slice of the clients after the other while `look` says so, and lets the shard do its work in between.
+    pub(super) async fn each_client(&self, mut look: impl FnMut(&Rc<ClientEntry>) -> bool) {
         let mut slots = 0..;
         loop {
-            let now = self.net.now();
             {
                 let clients = self.clients.borrow();
                 // Slots are never higher than there have been clients at a time.
                 for slot in slots.by_ref().take(SLICE) {
-                    if slot >= clients.capacity() || rows.len() >= wanted.limit {
-                        return rows;
+                    if slot >= clients.capacity() || !clients.get(slot).is_none_or(&mut look) {
+                        return;
                     }
-                    let row = clients
-                        .get(slot)
-                        .map(|entry| client_row(entry, self.id, now));
-                    rows.extend(row.filter(|row| (wanted.keep)(row)));
                 }
             }
             // Merely yielding would keep the ring waiting.

@@ -83,6 +83,8 @@ pub struct Shard {
     pub(super) strays: RefCell<Strays>,
     /// When it next looks whether clients should move.
     pub(super) shed_at: Cell<Moment>,
+    /// When the clients are looked at next, for whom it is time to leave or to be told something.
+    pub(super) expires_at: Cell<Moment>,
     /// Whether it then had more to do than another, and began to count its clients' work.
     pub(super) sheds: Cell<bool>,
     /// The last reading of this shard's load.
@@ -160,6 +162,7 @@ pub async fn run(
         next_ticket: Cell::new(0),
         strays: RefCell::default(),
         shed_at: Cell::default(),
+        expires_at: Cell::default(),
         sheds: Cell::default(),
         load: Cell::new(LoadReading::now()),
         drawn: Cell::new(u64::from_le_bytes(opening::random_bytes())),

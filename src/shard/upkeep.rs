@@ -39,7 +39,7 @@ pub(super) async fn run(shard: Rc<Shard>) {
         if shard.is_suspended() {
             shard.suspend_or_resume();
         } else {
-            expire_clients(&shard, &snapshot.config);
+            expire_clients(&shard, &snapshot.config).await;
         }
         retire_sessions(&shard, snapshot.config.general.server_fast_close);
         make_pools_to_keep(&shard, &snapshot.config);
@@ -77,82 +77,130 @@ pub(super) async fn watch_idle(shard: Rc<Shard>) {
     .await;
 }
 
-fn expire_clients(shard: &Shard, config: &Config) {
+/// Looks at the clients when the time of one of them may have come, which with many thousands of idle ones is not at every
+/// turn of the upkeep: a look takes some 50 ns for each.
+async fn expire_clients(shard: &Shard, config: &Config) {
     let now = shard.net.now();
+    if now < shard.expires_at.get() {
+        return;
+    }
+    // Whoever is to be looked at sooner says so meanwhile.
+    shard.expires_at.set(now.after(Duration::MAX));
     let (general, differ) = (Timeouts::from(&config.general), config.has_own_timeouts());
     let login = config.general.client_login_timeout;
+    let notify = config.general.query_wait_notify;
     // As PgBouncer does.
     let spares_sessions = config.dialect == Dialect::Ini;
-    for (_, entry) in shard.clients.borrow().iter() {
+    // What begins from now on ends no earlier.
+    let mut next = match differ {
+        true => now,
+        false => now.after(shortest(general, login, notify)),
+    };
+    let look = |entry: &Rc<ClientEntry>| {
         let timeouts = match entry.who() {
             Some(who) if differ => config.timeouts(&who.database, &who.user),
             _ => general,
         };
-        if let Some(farewell) = overdue(entry, login, timeouts, spares_sessions, now) {
-            entry.send(Signal::Leave(farewell));
-        } else if is_notice_due(entry, config.general.query_wait_notify, now) {
-            entry.is_noticed.set(true);
-            entry.send(Signal::Notice);
+        let now = shard.net.now();
+        let end = end_of(entry, login, timeouts, spares_sessions);
+        let notice = notice_at(entry, notify);
+        if let Some((at, farewell)) = end {
+            next = next.min(at);
+            if now > at {
+                entry.send(Signal::Leave(farewell));
+                return true;
+            }
         }
-    }
+        if let Some(at) = notice {
+            next = next.min(at);
+            if now > at {
+                entry.is_noticed.set(true);
+                entry.send(Signal::Notice);
+            }
+        }
+        true
+    };
+    shard.each_client(look).await;
+    shard.expires_at.set(shard.expires_at.get().min(next));
 }
 
-/// Whether a client has been in line for so long that it is told where it stands, once.
-fn is_notice_due(entry: &ClientEntry, after: Duration, now: Moment) -> bool {
-    entry.state() == ClientState::Waiting
-        && !entry.is_noticed.get()
-        && !after.is_zero()
-        && now.since(entry.since.get()) > after
+/// The shortest of all times after which a client is told something, if there is any.
+fn shortest(timeouts: Timeouts, login: Duration, notify: Duration) -> Duration {
+    let Timeouts {
+        query_wait,
+        query,
+        idle_transaction,
+        transaction,
+        client_idle,
+    } = timeouts;
+    let all = [
+        login,
+        notify,
+        query_wait,
+        query,
+        idle_transaction,
+        transaction,
+        client_idle,
+    ];
+    let set = all.into_iter().filter(|span| !span.is_zero());
+    set.min().unwrap_or(Duration::MAX)
 }
 
-/// Why a client has to leave, if it has.
-fn overdue(
+/// When a client in line is told where it stands, once.
+fn notice_at(entry: &ClientEntry, after: Duration) -> Option<Moment> {
+    let is_due =
+        entry.state() == ClientState::Waiting && !entry.is_noticed.get() && !after.is_zero();
+    is_due.then(|| entry.since.get().after(after))
+}
+
+/// When a client has to leave, and why, if it goes on as it does.
+fn end_of(
     entry: &ClientEntry,
     login: Duration,
     timeouts: Timeouts,
     spares_sessions: bool,
-    now: Moment,
-) -> Option<Farewell> {
-    let is_over =
-        |since: Moment, timeout: Duration| !timeout.is_zero() && now.since(since) > timeout;
+) -> Option<(Moment, Farewell)> {
+    let end = |since: Moment, timeout: Duration, farewell: Farewell| {
+        (!timeout.is_zero()).then(|| (since.after(timeout), farewell))
+    };
     let since = entry.since.get();
-    let query = entry.query_since.get();
-    let transaction = entry.transaction_since.get();
     // The console and replication are exempt from everything but the login timeout.
     let is_console = entry.who().is_some_and(Who::is_console);
     let is_exempt = is_console || entry.replication.get() != Replication::None;
     match entry.state() {
         ClientState::Login | ClientState::WaitingLogin => {
-            is_over(since, login).then_some(Farewell::LOGIN_TIMEOUT)
+            end(since, login, Farewell::LOGIN_TIMEOUT)
         }
         _ if is_exempt => None,
-        ClientState::Idle => {
-            is_over(since, timeouts.client_idle).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
-        }
-        ClientState::Waiting if is_over(since, timeouts.query) => {
-            Some(Farewell::QUERY_TIMEOUT_IN_LINE)
-        }
-        ClientState::Waiting => {
-            is_over(since, timeouts.query_wait).then_some(Farewell::QUERY_WAIT_TIMEOUT)
-        }
+        ClientState::Idle => end(since, timeouts.client_idle, Farewell::CLIENT_IDLE_TIMEOUT),
+        ClientState::Waiting => earlier(
+            end(since, timeouts.query, Farewell::QUERY_TIMEOUT_IN_LINE),
+            end(since, timeouts.query_wait, Farewell::QUERY_WAIT_TIMEOUT),
+        ),
         ClientState::Active => {
-            if transaction.is_some_and(|since| is_over(since, timeouts.transaction)) {
-                return Some(Farewell::TRANSACTION_TIMEOUT);
-            }
-            match (query, transaction) {
-                (Some(query), _) => {
-                    is_over(query, timeouts.query).then_some(Farewell::QUERY_TIMEOUT)
+            let (query, transaction) = (entry.query_since.get(), entry.transaction_since.get());
+            let of_transaction = transaction
+                .and_then(|since| end(since, timeouts.transaction, Farewell::TRANSACTION_TIMEOUT));
+            let other = match (query, transaction) {
+                (Some(query), _) => end(query, timeouts.query, Farewell::QUERY_TIMEOUT),
+                (None, Some(_)) => {
+                    let idle = timeouts.idle_transaction;
+                    end(since, idle, Farewell::IDLE_TRANSACTION_TIMEOUT)
                 }
-                (None, Some(_)) => is_over(since, timeouts.idle_transaction)
-                    .then_some(Farewell::IDLE_TRANSACTION_TIMEOUT),
                 // Session mode, between two transactions.
                 (None, None) if spares_sessions => None,
-                (None, None) => {
-                    is_over(since, timeouts.client_idle).then_some(Farewell::CLIENT_IDLE_TIMEOUT)
-                }
-            }
+                (None, None) => end(since, timeouts.client_idle, Farewell::CLIENT_IDLE_TIMEOUT),
+            };
+            earlier(of_transaction, other)
         }
     }
+}
+
+fn earlier(
+    one: Option<(Moment, Farewell)>,
+    other: Option<(Moment, Farewell)>,
+) -> Option<(Moment, Farewell)> {
+    one.into_iter().chain(other).min_by_key(|(at, _)| *at)
 }
 
 /// Has clients leave whose servers are to be closed: those that have them for replication at once, and with
@@ -325,6 +373,7 @@ impl Shard {
     /// A new configuration is in force.
     pub(super) fn reload_with(self: &Rc<Self>, snapshot: Arc<Snapshot>) {
         let old = self.snapshot.replace(snapshot.clone());
+        self.expires_at.take();
         self.obey();
         self.each_pool(|pool| pool.reload_with(&old, &snapshot));
         let config = &snapshot.config;
