@@ -9,7 +9,7 @@ cd "$ROOT"
 
 ALL_STEPS=(fmt clippy shell unit tidy loom sim steady fuzz it drivers torture soak instructions loadtest)
 # Only by name: what they need takes too long to install.
-OTHER_STEPS=(jdbc)
+OTHER_STEPS=(jdbc pgx)
 DRIVERS=$ROOT/target/drivers
 KEEP_GOING=no STEPS=()
 export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
@@ -42,6 +42,7 @@ Without STEP all of them, in this order; stops at the first failure unless told 
 Only if it is named:
 
   jdbc      pgjdbc, with 1 and with 3 shards; installs a JDK
+  pgx       pgx (v4), with 1 and with 3 shards; installs Go
 
 What is missing is installed: PostgreSQL, PgBouncer, a C compiler, Python, Node.js, valgrind and shellcheck with apt (sudo if not root),
 Python and Node packages under target/. A Rust toolchain must be there, unless apt has rustup.
@@ -209,14 +210,7 @@ step_drivers() {
     need_postgres
     need_python_packages
     need_node_packages
-    cargo build --locked
-    local shards
-    for shards in 1 3; do
-        note "drivers with $shards shard(s)"
-        RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/debug/ringbouncer} RINGBOUNCER_SHARDS=$shards \
-            RINGBOUNCER_TEST_NODE_MODULES=$DRIVERS/node/node_modules \
-            "$DRIVERS/venv/bin/pytest" tests/drivers -q
-    done
+    test_drivers drivers tests/drivers RINGBOUNCER_TEST_NODE_MODULES="$DRIVERS/node/node_modules"
 }
 
 step_jdbc() {
@@ -224,12 +218,28 @@ step_jdbc() {
     need_python_packages
     local jar=/usr/share/java/postgresql.jar
     if ! has javac || [ ! -e "$jar" ]; then apt_install default-jdk-headless libpostgresql-jdbc-java; fi
+    test_drivers pgjdbc tests/drivers/test_jdbc.py RINGBOUNCER_TEST_JDBC_JAR="$jar"
+}
+
+step_pgx() {
+    need_postgres
+    need_python_packages
+    # As a package of the distribution, with all that it is made of.
+    local sources=/usr/share/gocode
+    if ! has go || [ ! -d "$sources/src/github.com/jackc/pgx/v4" ]; then apt_install golang-go golang-github-jackc-pgx-v4-dev; fi
+    mkdir -p "$DRIVERS"
+    GO111MODULE=off GOPATH=$sources GOFLAGS='' go build -o "$DRIVERS/pgx" tests/drivers/pgx/main.go
+    test_drivers pgx tests/drivers/test_pgx.py RINGBOUNCER_TEST_PGX="$DRIVERS/pgx"
+}
+
+# NAME WHAT VARIABLE=VALUE: pytest on WHAT, with 1 and with 3 shards.
+test_drivers() {
+    local name=$1 what=$2 shards
     cargo build --locked
-    local shards
     for shards in 1 3; do
-        note "pgjdbc with $shards shard(s)"
-        RINGBOUNCER_BIN=${RINGBOUNCER_BIN:-$BUILT/debug/ringbouncer} RINGBOUNCER_SHARDS=$shards \
-            RINGBOUNCER_TEST_JDBC_JAR=$jar "$DRIVERS/venv/bin/pytest" tests/drivers/test_jdbc.py -q
+        note "$name with $shards shard(s)"
+        env "$3" RINGBOUNCER_BIN="${RINGBOUNCER_BIN:-$BUILT/debug/ringbouncer}" RINGBOUNCER_SHARDS=$shards \
+            "$DRIVERS/venv/bin/pytest" "$what" -q
     done
 }
 
