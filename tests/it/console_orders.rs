@@ -180,6 +180,35 @@ compared!(
 );
 
 compared!(
+    pause_waits_for_the_end_of_sessions,
+    since(1, 18),
+    with & [("pool_mode", "session")],
+    |subject| {
+        let (mut holder, mut late) = (subject.client(), subject.client());
+        assert_eq!(holder.value("select 1"), "1");
+        let entry = subject.entry(0);
+        let mut admin = subject.admin();
+        admin.send(&query(&format!("PAUSE {entry}")));
+        wait_until("it is pausing", || {
+            let table = subject.console("SHOW DATABASES").table();
+            table
+                .iter()
+                .any(|row| row["name"] == entry && row["paused"] == "1")
+        });
+        late.send(&query("select 'late'"));
+        wait_until("it waits", || subject.pools(entry, "cl_waiting") == 1);
+        assert_eq!(holder.value("select 'goes on'"), "goes on");
+        assert!(admin.has_nothing_to_read(), "answered during a session");
+        drop(holder);
+        assert_eq!(admin.reply().complete, ["PAUSE"]);
+        subject.databases[0].wait_backends(0, "true");
+        assert!(late.has_nothing_to_read());
+        assert_eq!(admin.query(&format!("RESUME {entry}")).complete, ["RESUME"]);
+        assert_eq!(late.reply().value(), "late");
+    }
+);
+
+compared!(
     pause_of_a_database_leaves_the_others_alone,
     since(1, 8),
     |subject| {

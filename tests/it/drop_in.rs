@@ -3,7 +3,8 @@
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixDatagram;
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::support::drop_in::*;
-use crate::support::postgres::Postgres;
+use crate::support::postgres::{Postgres, spawn_mortal};
 use crate::support::wait::PATIENCE;
 use crate::support::wire::PROTOCOL_3_0;
 use crate::support::*;
@@ -217,7 +218,7 @@ drop_in!(daemon_serves_when_the_command_has_ended, |brand| {
     let file = write_ini(directory.path(), port, &database, &files);
     let status = brand
         .command()
-        .arg("-d")
+        .arg("--daemon")
         .arg(file)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -519,35 +520,155 @@ drop_in!(sockets_that_systemd_passes_on_are_used, |brand| {
     child.wait().unwrap();
 });
 
-// ---- what PgBouncer 1.18 does not have ---------------------------------------------------------------------------
-
-both_shards!(journal_gets_priorities_instead_of_times, |shards| {
-    let (directory, database) = (open_directory(), database());
-    let file = write_ini(directory.path(), free_port(), &database, "");
+drop_in!(journal_gets_priorities_instead_of_times, |brand| {
+    let (directory, port, database) = (open_directory(), free_port(), database());
+    let file = write_ini(directory.path(), port, &database, "");
     let journal = directory.path().join("journal");
     let stderr = fs::File::create(&journal).unwrap();
     let about = std::os::unix::fs::MetadataExt::dev(&stderr.metadata().unwrap());
     let inode = std::os::unix::fs::MetadataExt::ino(&stderr.metadata().unwrap());
-    let mut child = Brand::Ringbouncer(shards)
-        .command()
+    let mut command = brand.command();
+    command
         .arg(file)
         .env("JOURNAL_STREAM", format!("{about}:{inode}"))
         .stdout(Stdio::null())
-        .stderr(stderr)
-        .spawn()
-        .unwrap();
-    let text = || fs::read_to_string(&journal).unwrap();
-    wait_until("it is up", || text().contains("process up: "));
-    assert!(
-        text()
-            .lines()
-            .all(|line| line.starts_with("<6>") || line.starts_with("<4>")),
-        "{}",
-        text()
-    );
-    kill_process(Pid::from_child(&child), Signal::QUIT).unwrap();
+        .stderr(stderr);
+    let mut child = spawn_mortal(command, Signal::KILL);
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    wait_until("it listens", || TcpStream::connect(address).is_ok());
+    // PgBouncer writes to the journal itself.
+    let text = fs::read_to_string(&journal).unwrap();
+    assert_eq!(text.is_empty(), matches!(brand, Brand::PgBouncer));
+    let is_told = |line: &str| line.starts_with("<6>") || line.starts_with("<4>");
+    assert!(text.lines().all(is_told), "{text}");
+    child.kill().unwrap();
     child.wait().unwrap();
 });
+
+// ---- the command line --------------------------------------------------------------------------------------------
+
+drop_in!(command_line_is_explained, |brand| {
+    let run = |arguments: &[&str]| {
+        let output = brand.command().args(arguments).output().unwrap();
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (told, complaint) = (text(&output.stdout), text(&output.stderr));
+        (output.status.code().unwrap(), told, complaint)
+    };
+    for arguments in [&[][..], &["-Z"], &["--no-such-option", "x.ini"]] {
+        let (code, _, complaint) = run(arguments);
+        assert_eq!(code, 1, "{arguments:?}");
+        let advice = "--help\" for more information.\n";
+        assert!(complaint.ends_with(advice), "{complaint}");
+    }
+    for argument in ["-h", "--help"] {
+        let (code, told, _) = run(&[argument]);
+        assert_eq!(code, 0, "{argument}");
+        for option in ["--daemon", "--quiet", "--verbose", "--user", "--version"] {
+            assert!(told.contains(option), "no {option} in {told}");
+        }
+    }
+    let drop_in = DropIn::start(brand, database(), "");
+    let version = drop_in.console("SHOW VERSION").value();
+    for argument in ["-V", "--version"] {
+        let (code, told, _) = run(&[argument]);
+        let first = told.lines().next().unwrap();
+        assert_eq!(code, 0, "{argument}");
+        assert!(first.eq_ignore_ascii_case(&version), "{first}");
+    }
+});
+
+drop_in!(file_that_cannot_be_read_is_named, |brand| {
+    let file = "/nonexistent/pgbouncer.ini";
+    let output = brand.command().arg(file).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains(file), "{told}");
+});
+
+/// Gives the program these options instead of its own.
+fn set_options(command: &mut Command, options: &[&str]) {
+    let file = Path::new(command.get_args().last().unwrap()).to_owned();
+    let envs = command.get_envs();
+    let envs: Vec<_> = envs
+        .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned())))
+        .collect();
+    let mut amended = Command::new(command.get_program());
+    amended.envs(envs).args(options).arg(&file);
+    amended.stdin(Stdio::null()).stdout(Stdio::null());
+    amended.stderr(fs::File::create(file.with_file_name("stderr")).unwrap());
+    *command = amended;
+}
+
+drop_in!(options_have_long_names, |brand| {
+    let is_root = rustix::process::geteuid().is_root();
+    let (lines, options) = match is_root {
+        // As which it would refuse to run.
+        true => (
+            "user = root",
+            &["--quiet", "--verbose", "--user=nobody"][..],
+        ),
+        false => ("", &["--quiet", "--verbose"][..]),
+    };
+    let drop_in = DropIn::start_with(brand, database(), lines, |command| {
+        set_options(command, options);
+    });
+    assert_eq!(drop_in.client().value("select 1"), "1");
+    let told = fs::read_to_string(drop_in.path("stderr")).unwrap();
+    assert_eq!(told, "", "quiet");
+    drop(Client::connect(drop_in.address));
+    wait_until("it is verbose", || drop_in.log().contains(" DEBUG "));
+});
+
+drop_in!(details_are_logged_if_wanted, |brand| {
+    for (options, verbose, is_told) in [
+        (&["-q"][..], 0, false),
+        (&["-q", "-v", "-v"], 0, true),
+        (&["-q"], 1, true),
+    ] {
+        let lines = format!("verbose = {verbose}");
+        let drop_in = DropIn::start_with(brand, database(), &lines, |command| {
+            set_options(command, options);
+        });
+        drop(Client::connect(drop_in.address));
+        assert_eq!(drop_in.client().value("select 1"), "1");
+        let has_details = || drop_in.log().contains(" DEBUG ");
+        if is_told {
+            wait_until("there are details", has_details);
+        }
+        assert_eq!(has_details(), is_told, "{options:?} {verbose}");
+    }
+});
+
+drop_in!(processes_share_a_port, |brand| {
+    let lines = |size| format!("so_reuseport = 1\ndefault_pool_size = {size}");
+    let first = DropIn::start(brand, database(), &lines(3));
+    let port = first.address.port();
+    let mut second = DropIn::start_with(brand, database(), &lines(4), |command| {
+        let file = Path::new(command.get_args().last().unwrap());
+        let text = fs::read_to_string(file).unwrap();
+        let line = |line: &str| match line.starts_with("listen_port") {
+            true => format!("listen_port = {port}\n"),
+            false => format!("{line}\n"),
+        };
+        fs::write(file, text.lines().map(line).collect::<String>()).unwrap();
+    });
+    let reached = || {
+        let table = first.console("SHOW CONFIG").table();
+        let mut rows = table.into_iter();
+        let row = rows.find(|row| row["key"] == "default_pool_size");
+        row.unwrap()["value"].clone()
+    };
+    for size in ["3", "4"] {
+        wait_until("each has been reached", || reached() == size);
+    }
+    second.signal(Signal::TERM);
+    second.wait_exit().expect("an end");
+    for _ in 0..8 {
+        assert_eq!(reached(), "3");
+    }
+});
+
+// ---- what PgBouncer 1.18 does not have ---------------------------------------------------------------------------
 
 // Before, it ended the shutdown.
 drop_in!(

@@ -304,6 +304,22 @@ drop_in!(pool_that_nobody_uses_goes, since(1, 26), |brand| {
     assert_eq!(client(&drop_in, "ann").value("select 'again'"), "again");
 });
 
+drop_in!(
+    query_timeout_does_not_run_between_the_queries_of_a_transaction,
+    since(1, 26),
+    |brand| {
+        let drop_in = start(brand, "query_timeout = 1");
+        let mut client = drop_in.client();
+        assert_eq!(client.query("begin").status, b'T');
+        wait::pace_until(Instant::now() + Duration::from_millis(1800));
+        assert_eq!(client.value("select 'there'"), "there");
+        assert_eq!(client.query("commit").status, b'I');
+        client
+            .query("select pg_sleep(60)")
+            .assert_fatal("query timeout");
+    }
+);
+
 // ---- logins ------------------------------------------------------------------------------------------------------
 
 drop_in!(who_logs_in_is_told_and_counted, since(1, 26), |brand| {

@@ -179,6 +179,37 @@ drop_in!(reload_reads_secrets_again, |brand| {
     );
 });
 
+drop_in!(checks_have_an_order, |brand| {
+    let drop_in = start(brand, "auth_type = plain", &[("postgres", PASSWORD)]);
+    let words = format!("password='{PASSWORD}'");
+    let order = |sql| psql(drop_in.address, "pgbouncer", &words, sql).unwrap();
+    order("disable main");
+    // Only who has proved himself is told of it.
+    assert_eq!(
+        login(&drop_in, "postgres", "wrong", "main"),
+        Err(NO_PASSWORD.into())
+    );
+    let told = login(&drop_in, "postgres", PASSWORD, "main");
+    assert_eq!(told, Err("08P01 database \"main\" is disabled".into()));
+    order("enable main");
+    let mut only = Client::connect(drop_in.address);
+    only.send(&startup(
+        PROTOCOL_3_0,
+        &[("user", "postgres"), ("database", "main")],
+    ));
+    only.expect(b'R');
+    order("set max_client_conn = 1");
+    // Before anybody asks for a database or a password.
+    for (user, entry) in [
+        ("postgres", "main"),
+        ("postgres", "none"),
+        ("nobody_at_all", "main"),
+    ] {
+        let refused = bare(&drop_in, user, entry);
+        refused.assert_fatal("no more connections allowed (max_client_conn)");
+    }
+});
+
 // ---- auth_query --------------------------------------------------------------------------------------------------
 
 const ASKING: &str = "auth_type = scram-sha-256\nauth_user = postgres";
@@ -529,6 +560,22 @@ drop_in!(stored_secret_opens_a_server_with_the_same, |brand| {
         assert_eq!(outcome, Ok(name.clone()), "{group} by {auth_type}");
     }
 });
+
+drop_in!(
+    secret_of_the_file_opens_the_server_for_a_forced_user,
+    |brand| {
+        let database = Postgres::shared().database();
+        let [known, other] = [(); 2].map(|()| role(MUST_SCRAM, "scram-sha-256"));
+        let entries = entry("known", &database, &format!("user={known}"))
+            + &entry("other", &database, &format!("user={other}"));
+        let lines = format!("auth_type = plain\n[databases]\n{entries}");
+        let users = [("ann", "sesame"), (&*known, PASSWORD)];
+        let drop_in = start_before(brand, database, &lines, &users);
+        assert_eq!(login(&drop_in, "ann", "sesame", "known"), Ok(known.clone()));
+        // Not the client's own.
+        assert!(login(&drop_in, "ann", "sesame", "other").is_err());
+    }
+);
 
 drop_in!(password_of_the_entry_opens_the_server, |brand| {
     for (group, encryption) in [

@@ -80,6 +80,35 @@ drop_in!(shutdown_waits_for_the_servers, since(1, 23), |brand| {
     assert!(drop_in.wait_exit().expect("an end").success());
 });
 
+drop_in!(second_signal_waits_for_nobody, since(1, 23), |brand| {
+    for [first, second] in [
+        [Signal::TERM, Signal::INT],
+        [Signal::TERM, Signal::TERM],
+        [Signal::INT, Signal::TERM],
+    ] {
+        let mut drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+        let mut busy = drop_in.client();
+        assert_eq!(busy.query("begin").status, b'T');
+        drop_in.signal(first);
+        wait_refused(&drop_in);
+        drop_in.signal(second);
+        assert!(drop_in.wait_exit().expect("an end").success());
+        busy.expect_closed();
+        assert!(!drop_in.path("pid").exists());
+    }
+});
+
+drop_in!(signal_to_quit_waits_for_nobody, since(1, 23), |brand| {
+    let mut drop_in = DropIn::start(brand, database(), "pool_mode = transaction");
+    let (mut busy, mut idle) = (drop_in.client(), drop_in.client());
+    assert_eq!(busy.query("begin").status, b'T');
+    drop_in.signal(Signal::QUIT);
+    assert!(drop_in.wait_exit().expect("an end").success());
+    busy.expect_closed();
+    idle.expect_closed();
+    assert!(!drop_in.path("pid").exists());
+});
+
 // ---- servers -----------------------------------------------------------------------------------------------------
 
 drop_in!(

@@ -181,6 +181,103 @@ drop_in!(
     }
 );
 
+drop_in!(packet_has_its_terminator, since(1, 25), |brand| {
+    let drop_in = start(brand, "");
+    let mut packet = startup(PROTOCOL_3_0, &[("user", "postgres"), ("database", "x")]);
+    *packet.last_mut().unwrap() = b'x';
+    let text = "invalid startup packet layout: expected terminator as last byte";
+    assert_refused(&drop_in, &packet, text);
+});
+
+drop_in!(packet_of_a_later_protocol_is_refused, |brand| {
+    let drop_in = start(brand, "");
+    for version in [0x0004_0000, 0x0005_0001] {
+        let packet = startup(version, &[("user", "postgres"), ("database", "x")]);
+        let hex: String = packet[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        assert_refused(&drop_in, &packet, &format!("bad packet header: '{hex}'"));
+    }
+});
+
+drop_in!(packet_may_have_64_kb_less_one, since(1, 23), |brand| {
+    let drop_in = start(brand, "ignore_startup_parameters = padding");
+    let packet = |bytes: usize| {
+        let padded = |padding: &str| {
+            let own = [("user", "postgres"), ("database", &*drop_in.database.name)];
+            startup(PROTOCOL_3_0, &[&own[..], &[("padding", padding)]].concat())
+        };
+        padded(&"x".repeat(bytes - padded("").len()))
+    };
+    for bytes in [5000, 65_535] {
+        let mut client = Client::connect(drop_in.address);
+        assert_eq!(client.exchange(&packet(bytes)).status, b'I', "{bytes}");
+        assert_eq!(client.value("select 'in'"), "in");
+    }
+    // The length alone decides.
+    let head = &packet(65_536)[..8];
+    let hex: String = head.iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_refused(&drop_in, head, &format!("bad packet header: '{hex}'"));
+});
+
+drop_in!(
+    options_are_settings_and_nothing_else,
+    since(1, 20),
+    |brand| {
+        let drop_in = start(brand, "pool_mode = transaction");
+        let mut good = vec![
+            ("-c TimeZone=Asia/Tokyo", "Asia/Tokyo"),
+            ("-cTimeZone=Asia/Tokyo", "Asia/Tokyo"),
+            ("-c timezone=UTC  -c TimeZone=Asia/Tokyo", "Asia/Tokyo"),
+            ("-c TimeZone=Asia/T\\okyo", "Asia/Tokyo"),
+        ];
+        if !brand.is_before((1, 23)) {
+            good.push(("--TimeZone=Asia/Tokyo", "Asia/Tokyo"));
+        }
+        for (options, zone) in good {
+            let (mut client, reply) = start_up(&drop_in, &[("options", options)]);
+            assert_eq!(reply.status, b'I', "{options}: {reply:?}");
+            assert_eq!(client.value("show timezone"), zone, "{options}");
+        }
+        let (mut client, _) = start_up(&drop_in, &[("options", "-c application_name=a\\ b")]);
+        assert_eq!(client.value("show application_name"), "a b");
+        for (options, text) in [
+            (
+                "-c work_mem=77MB",
+                "unsupported startup parameter in options: work_mem",
+            ),
+            (
+                "-d 5",
+                "unsupported options startup parameter: only '-c config=val'",
+            ),
+            (
+                "TimeZone=UTC",
+                "unsupported options startup parameter: only '-c config=val'",
+            ),
+        ] {
+            let (_, reply) = start_up(&drop_in, &[("options", options)]);
+            let told = &reply.fatal().text;
+            assert!(told.starts_with(text), "{options}: {told}");
+        }
+    }
+);
+
+drop_in!(version_is_negotiated_once, since(1, 26), |brand| {
+    // The packet is looked at again when the user has been looked up.
+    const PROTOCOL_3_9: u32 = 0x0003_0009;
+    let database = Postgres::shared().database();
+    let lines = format!(
+        "auth_user = postgres\nauth_query = select $1::text, null::text\n[databases]\n{}",
+        entry("main", &database, "user=postgres")
+    );
+    let drop_in = DropIn::start(brand, database, &lines);
+    let mut client = Client::connect(drop_in.address);
+    let reply = client.start(PROTOCOL_3_9, &[("user", "ann"), ("database", "main")]);
+    assert_eq!((&*reply.tags, reply.status), ("vRKZ", b'I'), "{reply:?}");
+    assert_eq!(client.value("select 1"), "1");
+});
+
 // ---- parameters --------------------------------------------------------------------------------------------------
 
 drop_in!(
@@ -447,6 +544,44 @@ drop_in!(
         client.send(&[copy_data(b"1\n"), copy_done()].concat());
         assert_eq!(client.value("select count(*) from t"), "0");
         assert_eq!(drop_in.client().value("select 'next'"), "next");
+    }
+);
+
+drop_in!(copy_in_of_the_extended_protocol_ignores_sync, |brand| {
+    let (drop_in, mut client) = with_table(brand);
+    for (row, early) in [("1\n", flush()), ("2\n", sync())] {
+        let batch = [parse("", "copy t from stdin"), run_prepared("", &[]), early];
+        client.send(&batch.concat());
+        for tag in *b"12G" {
+            client.expect(tag);
+        }
+        let reply = client.exchange(&[copy_data(row.as_bytes()), copy_done(), sync()].concat());
+        assert_eq!(reply.tags, "CZ");
+    }
+    assert_eq!(client.value("select sum(n) from t"), "3");
+    let reply = client.exchange(&extended("copy t to stdout", &[]));
+    assert_eq!(reply.tags, "12nHddcCZ");
+    assert_eq!(drop_in.client().value("select 'next'"), "next");
+});
+
+drop_in!(
+    late_copy_data_does_not_reach_the_next_client,
+    since(1, 26),
+    |brand| {
+        let (drop_in, mut client) = with_table(brand);
+        let mut other = drop_in.client();
+        client.send(&query("copy t from stdin"));
+        client.expect(b'G');
+        assert_eq!(client.exchange(&copy_data(b"nonsense\n")).code(), "22P02");
+        // Whether it has the server by now or later.
+        other.send(&query("copy t from stdin"));
+        let late = [copy_data(b"1\n"), copy_done(), query("select 'next'")];
+        client.send(&late.concat());
+        other.expect(b'G');
+        let reply = other.exchange(&[copy_data(b"2\n"), copy_done()].concat());
+        assert_eq!(reply.complete, ["COPY 1"]);
+        assert_eq!(client.reply().value(), "next");
+        assert_eq!(client.value("select sum(n) from t"), "2");
     }
 );
 

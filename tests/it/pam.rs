@@ -1,10 +1,13 @@
 //! Logins judged by PAM. A service of one's own needs a file in /etc/pam.d, so only root can test it.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use crate::support::drop_in::*;
 use crate::support::wire::*;
 use crate::support::*;
 
@@ -26,8 +29,13 @@ impl Service {
     /// One whose script is `check`; `what` makes its name unique.
     fn new(what: &str, shards: usize, check: &str) -> Option<Service> {
         let name = format!("ringbouncer-test-{}-{what}-{shards}", std::process::id());
+        Service::named(name, check)
+    }
+
+    /// One of this name, unless there is one.
+    fn named(name: String, check: &str) -> Option<Service> {
         let path = PathBuf::from("/etc/pam.d").join(&name);
-        let home = tempfile::tempdir().unwrap();
+        let home = open_directory();
         let script = home.path().join("judge");
         fs::write(&script, format!("#!/bin/sh\n{check}")).unwrap();
         fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
@@ -35,7 +43,8 @@ impl Service {
             "auth required pam_exec.so expose_authtok quiet {}\naccount required pam_permit.so\n",
             script.display()
         );
-        if let Err(error) = fs::write(&path, rules) {
+        let written = fs::File::create_new(&path);
+        if let Err(error) = written.and_then(|mut file| file.write_all(rules.as_bytes())) {
             eprintln!("{}: {error}: nothing is tested", path.display());
             return None;
         }
@@ -139,4 +148,46 @@ both_shards!(service_that_does_not_exist_lets_nobody_in, |shards| {
     let stage = Stage::with_keys(topology, &[("user", "postgres")]);
     let outcome = driver::try_login(stage.address(), "alice", "x", &stage.entry);
     assert_eq!(outcome.unwrap_err().1, "PAM authentication failed");
+});
+
+/// The client that gives this password to be judged.
+fn giving(drop_in: &DropIn, user: &str, password: &str) -> Client {
+    let mut client = Client::connect(drop_in.address);
+    client.send(&startup(
+        PROTOCOL_3_0,
+        &[("user", user), ("database", "main")],
+    ));
+    client.expect(b'R');
+    client.send(&message(b'p', format!("{password}\0").as_bytes()));
+    client
+}
+
+// PgBouncer's service has always the same name.
+drop_in!(service_lets_in_refuses_and_holds_up_nobody_else, |brand| {
+    static ALONE: Mutex<()> = Mutex::new(());
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let signs = open_directory();
+    let (asked, go) = (signs.path().join("asked"), signs.path().join("go"));
+    let check = format!(
+        "if [ $PAM_USER = bob ]; then\n\
+         echo >{}\nwhile [ ! -e {} ]; do sleep 0.05; done\nfi\n{CHECK}",
+        asked.display(),
+        go.display()
+    );
+    let Some(_service) = Service::named("pgbouncer".to_owned(), &check) else {
+        return;
+    };
+    let database = Postgres::shared().database();
+    let main = entry("main", &database, "user=postgres");
+    let lines = format!("auth_type = pam\npool_mode = transaction\n[databases]\n{main}");
+    let drop_in = DropIn::start(brand, database, &lines);
+    let mut alice = giving(&drop_in, "alice", "pam secret");
+    assert_eq!(alice.reply().status, b'I');
+    let mut wrong = giving(&drop_in, "alice", "wrong");
+    wrong.reply().assert_fatal("PAM authentication failed");
+    let mut bob = giving(&drop_in, "bob", "pam secret");
+    wait_until("the service is stuck", || asked.exists());
+    assert_eq!(alice.value("select 'served'"), "served");
+    fs::write(&go, "").unwrap();
+    bob.reply().assert_fatal("PAM authentication failed");
 });
