@@ -162,9 +162,10 @@ fn giving(drop_in: &DropIn, user: &str, password: &str) -> Client {
     client
 }
 
-// PgBouncer's service has always the same name.
+/// Held by who has PgBouncer's service, which has always the same name.
+static ALONE: Mutex<()> = Mutex::new(());
+
 drop_in!(service_lets_in_refuses_and_holds_up_nobody_else, |brand| {
-    static ALONE: Mutex<()> = Mutex::new(());
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let signs = open_directory();
     let (asked, go) = (signs.path().join("asked"), signs.path().join("go"));
