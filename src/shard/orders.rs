@@ -180,7 +180,10 @@ impl Orders {
             return Err(Refusal::ShuttingDown);
         }
         if self.hold == Hold::None && self.killed_all.is_none() {
-            return Err(Refusal::NotPaused);
+            return Err(match now.phase {
+                Phase::Serving => Refusal::NotPaused,
+                _ => Refusal::ShuttingDown,
+            });
         }
         self.hold = Hold::None;
         self.killed_all = None;
@@ -403,12 +406,18 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_resumed_while_servers_are_waited_for() {
-        let mut orders = Orders::default();
-        given(&mut orders, Order::Pause(None)).unwrap();
-        let verdict = orders.give(&Order::Resume(None), &at(Phase::WaitForServers, 1));
-        assert_eq!(verdict, Err(Refusal::ShuttingDown));
-        assert!(orders.is_paused(None));
+    fn pause_ends_during_a_shutdown_only_while_clients_are_waited_for() {
+        for (phase, verdict) in [
+            (Phase::WaitForClients, Ok(false)),
+            (Phase::WaitForServers, Err(Refusal::ShuttingDown)),
+        ] {
+            let mut orders = Orders::default();
+            given(&mut orders, Order::Pause(None)).unwrap();
+            let given = orders.give(&Order::Resume(None), &at(phase, 1));
+            assert_eq!(given.map(|_| orders.is_paused(None)), verdict);
+            let again = Orders::default().give(&Order::Resume(None), &at(phase, 1));
+            assert_eq!(again.map(|_| ()), Err(Refusal::ShuttingDown));
+        }
     }
 
     #[test]

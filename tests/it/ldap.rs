@@ -10,6 +10,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::support::certs::{Authority, Signed};
+use crate::support::drop_in::{Brand, DropIn, drop_in, entry};
 use crate::support::ports::free_port;
 use crate::support::postgres::spawn_lasting;
 use crate::support::*;
@@ -220,6 +221,27 @@ both_shards!(simple_bind_lets_in_who_can_bind, |shards| {
     let stage = stage(shards, &format!("{} {name}", slapd.server()));
     check(&stage, &CASES);
 });
+
+drop_in!(
+    who_can_bind_is_let_in_as_by_pgbouncer,
+    since(1, 25),
+    |brand| {
+        let Some(slapd) = Slapd::shared() else { return };
+        let database = Postgres::shared().database();
+        let main = entry("main", &database, "user=postgres");
+        let options = format!("auth_ldap_options = {} {NAME}", slapd.server());
+        let lines = format!("auth_type = ldap\n{options}\n[databases]\n{main}");
+        let drop_in = DropIn::start(brand, database, &lines);
+        for (user, password, good) in CASES {
+            let outcome = driver::try_login(drop_in.address, user, password, "main");
+            assert_eq!(
+                outcome.is_ok(),
+                good,
+                "{user} with {password:?}: {outcome:?}"
+            );
+        }
+    }
+);
 
 both_shards!(search_and_bind_finds_exactly_one_entry, |shards| {
     let Some(slapd) = Slapd::shared() else { return };
