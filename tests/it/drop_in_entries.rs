@@ -133,14 +133,20 @@ drop_in!(entry_may_have_a_reserve_of_its_own, |brand| {
 
 drop_in!(negative_size_and_no_limit_are_those_of_all, |brand| {
     let database = database();
-    let own = entry("own", &database, "pool_size=-1 max_db_connections=0");
-    let lines = format!("default_pool_size = 7\nmax_db_connections = 9\n[databases]\n{own}");
+    let mut keys = "pool_size=-1 max_db_connections=0".to_owned();
+    let mut lines = "default_pool_size = 7\nmax_db_connections = 9\n".to_owned();
+    let mut expected = vec![("pool_size", "7"), ("max_connections", "9")];
+    if !brand.is_before((1, 24)) {
+        keys += " max_db_client_connections=0";
+        lines += "max_db_client_connections = 11\n";
+        expected.push(("max_client_connections", "11"));
+    }
+    lines += &format!("[databases]\n{}", entry("own", &database, &keys));
     let drop_in = DropIn::start(brand, database, &lines);
-    assert_eq!(shown(&drop_in, "own", "pool_size").as_deref(), Some("7"));
-    assert_eq!(
-        shown(&drop_in, "own", "max_connections").as_deref(),
-        Some("9")
-    );
+    for (column, value) in expected {
+        let shown = shown(&drop_in, "own", column);
+        assert_eq!(shown.as_deref(), Some(value), "{column}");
+    }
 });
 
 /// Passes connections to an address of version 6 on to PostgreSQL, to the end of all tests; its port.
