@@ -33,15 +33,22 @@ fn shown(drop_in: &DropIn, entry: &str, column: &str) -> Option<String> {
 
 // ---- changes -----------------------------------------------------------------------------------------------------
 
-/// Whether an entry with these keys gets new servers when a reload makes it one with those.
-fn replaces_servers(brand: Brand, database: Database, before: &str, after: &str) -> bool {
-    let [before, after] = [before, after].map(|keys| entry("own", &database, keys));
+/// Which of several entries get new servers when a reload makes their keys from the first of each pair the second.
+fn replaced(brand: Brand, changes: &[[&str; 2]]) -> Vec<bool> {
+    let database = database();
+    let [before, after] = [0, 1].map(|at| {
+        let entries = (0..).zip(changes);
+        let entries = entries.map(|(n, keys)| entry(&format!("own{n}"), &database, keys[at]));
+        entries.collect::<String>()
+    });
     let lines = format!("pool_mode = transaction\n[databases]\n{before}");
     let drop_in = DropIn::start(brand, database, &lines);
-    let mut client = Client::login(drop_in.address, "own");
-    let pid = client.value(PID);
+    let login = |n| Client::login(drop_in.address, &format!("own{n}"));
+    let mut clients: Vec<_> = (0..changes.len()).map(login).collect();
+    let pids: Vec<_> = clients.iter_mut().map(|client| client.value(PID)).collect();
     assert_eq!(drop_in.reload_with(&before, &after).complete, ["RELOAD"]);
-    client.value(PID) != pid
+    let both = clients.iter_mut().zip(pids);
+    both.map(|(client, pid)| client.value(PID) != pid).collect()
 }
 
 drop_in!(change_of_host_or_port_replaces_servers, |brand| {
@@ -79,23 +86,21 @@ drop_in!(change_of_host_or_port_replaces_servers, |brand| {
 });
 
 drop_in!(change_of_connect_query_replaces_servers, |brand| {
-    let [before, after] =
-        ["7MB", "9MB"].map(|size| format!("connect_query='set work_mem = ''{size}'''"));
-    assert!(replaces_servers(brand, database(), &before, &after));
+    let keys = ["7MB", "9MB"].map(|size| format!("connect_query='set work_mem = ''{size}'''"));
+    let change = keys.each_ref().map(String::as_str);
+    assert_eq!(replaced(brand, &[change]), [true]);
 });
 
 drop_in!(servers_outlive_a_change_of_how_they_are_opened, |brand| {
-    for [before, after] in [
+    let changes = [
         ["password=old", "password=new"],
         ["client_encoding=UTF8", "client_encoding=LATIN1"],
         ["datestyle=ISO", "datestyle=German"],
         ["timezone=GMT", "timezone=Asia/Tokyo"],
         ["application_name=old", "application_name=new"],
         ["pool_size=3", "pool_size=4"],
-    ] {
-        let is_replaced = replaces_servers(brand, database(), before, after);
-        assert!(!is_replaced, "{after}");
-    }
+    ];
+    assert_eq!(replaced(brand, &changes), [false; 6]);
 });
 
 // ---- keys --------------------------------------------------------------------------------------------------------
@@ -278,7 +283,7 @@ drop_in!(
     timeouts_of_servers_are_those_of_the_user_of_the_server,
     since(1, 25),
     |brand| {
-        for (key, sql, text) in [
+        let cases = [
             ("query_timeout", "select pg_sleep(60)", "query timeout"),
             (
                 "idle_transaction_timeout",
@@ -286,11 +291,17 @@ drop_in!(
                 "idle transaction timeout",
             ),
             ("transaction_timeout", "begin", "transaction timeout"),
-        ] {
+        ];
+        // All of them run at the same time.
+        let asked = cases.map(|(key, sql, _)| {
             let users = format!("ROLE = {key}=1\nbob = {key}=600");
             let (drop_in, _) = start_forced(brand, "pool_mode = transaction", &users);
             let mut bob = client_as(&drop_in, "bob", "main");
-            let mut reply = bob.query(sql);
+            bob.send(&query(sql));
+            (drop_in, bob)
+        });
+        for ((_drop_in, mut bob), (_, _, text)) in asked.into_iter().zip(cases) {
+            let mut reply = bob.reply();
             if !reply.closed {
                 reply = bob.reply();
             }
