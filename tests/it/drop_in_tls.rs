@@ -276,9 +276,14 @@ drop_in!(cancel_requests_need_not_be_encrypted, |brand| {
 /// What the console says of the TLS of its own client.
 fn shown(drop_in: &DropIn, config: Arc<ClientConfig>) -> String {
     let mut console = encrypted(drop_in, config, "pgbouncer");
-    let table = console.query("SHOW CLIENTS").table();
-    let row = table.iter().find(|row| row["database"] == "pgbouncer");
-    row.expect("itself")["tls"].clone()
+    let mut shown = String::new();
+    wait_until("the console's last client to be gone", || {
+        let table = console.query("SHOW CLIENTS").table();
+        let mut rows = table.iter().filter(|row| row["database"] == "pgbouncer");
+        shown.clone_from(&rows.next().expect("itself")["tls"]);
+        rows.next().is_none()
+    });
+    shown
 }
 
 drop_in!(console_and_log_tell_what_is_agreed_on, |brand| {

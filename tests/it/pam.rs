@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
@@ -24,6 +24,12 @@ struct Service {
 /// Alice with her password, and nobody else.
 const CHECK: &str =
     "IFS= read -r password || true\n[ \"$PAM_USER $password\" = 'alice pam secret' ]\n";
+
+/// A command that waits for a file, but not beyond the life of the directory that it is to be in.
+fn wait_for(file: &Path) -> String {
+    let (directory, file) = (file.parent().unwrap().display(), file.display());
+    format!("while [ -d {directory} ] && [ ! -e {file} ]; do sleep 0.05; done")
+}
 
 impl Service {
     /// One whose script is `check`; `what` makes its name unique.
@@ -90,9 +96,9 @@ both_shards!(service_that_is_stuck_holds_up_nobody_else, |shards| {
     fs::set_permissions(signs.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let (asked, go) = (signs.path().join("asked"), signs.path().join("go"));
     let check = format!(
-        "echo $PAM_USER >>{}\nwhile [ ! -e {} ]; do sleep 0.05; done\n{CHECK}",
+        "echo $PAM_USER >>{}\n{}\n{CHECK}",
         asked.display(),
-        go.display()
+        wait_for(&go)
     );
     let Some(service) = Service::new("stuck", shards, &check) else {
         return;
@@ -170,10 +176,9 @@ drop_in!(service_lets_in_refuses_and_holds_up_nobody_else, |brand| {
     let signs = open_directory();
     let (asked, go) = (signs.path().join("asked"), signs.path().join("go"));
     let check = format!(
-        "if [ $PAM_USER = bob ]; then\n\
-         echo >{}\nwhile [ ! -e {} ]; do sleep 0.05; done\nfi\n{CHECK}",
+        "if [ $PAM_USER = bob ]; then\necho >{}\n{}\nfi\n{CHECK}",
         asked.display(),
-        go.display()
+        wait_for(&go)
     );
     let Some(_service) = Service::named("pgbouncer".to_owned(), &check) else {
         return;
