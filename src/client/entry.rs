@@ -209,9 +209,9 @@ impl ClientEntry {
 
     /// Whether it waits for a server of the pool that counts there.
     pub fn waits_in(&self, pool: &Arc<PoolStats>) -> bool {
-        let stats = self.stats.take();
-        let is_there = stats.as_ref().is_some_and(|stats| Arc::ptr_eq(stats, pool));
-        self.stats.set(stats);
+        let is_there = peek(&self.stats, |stats| {
+            stats.is_some_and(|stats| Arc::ptr_eq(stats, pool))
+        });
         is_there
             && matches!(
                 self.state.get(),
@@ -263,10 +263,7 @@ impl ClientEntry {
 
     /// Whether a signal waits for the client's task.
     pub fn has_signal(&self) -> bool {
-        let signal = self.signal.take();
-        let is_there = signal.is_some();
-        self.signal.set(signal);
-        is_there
+        peek(&self.signal, |signal| signal.is_some())
     }
 
     /// Has the client suspended, if it is not yet; may be called again and again.
@@ -297,25 +294,28 @@ impl ClientEntry {
 
     /// Has its task look again.
     fn wake(&self) {
-        let waker = self.waker.take();
-        if let Some(waker) = &waker {
-            waker.wake_by_ref();
-        }
-        self.waker.set(waker);
+        peek(&self.waker, |waker| waker.map_or((), Waker::wake_by_ref));
     }
 
     /// Changes the count of its state in its pool; `cl_active` has both linked and idle clients, as in PgBouncer.
     fn count(&self, change: impl FnOnce(&Gauge)) {
-        let Some(stats) = self.stats.take() else {
-            return;
-        };
-        match self.state.get() {
-            ClientState::Login => {}
-            ClientState::Idle | ClientState::Active => change(&stats.cl_active),
-            ClientState::WaitingLogin | ClientState::Waiting => change(&stats.cl_waiting),
-        }
-        self.stats.set(Some(stats));
+        peek(&self.stats, |stats| {
+            let Some(stats) = stats else { return };
+            match self.state.get() {
+                ClientState::Login => {}
+                ClientState::Idle | ClientState::Active => change(&stats.cl_active),
+                ClientState::WaitingLogin | ClientState::Waiting => change(&stats.cl_waiting),
+            }
+        });
     }
+}
+
+/// Looks at what a cell has: as [`std::cell::RefCell::borrow`], without a flag in every client.
+fn peek<T, R>(cell: &Cell<Option<T>>, look: impl FnOnce(Option<&T>) -> R) -> R {
+    let value = cell.take();
+    let seen = look(value.as_ref());
+    cell.set(value);
+    seen
 }
 
 impl Drop for ClientEntry {

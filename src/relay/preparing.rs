@@ -26,7 +26,7 @@ pub(super) fn prepare(
         && prepare(other, outlet, exchange)
     {
         // It answers with what the other one had when it was prepared.
-        exchange.dialogue.statements.outlives(statement.id());
+        exchange.dialogue.statements.doubt_one(statement.id());
     }
     let server = make_room(statement, outlet, exchange);
     statement.usage().wanted(server.is_none());

@@ -210,9 +210,7 @@ impl ServerStatements {
 
     /// As [`ServerStatements::prepare`], for a statement that is prepared anew even if it is there.
     pub fn prepare_anew(&mut self, id: StatementId, max: usize) -> Preparation {
-        if let Some(place) = self.cache.get_mut(&id) {
-            place.state = State::Doubtful;
-        }
+        self.doubt_one(id);
         let preparation = self.prepare(id, max);
         Preparation {
             close: true,
@@ -315,8 +313,8 @@ impl ServerStatements {
             .for_each(|(_, place)| place.state = State::Doubtful);
     }
 
-    /// What it relies on has been prepared anew: so must it be.
-    pub fn outlives(&mut self, id: StatementId) {
+    /// Whether the server has it as it should be is not known any more: it is to be prepared anew.
+    pub fn doubt_one(&mut self, id: StatementId) {
         if let Some(place) = self.cache.peek_mut(&id) {
             place.state = State::Doubtful;
         }

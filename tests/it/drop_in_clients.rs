@@ -400,23 +400,6 @@ drop_in!(name_in_use_is_told_to_the_log, since(1, 21), |brand| {
     assert_eq!(is_named, matches!(brand, Brand::PgBouncer), "{log}");
 });
 
-drop_in!(
-    names_of_parameters_may_be_in_any_case,
-    since(1, 20),
-    |brand| {
-        let lines = "pool_mode = transaction\ndefault_pool_size = 1\n\
-                 track_extra_parameters = DEFAULT_Transaction_Read_Only";
-        let drop_in = DropIn::start(brand, database(), lines);
-        let (mut careful, mut other) = (drop_in.client(), drop_in.client());
-        let show = "show default_transaction_read_only";
-        careful.query("set default_transaction_read_only = on");
-        for _ in 0..2 {
-            assert_eq!(other.value(show), "off");
-            assert_eq!(careful.value(show), "on");
-        }
-    }
-);
-
 // ---- the log -----------------------------------------------------------------------------------------------------
 
 drop_in!(address_of_version_6_stands_in_brackets, |brand| {

@@ -143,15 +143,22 @@ drop_in!(
     further_parameters_follow_their_client,
     since(1, 20),
     |brand| {
-        let lines = "pool_mode = transaction\ndefault_pool_size = 1\n\
-                 track_extra_parameters = default_transaction_read_only";
-        let drop_in = DropIn::start(brand, database(), lines);
-        let (mut careful, mut other) = (drop_in.client(), drop_in.client());
-        let show = "show default_transaction_read_only";
-        careful.query("set default_transaction_read_only = on");
-        for _ in 0..2 {
-            assert_eq!(other.value(show), "off");
-            assert_eq!(careful.value(show), "on");
+        // Names may be in any case.
+        for name in [
+            "default_transaction_read_only",
+            "DEFAULT_Transaction_Read_Only",
+        ] {
+            let lines = format!(
+                "pool_mode = transaction\ndefault_pool_size = 1\ntrack_extra_parameters = {name}"
+            );
+            let drop_in = DropIn::start(brand, database(), &lines);
+            let (mut careful, mut other) = (drop_in.client(), drop_in.client());
+            let show = "show default_transaction_read_only";
+            careful.query("set default_transaction_read_only = on");
+            for _ in 0..2 {
+                assert_eq!(other.value(show), "off", "{name}");
+                assert_eq!(careful.value(show), "on", "{name}");
+            }
         }
     }
 );
