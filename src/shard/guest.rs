@@ -13,6 +13,7 @@ use super::shared::{Phase, Snapshot};
 use super::startup::{add_host, settings};
 use crate::admin::{self, Access, Parting, Refusal};
 use crate::auth::ServerCredentials;
+use crate::base::memory::{self, Pressure};
 use crate::base::{ClientId, Clock};
 use crate::client::{
     ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake, IntakeError, Signal,
@@ -298,6 +299,9 @@ impl Guest {
         self.claims(packet.database(), packet.user());
         let seat = if is_console {
             None
+        } else if memory::pressure() >= Pressure::Full {
+            self.shard.stats.memory_refusals.inc();
+            return self.part(intake, Ending::SentAway(Farewell::OUT_OF_MEMORY));
         } else if let Some(seat) = Permit::take(&self.shard.common.clients) {
             Some(seat)
         } else {

@@ -8,9 +8,10 @@ use crate::admin::{ClientCounts, SetOutcome};
 use crate::auth::hba::{Hba, LdapSettings};
 use crate::auth::{Answers, FailureLimit, LoginFailures, Lookup, ServerCredentials, Users};
 use crate::base::limit::OPENINGS_THERE_MAX;
+use crate::base::memory;
 use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
-use crate::config::{Config, Database};
+use crate::config::{Config, Database, General};
 use crate::judge::Workers;
 use crate::mesh::Mesh;
 use crate::net::TlsSetup;
@@ -228,6 +229,15 @@ fn set_limits_of(pool: &SharedPool, key: &PoolKey, config: &Config) {
     pool.set_limits(limit, reserve, after);
 }
 
+/// Memory for prepared statements: what is set, but never more than half of `memory_max`.
+fn statements_bytes_max(general: &General) -> u64 {
+    let bytes = general.prepared_statements_bytes_max as u64;
+    match general.memory_max {
+        0 => bytes,
+        max => bytes.min(max as u64 / 2),
+    }
+}
+
 /// Everything that all shards share.
 pub struct Common {
     /// The mailboxes.
@@ -288,7 +298,8 @@ impl Common {
     ) -> std::io::Result<Common> {
         let period = snapshot.config.general.stats_period;
         let clients = u32::try_from(snapshot.config.general.max_client_conn).unwrap_or(u32::MAX);
-        let statements_bytes = snapshot.config.general.prepared_statements_bytes_max as u64;
+        memory::set_max(snapshot.config.general.memory_max as u64);
+        let statements_bytes = statements_bytes_max(&snapshot.config.general);
         Ok(Common {
             mesh: Mesh::new(shards)?,
             registry: Registry::new(shards),
@@ -463,7 +474,8 @@ impl Common {
         self.clients
             .set_limit(u32::try_from(clients).unwrap_or(u32::MAX));
         self.statements_budget
-            .set_max(config.general.prepared_statements_bytes_max as u64);
+            .set_max(statements_bytes_max(&config.general));
+        memory::set_max(config.general.memory_max as u64);
         // Under the lock, so that a pool being made is either seen here or sees the new limit.
         let directory = self.directory();
         for (scope, permits) in &directory.scopes {

@@ -42,6 +42,7 @@ mod ldap;
 mod limits;
 mod log_lines;
 mod login;
+mod memory;
 mod metrics;
 mod modes;
 mod moves;
