@@ -53,7 +53,7 @@ parse_arguments() {
             --keep-going) KEEP_GOING=yes ;;
             -*) usage >&2 && die "unknown option $1" ;;
             *)
-                [[ $known == *" $1 "* ]] || die "unknown step $1 (known: ${ALL_STEPS[*]} ${OTHER_STEPS[*]})"
+                [[ $known == *" $1 "* ]] || die "unknown step $1 (known: ${ALL_STEPS[*]})"
                 STEPS+=("$1")
                 ;;
         esac
