@@ -21,7 +21,7 @@ use crate::stats::{PeriodHistory, Registry};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -259,6 +259,8 @@ pub struct Common {
     pub board: Board,
     /// TCP listeners that are open, of all shards.
     pub listening: AtomicUsize,
+    /// Another process has our Unix socket's place: whoever is still here by it has come before that.
+    pub is_relieved: AtomicBool,
     /// The sockets that shards listen at.
     pub(super) doors: Mutex<Vec<Door>>,
     /// Memory for prepared statements (`prepared_statements_bytes_max`).
@@ -310,6 +312,7 @@ impl Common {
             reloaded: Notes::new(shards),
             board: Board::new(shards),
             listening: AtomicUsize::new(0),
+            is_relieved: AtomicBool::new(false),
             doors: Mutex::default(),
             statements_budget: Arc::new(Budget::new(statements_bytes)),
             answers: Mutex::default(),
