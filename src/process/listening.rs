@@ -137,8 +137,12 @@ impl Listening {
             for (shard, listeners) in self.sockets.iter_mut().enumerate() {
                 let socket =
                     listen_tcp(*address, general.listen_backlog, &options).map_err(failed)?;
-                if let (0, Some(old)) = (shard, old) {
-                    self.beside.push(old.keep_callers(&socket).map_err(failed)?);
+                match (old, self.beside.last_mut()) {
+                    (Some(old), _) if shard == 0 => {
+                        self.beside.push(old.keep_callers(&socket).map_err(failed)?);
+                    }
+                    (Some(_), Some(beside)) => beside.add(&socket).map_err(failed)?,
+                    _ => {}
                 }
                 listeners.tcp.push(socket);
             }

@@ -14,6 +14,7 @@ use crate::net::{steer, unsteer};
 use crate::wire::backend::{Authentication, DataRow, Fields};
 use crate::wire::tag::backend as tag;
 use crate::wire::{HEADER_BYTES, Header, frontend, startup_packet};
+use rustix::net::{Shutdown, shutdown};
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
@@ -94,7 +95,7 @@ impl Predecessor {
     /// # Errors
     /// If there is no second descriptor to be had.
     pub(super) fn keep_callers(&self, listener: &OwnedFd) -> io::Result<Beside> {
-        let beside = Beside(listener.try_clone()?);
+        let beside = Beside(vec![listener.try_clone()?]);
         beside.turn(&(0..self.shards));
         Ok(beside)
     }
@@ -125,6 +126,7 @@ impl Predecessor {
             Err(error) => tracing::warn!(%error, "cannot tell the old process to shut down"),
         }
         thread::sleep(CLOSING);
+        beside.into_iter().for_each(Beside::open_to_all);
         Ok(())
     }
 
@@ -200,22 +202,54 @@ impl Predecessor {
     }
 }
 
-/// A TCP address at which the old process listens, too, and who of both has those who connect; when this is dropped, all listeners there
-/// have them again.
-pub(super) struct Beside(OwnedFd);
+impl Drop for Predecessor {
+    fn drop(&mut self) {
+        let mut farewell = Vec::new();
+        frontend::terminate(&mut farewell);
+        // It may have gone itself.
+        let _ = self.console.write_all(&farewell);
+    }
+}
+
+/// A TCP address at which the old process listens, too: our listeners there, once more. When this is dropped before we serve, they
+/// listen no longer.
+pub(super) struct Beside(Vec<OwnedFd>);
 
 impl Beside {
+    /// Adds one.
+    ///
+    /// # Errors
+    /// If there is no second descriptor to be had.
+    pub(super) fn add(&mut self, listener: &OwnedFd) -> io::Result<()> {
+        self.0.push(listener.try_clone()?);
+        Ok(())
+    }
+
     /// Where it fails, clients come to both processes; who connects when the old one closes its listeners may wait for a second.
     fn turn(&self, favoured: &Range<u32>) {
-        if let Err(error) = steer(&self.0, favoured) {
+        let steered = self.0.first().map(|listener| steer(listener, favoured));
+        if let Some(Err(error)) = steered {
             tracing::warn!(%error, "cannot steer clients to one of two processes");
+        }
+    }
+
+    /// Lets all who listen there have those who connect.
+    fn open_to_all(mut self) {
+        for listener in self.0.drain(..).take(1) {
+            // Fails only if the steering did, which has been told.
+            let _ = unsteer(&listener);
         }
     }
 }
 
 impl Drop for Beside {
     fn drop(&mut self) {
-        // Fails only if the steering did, which has been told.
-        let _ = unsteer(&self.0);
+        // The kernel takes its time to close what a ring of a process has had. The last one is needed to end the steering.
+        for (nth, listener) in self.0.iter().enumerate().rev() {
+            if nth == 0 {
+                let _ = unsteer(listener);
+            }
+            let _ = shutdown(listener, Shutdown::Both);
+        }
     }
 }

@@ -56,6 +56,7 @@ mod pool;
 mod prepared;
 mod query;
 mod queue;
+mod reboot;
 mod reload;
 mod replication;
 mod schema;
