@@ -69,7 +69,7 @@ struct Run {
     /// Become this user, over that of the file.
     #[arg(short, long, value_name = "NAME")]
     user: Option<String>,
-    /// Restart online: take the place of the process that serves with this configuration. It goes with its last client.
+    /// Restart online: take the place of the process that serves with this file, which goes with its last client.
     #[arg(short = 'R', long)]
     reboot: bool,
     /// Number of shards (cores used), over that of the file; 0 is one per physical core.

@@ -11,6 +11,7 @@ use super::listening::{Listening, is_abstract, socket_path};
 use super::socket_file::FileId;
 use crate::config::{CONSOLE, General};
 use crate::net::{steer, unsteer};
+use crate::shard::Common;
 use crate::wire::backend::{Authentication, DataRow, Fields};
 use crate::wire::tag::backend as tag;
 use crate::wire::{HEADER_BYTES, Header, frontend, startup_packet};
@@ -20,6 +21,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
@@ -100,22 +102,22 @@ impl Predecessor {
         Ok(beside)
     }
 
-    /// Takes its place when we serve, with so many `shards`. This takes about 2 s.
+    /// Takes its place when we serve. This takes about 2 s.
     ///
     /// # Errors
     /// If the Unix socket is not its own any more, or cannot be replaced; it serves on then.
     pub(super) fn relieve(
         mut self,
         listening: &mut Listening,
-        shards: usize,
+        common: &Common,
     ) -> Result<(), StartError> {
-        self.replace_socket(listening)
+        self.replace_socket(listening, common)
             .map_err(|reason| StartError::Reboot {
                 path: self.path.clone(),
                 reason,
             })?;
         // Behind those of the old process come ours, in the order in which they began to listen.
-        let shards = u32::try_from(shards).unwrap_or(u32::MAX);
+        let shards = u32::try_from(common.mesh.shards()).unwrap_or(u32::MAX);
         let ours = self.shards..self.shards.saturating_add(shards);
         let beside = listening.beside();
         beside.iter().for_each(|address| address.turn(&ours));
@@ -130,11 +132,19 @@ impl Predecessor {
         Ok(())
     }
 
-    fn replace_socket(&self, listening: &mut Listening) -> Result<(), String> {
+    fn replace_socket(&self, listening: &mut Listening, common: &Common) -> Result<(), String> {
         // Another process may have relieved it meanwhile. There are not two here at once, as there is one name for a socket
         // that is to be put in place.
         if FileId::of(&self.path).is_ok_and(|file| file != self.file) {
             return Err("another process has taken its place".to_owned());
+        }
+        // Under its second name it still hears of cancel requests.
+        let second = self.file.second_name(&self.path);
+        match std::fs::hard_link(&self.path, &second) {
+            Ok(()) => common.predecessor.store(Some(Arc::new(second))),
+            Err(error) => {
+                tracing::warn!(%error, "cancel requests for clients of the old process will be lost");
+            }
         }
         let placed = listening.place_file(&self.path);
         placed.map_err(|error| format!("the socket cannot be replaced: {error}"))

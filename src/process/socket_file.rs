@@ -5,16 +5,17 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The file of a socket that this process listens at; it goes when this is dropped, but not another that has taken its place.
+/// The file of a socket that this process listens at; it goes when this is dropped, but not another that has taken its place: then its
+/// second name does.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
     id: FileId,
 }
 
-/// Which file a name stands for: device and inode.
+/// Which file a name stands for: device, inode, and when it was made, in nanoseconds of the second and in seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileId(u64, u64);
+pub(super) struct FileId(u64, u64, i64, i64);
 
 impl FileId {
     /// That of the file at `path`.
@@ -23,7 +24,19 @@ impl FileId {
     /// If there is none, or it cannot be looked at.
     pub(super) fn of(path: &Path) -> io::Result<FileId> {
         let file = fs::symlink_metadata(path)?;
-        Ok(FileId(file.dev(), file.ino()))
+        Ok(FileId(
+            file.dev(),
+            file.ino(),
+            file.mtime_nsec(),
+            file.mtime(),
+        ))
+    }
+
+    /// A name by which this file at `path` can still be found when another is there: one that no other file ever has.
+    pub(super) fn second_name(self, path: &Path) -> PathBuf {
+        let FileId(_, _, nanos, seconds) = self;
+        let name = path.with_file_name(format!(".{seconds:x}-{nanos:x}"));
+        name.with_added_extension(path.extension().unwrap_or_default())
     }
 }
 
@@ -57,9 +70,11 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if !self.is_replaced() {
-            let _ = fs::remove_file(&self.path);
-        }
+        let own = match self.is_replaced() {
+            false => &self.path,
+            true => &self.id.second_name(&self.path),
+        };
+        let _ = fs::remove_file(own);
     }
 }
 
@@ -77,9 +92,13 @@ mod tests {
         let new = UnixListener::bind(&draft).unwrap();
         let mut new_file = SocketFile::new(&draft).unwrap();
         assert!(!old_file.is_replaced());
+        let second = FileId::of(&path).unwrap().second_name(&path);
+        fs::hard_link(&path, &second).unwrap();
         new_file.move_to(&path).unwrap();
         assert!(old_file.is_replaced() && !new_file.is_replaced() && !draft.exists());
+        assert!(FileId::of(&second).unwrap() != FileId::of(&path).unwrap());
         drop(old_file);
+        assert!(!second.exists());
         let _client = UnixStream::connect(&path).unwrap();
         new.accept().unwrap();
         drop(new_file);

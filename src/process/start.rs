@@ -112,7 +112,7 @@ fn serve(options: &Options) -> Result<(), StartError> {
     })?;
     if let Some(old) = old {
         pid_file = pid_path.map(PidFile::replace).transpose()?;
-        old.relieve(&mut listening, cores.len())?;
+        old.relieve(&mut listening, &common)?;
     }
     announce(&listening, cores.len());
     if let Some(starting) = starting {

@@ -21,6 +21,7 @@ use crate::stats::{PeriodHistory, Registry};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -259,6 +260,8 @@ pub struct Common {
     pub board: Board,
     /// TCP listeners that are open, of all shards.
     pub listening: AtomicUsize,
+    /// The Unix socket of the process whose place this one has taken; it may be gone by now.
+    pub predecessor: ArcSwapOption<PathBuf>,
     /// Another process has our Unix socket's place: whoever is still here by it has come before that.
     pub is_relieved: AtomicBool,
     /// The sockets that shards listen at.
@@ -312,6 +315,7 @@ impl Common {
             reloaded: Notes::new(shards),
             board: Board::new(shards),
             listening: AtomicUsize::new(0),
+            predecessor: ArcSwapOption::empty(),
             is_relieved: AtomicBool::new(false),
             doors: Mutex::default(),
             statements_budget: Arc::new(Budget::new(statements_bytes)),

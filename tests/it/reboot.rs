@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
 use crate::support::drop_in::*;
+use crate::support::peer::cancel;
 use crate::support::postgres::{Postgres, spawn_mortal};
 use crate::support::scrape::exchange;
 use crate::support::sockets::listeners;
@@ -200,6 +201,13 @@ both_shards!(
             assert_eq!(reply.status, b'I', "{reply:?}");
         }
         assert_eq!(staying.query("insert into t values (2)").status, b'T');
+        let asleep = late.first_mut().unwrap();
+        asleep.send(&query("select pg_sleep(600)"));
+        old.database
+            .wait_backends(1, "query like '%pg_sleep%' and state = 'active'");
+        // It comes to the new process.
+        cancel(address, &asleep.key);
+        assert_eq!(asleep.reply().code(), "57014");
         assert_eq!(staying.query("commit").complete, ["COMMIT"]);
         let prepared = staying.exchange(&[run_prepared("s", &[]), sync()].concat());
         assert_eq!(prepared.value(), "prepared");
@@ -213,6 +221,9 @@ both_shards!(
                 .success()
         );
         assert_eq!(marks(&old), after);
+        let left = fs::read_dir(socket.parent().unwrap()).unwrap().flatten();
+        let sockets = left.filter(|file| file.file_name().to_string_lossy().starts_with('.'));
+        assert_eq!(sockets.count(), 1, "only that of the new process is left");
         assert_eq!(old.client().value("select 'served'"), "served");
         new.end();
         assert!(!socket.exists() && !old.path("pid").exists());
