@@ -3,7 +3,7 @@
 use super::error::StartError;
 use super::metrics::MetricsListener;
 use super::predecessor::{Beside, Predecessor};
-use super::socket_file::SocketFile;
+use super::socket_file::{SocketFile, file_beside};
 use crate::config::{Config, Dialect, General};
 use crate::net::{adopt_listener, listen_tcp, listen_unix, probe_tcp};
 use crate::shard::{Listeners, tcp_options};
@@ -158,7 +158,7 @@ impl Listening {
             return Ok(());
         };
         let own = if is_draft {
-            draft_of(&path)
+            file_beside(&path, "new")
         } else {
             path.clone()
         };
@@ -285,13 +285,6 @@ pub(super) fn socket_path(general: &General, port: u16) -> Option<PathBuf> {
     Some(dir.join(format!(".s.PGSQL.{port}")))
 }
 
-/// The name of a socket that is to be put at `path`: no longer than that, and with the port at its end, as our end of a
-/// connection keeps it.
-fn draft_of(path: &Path) -> PathBuf {
-    let port = path.extension().unwrap_or_default();
-    path.with_file_name(".new").with_added_extension(port)
-}
-
 /// Whether the name of a Unix socket stands for no file (unix(7)); `@` is written for its zero byte.
 pub(super) fn is_abstract(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().starts_with(b"@")
@@ -372,12 +365,6 @@ mod tests {
             let error = claim(&[(ip, port).into()]).unwrap_err();
             assert!(matches!(error, StartError::Listen { .. }), "{error}");
         }
-    }
-
-    #[test]
-    fn draft_of_a_socket_is_beside_it_and_has_its_port() {
-        let draft = draft_of(Path::new("/run/a/.s.PGSQL.6432"));
-        assert_eq!(draft, Path::new("/run/a/.new.6432"));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The file of our Unix socket.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -35,8 +36,7 @@ impl FileId {
     /// A name by which this file at `path` can still be found when another is there: one that no other file ever has.
     pub(super) fn second_name(self, path: &Path) -> PathBuf {
         let FileId(_, _, nanos, seconds) = self;
-        let name = path.with_file_name(format!(".{seconds:x}-{nanos:x}"));
-        name.with_added_extension(path.extension().unwrap_or_default())
+        file_beside(path, &format!("{seconds:x}-{nanos:x}"))
     }
 }
 
@@ -68,6 +68,13 @@ impl SocketFile {
     }
 }
 
+/// Another socket's file beside the one at `path`, with the same port at its end, as our end of a connection keeps it.
+pub(super) fn file_beside(path: &Path, name: &str) -> PathBuf {
+    let mut name = OsString::from(format!(".{name}."));
+    name.push(path.extension().unwrap_or_default());
+    path.with_file_name(name)
+}
+
 impl Drop for SocketFile {
     fn drop(&mut self) {
         let own = match self.is_replaced() {
@@ -82,6 +89,12 @@ impl Drop for SocketFile {
 mod tests {
     use super::*;
     use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn file_beside_a_socket_has_its_port() {
+        let draft = file_beside(Path::new("/run/a/.s.PGSQL.6432"), "new");
+        assert_eq!(draft, Path::new("/run/a/.new.6432"));
+    }
 
     #[test]
     fn file_goes_with_its_process_but_not_a_successors() {
