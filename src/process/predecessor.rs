@@ -8,6 +8,7 @@
 
 use super::error::StartError;
 use super::listening::{Listening, is_abstract, socket_path};
+use super::pidfile::PidFile;
 use super::socket_file::FileId;
 use crate::config::{CONSOLE, General};
 use crate::net::{steer, unsteer};
@@ -20,7 +21,7 @@ use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
@@ -102,20 +103,27 @@ impl Predecessor {
         Ok(beside)
     }
 
-    /// Takes its place when we serve. This takes about 2 s.
+    /// Takes its place when we serve, and that of its file at `pid_path`. This takes about 2 s.
     ///
     /// # Errors
-    /// If the Unix socket is not its own any more, or cannot be replaced; it serves on then.
+    /// If the Unix socket is not its own any more, or one of the files cannot be replaced; it serves on then.
     pub(super) fn relieve(
         mut self,
         listening: &mut Listening,
         common: &Common,
-    ) -> Result<(), StartError> {
+        pid_path: Option<&Path>,
+    ) -> Result<Option<PidFile>, StartError> {
+        let failed = |reason| StartError::Reboot {
+            path: self.path.clone(),
+            reason,
+        };
+        // There are not two here at once, as there is one name for a socket that is to be put in place.
+        if FileId::of(&self.path).is_ok_and(|file| file != self.file) {
+            return Err(failed("another process has taken its place".to_owned()));
+        }
+        let pid_file = pid_path.map(PidFile::replace).transpose()?;
         self.replace_socket(listening, common)
-            .map_err(|reason| StartError::Reboot {
-                path: self.path.clone(),
-                reason,
-            })?;
+            .map_err(|error| failed(format!("the socket cannot be replaced: {error}")))?;
         // Behind those of the old process come ours, in the order in which they began to listen.
         let shards = u32::try_from(common.mesh.shards()).unwrap_or(u32::MAX);
         let ours = self.shards..self.shards.saturating_add(shards);
@@ -129,25 +137,21 @@ impl Predecessor {
         }
         thread::sleep(CLOSING);
         beside.into_iter().for_each(Beside::open_to_all);
-        Ok(())
+        Ok(pid_file)
     }
 
-    fn replace_socket(&self, listening: &mut Listening, common: &Common) -> Result<(), String> {
-        // Another process may have relieved it meanwhile. There are not two here at once, as there is one name for a socket
-        // that is to be put in place.
-        if FileId::of(&self.path).is_ok_and(|file| file != self.file) {
-            return Err("another process has taken its place".to_owned());
-        }
+    fn replace_socket(&self, listening: &mut Listening, common: &Common) -> io::Result<()> {
         // Under its second name it still hears of cancel requests.
         let second = self.file.second_name(&self.path);
         match std::fs::hard_link(&self.path, &second) {
             Ok(()) => common.predecessor.store(Some(Arc::new(second))),
+            // It has gone by itself.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 tracing::warn!(%error, "cancel requests for clients of the old process will be lost");
             }
         }
-        let placed = listening.place_file(&self.path);
-        placed.map_err(|error| format!("the socket cannot be replaced: {error}"))
+        listening.place_file(&self.path)
     }
 
     // ---- its console -----------------------------------------------------------------------
@@ -176,11 +180,10 @@ impl Predecessor {
     }
 
     fn exchange(&mut self, message: &[u8]) -> Result<Vec<String>, String> {
-        let sent = self.console.write_all(message);
-        sent.map_err(|error| error.to_string())?;
+        self.console.write_all(message).map_err(silence)?;
         let mut rows = Vec::new();
         loop {
-            let (tag, body) = self.receive().map_err(|error| error.to_string())?;
+            let (tag, body) = self.receive().map_err(silence)?;
             match tag {
                 tag::READY_FOR_QUERY => return Ok(rows),
                 tag::DATA_ROW => {
@@ -209,6 +212,17 @@ impl Predecessor {
         let mut body = vec![0; header.body_bytes];
         self.console.read_exact(&mut body)?;
         Ok((header.tag, body))
+    }
+}
+
+/// What a console that fails to answer is said to do.
+fn silence(error: io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::WouldBlock => {
+            format!("it does not answer within {} s", ANSWER_MAX.as_secs())
+        }
+        io::ErrorKind::UnexpectedEof => "it hung up".to_owned(),
+        _ => error.to_string(),
     }
 }
 

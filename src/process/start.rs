@@ -111,8 +111,7 @@ fn serve(options: &Options) -> Result<(), StartError> {
         source,
     })?;
     if let Some(old) = old {
-        pid_file = pid_path.map(PidFile::replace).transpose()?;
-        old.relieve(&mut listening, &common)?;
+        pid_file = old.relieve(&mut listening, &common, pid_path)?;
     }
     announce(&listening, cores.len());
     if let Some(starting) = starting {

@@ -1,9 +1,10 @@
 //! The online restart: `-R` takes the place of the process that serves.
 
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Child, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -310,6 +311,21 @@ both_shards!(other_programs_are_not_relieved, |shards| {
     assert_eq!(old.client().value("select 'served'"), "served");
 });
 
+both_shards!(program_that_hangs_up_is_not_relieved, |shards| {
+    let brand = Brand::Ringbouncer(shards);
+    let mut old = DropIn::start(brand, database(), "");
+    old.signal(Signal::QUIT);
+    old.wait_exit().expect("an end");
+    let other = UnixListener::bind(socket_of(&old)).unwrap();
+    fs::set_permissions(socket_of(&old), Permissions::from_mode(0o777)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| drop(other.accept().unwrap()));
+        let told = refused(brand, &old);
+        assert!(told.contains("cannot take over"), "{told}");
+    });
+    assert!(socket_of(&old).exists());
+});
+
 both_shards!(process_on_its_way_out_is_relieved_without_haste, |shards| {
     let brand = Brand::Ringbouncer(shards);
     let mut old = DropIn::start(brand, database(), "pool_mode = transaction");
@@ -337,14 +353,13 @@ impl Daemon {
     /// Starts it in place of the process that has the pid file; when the command returns, all of it is done.
     #[track_caller]
     fn relieve(brand: Brand, file: &Path) -> Daemon {
-        let mut command = brand.command();
-        command
-            .args(["-d", "-q", "-R"])
-            .arg(file)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        assert!(command.status().unwrap().success());
+        assert!(daemon(brand, file).wait().unwrap().success());
+        Daemon::of(file)
+    }
+
+    /// The one that the pid file beside `file` names.
+    #[track_caller]
+    fn of(file: &Path) -> Daemon {
         let pid = pid_in(&file.with_file_name("pid"));
         Daemon(Pid::from_raw(pid as i32).unwrap())
     }
@@ -352,6 +367,18 @@ impl Daemon {
     fn is_gone(&self) -> bool {
         test_kill_process(self.0).is_err()
     }
+}
+
+/// The command that starts one.
+fn daemon(brand: Brand, file: &Path) -> Child {
+    let mut command = brand.command();
+    command
+        .args(["-d", "-q", "-R"])
+        .arg(file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.spawn().unwrap()
 }
 
 impl Drop for Daemon {
@@ -377,5 +404,24 @@ both_shards!(daemons_relieve_each_other, |shards| {
     assert_eq!(first.client().value("select 'served'"), "served");
     kill_process(third.0, Signal::TERM).unwrap();
     wait_until("the third has gone", || third.is_gone());
+    assert!(!socket_of(&first).exists() && !first.path("pid").exists());
+});
+
+both_shards!(only_one_restart_at_a_time_succeeds, |shards| {
+    let brand = Brand::Ringbouncer(shards);
+    let mut first = DropIn::start(brand, database(), "");
+    let file = first.path("pgbouncer.ini");
+    let commands = [(); 2].map(|()| daemon(brand, &file));
+    let outcomes = commands.map(|mut command| command.wait().unwrap().success());
+    assert!(outcomes.contains(&true), "{}", first.log());
+    assert!(first.wait_exit().expect("an end").success());
+    // If the other came late enough, it has relieved that one.
+    let last = Daemon::of(&file);
+    for _ in 0..20 {
+        assert_eq!(first.client().value("select 'served'"), "served");
+    }
+    assert_eq!(setting_at_the_socket(&first, "max_client_conn"), "100");
+    kill_process(last.0, Signal::TERM).unwrap();
+    wait_until("it has gone", || last.is_gone());
     assert!(!socket_of(&first).exists() && !first.path("pid").exists());
 });
