@@ -31,6 +31,9 @@ pub const SCRAM_ITERATIONS: u32 = 4096;
 /// connections cannot use up the descriptors.
 pub const LOBBY_CLIENTS_MAX: usize = 256;
 
+/// The same when memory is nearly used up (`memory_max`): each may take 128 KiB, and what TLS takes, before it has said who it is.
+pub const FULL_LOBBY_CLIENTS_MAX: usize = 32;
+
 /// Servers that are being opened at a time on one machine, of all pools together: as many as four pools open at a time,
 /// so that a restart of PostgreSQL does not meet every pool at once.
 pub const OPENINGS_THERE_MAX: u32 = 32;

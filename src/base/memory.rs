@@ -11,6 +11,9 @@
 use mimalloc::MiMalloc;
 use std::alloc::{GlobalAlloc, Layout};
 use std::cell::Cell;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 
 /// Bytes by which a thread's heap may have grown, or shrunk, without [`HEAP`] knowing.
@@ -82,7 +85,7 @@ pub enum Pressure {
     Ample,
     /// Three quarters are used: nobody is read ahead any more.
     Tight,
-    /// Seven eighths are used: the rest is for those who are there already.
+    /// Seven eighths are used: nobody else is let in.
     Full,
     /// All of it is used.
     Spent,
@@ -123,12 +126,8 @@ pub fn pressure() -> Pressure {
     pressure_with(0)
 }
 
-/// Whether `bytes` more leave what is kept for those who are there already.
-pub fn has_room_for(bytes: usize) -> bool {
-    pressure_with(bytes as u64) < Pressure::Full
-}
-
-fn pressure_with(more: u64) -> Pressure {
+/// How near it would be with `bytes` more.
+pub fn pressure_with(bytes: u64) -> Pressure {
     let max = max();
     if max == 0 {
         return Pressure::Ample;
@@ -137,21 +136,26 @@ fn pressure_with(more: u64) -> Pressure {
     if change.unsigned_abs() > max / STEP {
         measure();
     }
-    Pressure::at(used().saturating_add(more), max)
+    Pressure::at(used().saturating_add(bytes), max)
 }
 
-/// Measures what the process has in memory (resident set, proc(5)). Takes some 10 microseconds.
+/// Measures what the process has in memory (resident set, proc(5)); where it cannot, what is known of it stays. Takes microseconds.
 pub fn measure() {
+    // Before the resident set, so that what others allocate meanwhile counts twice rather than not at all.
+    let heap = HEAP.load(Relaxed);
+    MEASURED_AT.store(heap, Relaxed);
     if let Some(bytes) = resident() {
-        let heap = HEAP.load(Relaxed);
         BEYOND.store(bytes - heap, Relaxed);
-        MEASURED_AT.store(heap, Relaxed);
     }
 }
 
 fn resident() -> Option<i64> {
-    let statm = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: i64 = statm.split(' ').nth(1)?.parse().ok()?;
+    static STATM: OnceLock<Option<File>> = OnceLock::new();
+    let statm = STATM.get_or_init(|| File::open("/proc/self/statm").ok());
+    let mut text = [0; 128];
+    let length = statm.as_ref()?.read_at(&mut text, 0).ok()?;
+    let text = std::str::from_utf8(text.get(..length)?).ok()?;
+    let pages: i64 = text.split(' ').nth(1)?.parse().ok()?;
     Some(pages * rustix::param::page_size() as i64)
 }
 

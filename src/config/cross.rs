@@ -4,6 +4,7 @@ use super::dialect::Dialect;
 use super::document::dotted;
 use super::keys::{Database, General, Peer, User};
 use super::model::{AuthType, Config, SslMode, is_console};
+use super::units::format_size;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,11 +177,15 @@ fn nowhere_to_listen(general: &General) -> Option<Fault> {
 /// Less than this is no use: two shards begin with 11 MB.
 const MEMORY_MAX_LEAST: usize = 32 << 20;
 
+/// The receive buffers are part of it, and may be half of it at most.
 fn too_little_memory(general: &General) -> Option<Fault> {
-    if general.memory_max == 0 || general.memory_max >= MEMORY_MAX_LEAST {
+    let buffers = usize::from(general.receive_buffers) * general.receive_buffer_bytes;
+    let least = MEMORY_MAX_LEAST.max(2 * buffers * general.shards.max(1));
+    if general.memory_max == 0 || general.memory_max >= least {
         return None;
     }
-    of_general("memory_max", &[], "must be 0 or at least 32 MiB")
+    let text = format!("must be 0 or at least {}", format_size(least as u64));
+    of_general("memory_max", &[], text)
 }
 
 fn core_named_twice(general: &General) -> Option<Fault> {

@@ -68,9 +68,9 @@ pub(super) struct Slot {
     pub(super) fd: RawFd,
     /// The handle is alive.
     pub(super) owned: bool,
-    /// We have dialled, so it is a server's.
-    dialled: bool,
-    /// A multishot receive is armed: its final completion has not been seen.
+    /// It may be cut off when there is no memory for what it says.
+    is_expendable: bool,
+    /// A receive is armed: its final completion has not been seen.
     pub(super) receiving: bool,
     /// ... and has been asked to stop.
     stopping: bool,
@@ -231,6 +231,11 @@ impl Net {
         self.0.mail.set(true);
     }
 
+    /// Counts a client that is sent away for want of memory.
+    pub fn count_memory_refusal(self) {
+        self.0.stats.memory_refusals.inc();
+    }
+
     /// An empty heap buffer for a payload, reused from sent ones.
     pub fn spare(self) -> Vec<u8> {
         self.0.spare()
@@ -332,6 +337,7 @@ impl Reactor {
         let (now, before) = (memory::pressure(), self.pressure.get());
         if memory::max() != 0 && !self.is_populated.replace(true) {
             self.buffers.populate();
+            memory::measure();
         }
         self.pressure.set(now);
         match (before, now) {
@@ -341,7 +347,7 @@ impl Reactor {
         }
     }
 
-    /// Stops receives that would bring more than one chunk; each socket is armed again by its reader.
+    /// Stops receives that would bring more than one chunk; as they end, such as bring one take their place.
     fn curb(&self) {
         let Some(from) = self.to_curb.get() else {
             return;
@@ -409,14 +415,14 @@ impl Reactor {
         }
         let slot = &mut state.slots[index as usize];
         if more {
-            if slot.rx.len() >= self.unread_max() {
+            if slot.rx.len() >= self.unread_max() || slot.end.is_some() {
                 self.cancel_receive(state, index);
             }
         } else {
             slot.receiving = false;
             slot.stopping = false;
             match result {
-                0 => slot.end = Some(0),
+                0 => slot.end = slot.end.or(Some(0)),
                 1.. => self.arm_receive(state, index),
                 _ => self.receive_failed(state, index, -result),
             }
@@ -434,7 +440,7 @@ impl Reactor {
         self.buffers.take();
         let Some(len) = u32::try_from(result)
             .ok()
-            .filter(|len| *len > 0 && slot.owned)
+            .filter(|len| *len > 0 && slot.owned && slot.end.is_none())
         else {
             return self.buffers.give(id);
         };
@@ -446,9 +452,9 @@ impl Reactor {
             });
             return;
         }
-        let may_refuse = !slot.dialled && len > SMALL_BYTES_MAX;
+        let may_refuse = slot.is_expendable && len > SMALL_BYTES_MAX;
         if may_refuse && memory::pressure() == Pressure::Spent {
-            // No room for it, and none in the ring. Servers are few beside all clients.
+            // No room for it, and none in the ring. What comes behind it must not be taken for it: the socket has ended.
             slot.end = Some(libc::ENOMEM);
             self.stats.memory_refusals.inc();
             return self.buffers.give(id);
@@ -470,10 +476,12 @@ impl Reactor {
                     state.starved.push(index);
                 }
             }
-            // Paused by us: the reader arms it again.
-            libc::ECANCELED => {}
-            libc::EINTR | libc::EAGAIN => self.arm_receive(state, index),
-            _ => state.slots[index as usize].end = Some(errno),
+            // By us; the reader of one that is paused or full arms it again.
+            libc::ECANCELED | libc::EINTR | libc::EAGAIN => self.arm_receive(state, index),
+            _ => {
+                let end = &mut state.slots[index as usize].end;
+                *end = end.or(Some(errno));
+            }
         }
     }
 
@@ -490,19 +498,12 @@ impl Reactor {
 
     // ---- a slot's life -------------------------------------------------------------------
 
-    /// Puts a socket on the ring; one that has been `dialled` is a server's. Receives at once, unless it is only being dialled.
-    pub(super) fn insert(
-        &self,
-        fd: OwnedFd,
-        tls: Option<Box<Secure>>,
-        dialled: bool,
-        receive: bool,
-    ) -> u32 {
+    pub(super) fn insert(&self, fd: OwnedFd, tls: Option<Box<Secure>>, receive: bool) -> u32 {
         let mut state = self.state.borrow_mut();
         let index = state.slots.insert(Slot {
             fd: fd.into_raw_fd(),
             owned: true,
-            dialled,
+            is_expendable: false,
             receiving: false,
             stopping: false,
             is_multishot: false,
@@ -742,7 +743,6 @@ impl Reactor {
             // SAFETY: the slot owned this descriptor and is gone.
             fd: unsafe { OwnedFd::from_raw_fd(slot.fd) },
             tls: slot.tls,
-            dialled: slot.dialled,
         }
     }
 
@@ -754,6 +754,17 @@ impl Reactor {
         }
         let slot = &state.slots[index as usize];
         slot.rx.is_empty() && (slot.end.is_some() || slot.error != 0)
+    }
+
+    /// Whether a receive is all that keeps it from being detached.
+    pub(super) fn is_only_receiving(&self, index: u32) -> bool {
+        let state = self.state.borrow();
+        let slot = &state.slots[index as usize];
+        slot.receiving && !slot.sending && slot.queued() == 0
+    }
+
+    pub(super) fn set_expendable(&self, index: u32) {
+        self.state.borrow_mut().slots[index as usize].is_expendable = true;
     }
 
     /// Whether it has ended because there was no memory for what it said.

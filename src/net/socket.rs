@@ -52,18 +52,12 @@ pub struct Socket {
 pub struct Detached {
     pub(super) fd: OwnedFd,
     pub(super) tls: Option<Box<Secure>>,
-    /// We have dialled.
-    pub(super) dialled: bool,
 }
 
 impl Detached {
-    /// An accepted socket that no ring knows yet.
+    /// A socket that no ring knows yet.
     pub fn new(fd: OwnedFd) -> Detached {
-        Detached {
-            fd,
-            tls: None,
-            dialled: false,
-        }
+        Detached { fd, tls: None }
     }
 
     /// Where the peer is.
@@ -93,7 +87,7 @@ impl Socket {
     pub fn attach(net: Net, socket: Detached) -> Socket {
         Socket {
             net,
-            index: net.0.insert(socket.fd, socket.tls, socket.dialled, true),
+            index: net.0.insert(socket.fd, socket.tls, true),
         }
     }
 
@@ -109,7 +103,7 @@ impl Socket {
         let (fd, address) = super::listen::dialing(endpoint, options)?;
         let socket = Socket {
             net,
-            index: net.0.insert(fd, None, true, false),
+            index: net.0.insert(fd, None, false),
         };
         net.0.start_connect(socket.index, address);
         poll_fn(|cx| {
@@ -272,9 +266,10 @@ impl Socket {
     /// # Errors
     /// Gives the socket back, still on the ring and receiving, if bytes arrived or it ended meanwhile.
     pub async fn detach(self) -> Result<Detached, Socket> {
+        self.unwatch();
         self.pause(true);
-        if !self.net.0.is_detachable(self.index) {
-            // The receive ends now and not with the turn, which would take half of a server's way to another shard.
+        if self.net.0.is_only_receiving(self.index) {
+            // It ends now and not with the turn, which would take half of a server's way to another shard.
             self.net.0.settle();
         }
         poll_fn(|cx| {
@@ -370,6 +365,11 @@ impl Socket {
         self.net.0.has_ended(self.index)
     }
 
+    /// Lets it be cut off when memory is used up (`memory_max`) and there is no receive buffer for what it says.
+    pub fn set_expendable(&self) {
+        self.net.0.set_expendable(self.index);
+    }
+
     /// Whether nothing more is read as there was no memory for it (`memory_max`).
     pub fn is_out_of_memory(&self) -> bool {
         self.net.0.is_out_of_memory(self.index)
@@ -458,13 +458,17 @@ mod tests {
             let Err(socket) = socket.detach().await else {
                 panic!("detached with a byte unread");
             };
-            // Nor does it matter that the end of a receive comes after the wish to go on.
+            // Nor does it matter that the end of a receive comes after the wish to go on, and that nobody reads.
             socket.pause(true);
             socket.pause(false);
-            while !net.0.is_detachable(socket.index) {
-                yield_now().await;
-            }
             drop(peer);
+            let deadline = Clock::now().after(Duration::from_secs(20));
+            let ended = async {
+                while !socket.is_ending() {
+                    yield_now().await;
+                }
+            };
+            net.until(deadline, ended).await.unwrap();
             let deadline = Clock::now().after(Duration::from_secs(20));
             net.until(deadline, socket.hang_up(false)).await.unwrap();
         });

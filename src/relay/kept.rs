@@ -10,12 +10,17 @@
 //! A server refuses as soon as it has read the Bind, which may be before the client has sent the rest. Until
 //! the Sync tells whether the batch can be sent again, the client is not told.
 
+use crate::base::memory::{self, Pressure};
 use crate::wire::frontend::{Bind, Execute, Target, TargetKind};
 use crate::wire::tag::frontend as tag;
 use crate::wire::{Header, Scanner, Step};
 
 /// Longest batch that is kept, in bytes.
 const KEPT_BYTES_MAX: usize = 1024 * 1024;
+/// The same while memory is tight.
+const KEPT_TIGHT_BYTES_MAX: usize = 64 * 1024;
+/// Most statements and portals of a batch that are told apart to see whether it may be sent again.
+const NAMES_MAX: usize = 64;
 /// Largest buffer that stays for the next batch, in bytes.
 const SPARE_BYTES_MAX: usize = 512;
 /// How often one batch is sent again: only DDL that never rests needs more.
@@ -103,7 +108,10 @@ impl Kept {
     pub(super) fn goes_on(&mut self, body: &[u8]) {
         if matches!(self.state, State::Keeping | State::Whole | State::Refused) {
             self.bytes.extend_from_slice(body);
-            if self.bytes.len() > KEPT_BYTES_MAX {
+            let bytes = self.bytes.len();
+            let is_too_long = bytes > KEPT_BYTES_MAX
+                || bytes > KEPT_TIGHT_BYTES_MAX && memory::pressure() > Pressure::Ample;
+            if is_too_long {
                 self.forget();
             }
         }
@@ -227,6 +235,9 @@ fn is_self_describing(batch: &[u8]) -> bool {
                 }
             }
             _ => {}
+        }
+        if described.len() + opaque.len() > NAMES_MAX {
+            return false;
         }
     }
     opaque.is_empty()

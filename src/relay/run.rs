@@ -115,6 +115,7 @@ impl Relay {
         options: RelaySettings,
     ) -> Relay {
         stats.bytes_received.add(ahead.len() as u64);
+        socket.set_expendable();
         Relay {
             net,
             socket,
@@ -213,7 +214,7 @@ impl Relay {
             };
             let mut chunk = said?;
             let idle = self.upstream.idle(&chunk, self.rules);
-            match idle.map_err(|fault| sent_away(say(&fault)))? {
+            match idle.map_err(|fault| self.blame(&fault))? {
                 Idle::Nothing => {}
                 Idle::Terminate => return Poll::Ready(Err(Ending::Terminated)),
                 Idle::Needs(start) => {
@@ -245,6 +246,17 @@ impl Relay {
             Poll::Ready(_) => Poll::Ready(Err(self.loss())),
             Poll::Pending => Poll::Pending,
         }
+    }
+
+    /// Sends a client away for what it said.
+    fn blame(&self, fault: &upstream::Fault) -> Ending {
+        sent_away(match fault {
+            upstream::Fault::OutOfMemory => {
+                self.net.count_memory_refusal();
+                Farewell::OUT_OF_MEMORY
+            }
+            fault => Farewell::because(fault.to_string()),
+        })
     }
 
     /// How the connection of a client has ended that is not heard any more.
@@ -404,7 +416,7 @@ impl Relay {
         loop {
             let mut chunk = ready!(self.poll_idle(cx))?;
             let skipped = self.upstream.skip_request(&chunk, self.rules);
-            match skipped.map_err(|fault| sent_away(say(&fault)))? {
+            match skipped.map_err(|fault| self.blame(&fault))? {
                 Skipped::Part => {}
                 Skipped::Terminate => return Poll::Ready(Err(Ending::Terminated)),
                 Skipped::All(length) => {
@@ -631,7 +643,7 @@ impl Relay {
             }
         }
         match fed {
-            Err(fault) => return Err(sent_away(say(&fault))),
+            Err(fault) => return Err(self.blame(&fault)),
             Ok(Fed::Terminate) => return Err(Ending::Terminated),
             Ok(_) if link.server.dialogue.replies.len() > OWED_MAX => {
                 return Err(sent_away(Farewell::PIPELINE_TOO_LONG));
@@ -791,13 +803,6 @@ fn event(received: io::Result<Option<Chunk>>, some: impl Fn(Chunk) -> Event, non
     match received {
         Ok(Some(chunk)) => some(chunk),
         Ok(None) | Err(_) => none,
-    }
-}
-
-fn say(fault: &upstream::Fault) -> Farewell {
-    match fault {
-        upstream::Fault::OutOfMemory => Farewell::OUT_OF_MEMORY,
-        fault => Farewell::because(fault.to_string()),
     }
 }
 

@@ -9,7 +9,7 @@ use super::preparing::{
     renewed, result_of, send_parse,
 };
 use super::spoken::{self, Spoken, mark_of};
-use crate::base::memory;
+use crate::base::memory::{self, Pressure};
 use crate::server::{Dialogue, Unnamed};
 use crate::session::sql;
 use crate::session::{
@@ -269,8 +269,11 @@ impl Upstream {
                         Flow::Discard => {}
                         Flow::Gather => {
                             let bytes = self.gathered.len() + range.len();
-                            // Growing, it is there twice.
-                            if bytes > NAMES_BYTES_MAX && !memory::has_room_for(bytes) {
+                            // As it grows it is there twice, and then once more, to be sent and remembered.
+                            let needs = 3 * bytes as u64;
+                            if bytes > NAMES_BYTES_MAX
+                                && memory::pressure_with(needs) == Pressure::Spent
+                            {
                                 return Err(Fault::OutOfMemory);
                             }
                             self.gathered.extend_from_slice(&data[range]);

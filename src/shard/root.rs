@@ -8,7 +8,7 @@ use super::pools::Pool;
 use super::shared::{Common, Phase, Snapshot};
 use super::{guest, inbox, opening, upkeep};
 use crate::auth::KdfCache;
-use crate::base::limit::{CONSOLE_RESERVE, LOBBY_CLIENTS_MAX};
+use crate::base::limit::{CONSOLE_RESERVE, FULL_LOBBY_CLIENTS_MAX, LOBBY_CLIENTS_MAX};
 use crate::base::memory::{self, Pressure};
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, Greeted};
@@ -290,9 +290,11 @@ impl Shard {
 
     /// Takes a client in that has said nothing yet.
     pub(super) fn admit(self: &Rc<Self>, socket: Detached) {
-        if self.has_room(&socket)
-            && let Some(place) = self.seat_client()
-        {
+        if !self.has_room(&socket) {
+            if memory::pressure() >= Pressure::Full {
+                self.stats.memory_refusals.inc();
+            }
+        } else if let Some(place) = self.seat_client() {
             spawn(self.net, guest::serve(self.clone(), place, socket));
         }
     }
@@ -301,12 +303,13 @@ impl Shard {
     fn has_room(&self, socket: &Detached) -> bool {
         let shards = self.common.registry.shards().iter();
         let clients: u64 = shards.map(|shard| shard.clients.load()).sum();
-        let max = match memory::pressure() {
-            Pressure::Ample | Pressure::Tight => self.common.clients.limit(),
-            // Nobody else is let in.
-            Pressure::Full | Pressure::Spent => self.common.clients.open(),
+        let clients_max = &self.common.clients;
+        let (max, lobby) = match memory::pressure() {
+            Pressure::Ample | Pressure::Tight => (clients_max.limit(), LOBBY_CLIENTS_MAX),
+            // Nobody but who cancels, or wants the console, is let in.
+            Pressure::Full | Pressure::Spent => (clients_max.open(), FULL_LOBBY_CLIENTS_MAX),
         };
-        let room = u64::from(max) + LOBBY_CLIENTS_MAX as u64;
+        let room = u64::from(max) + lobby as u64;
         // Whoever runs the process is an operator.
         let is_owner = || socket.peer_uid() == Some(rustix::process::geteuid().as_raw());
         clients < room || (clients < room + CONSOLE_RESERVE as u64 && is_owner())

@@ -62,7 +62,7 @@ impl Shard {
     /// Measures the process's memory, if it has a budget, and says so when that is used up or not any more.
     fn watch_memory(&self) {
         if self.id != ShardId(0) || memory::max() == 0 {
-            return;
+            return self.is_memory_full.set(false);
         }
         memory::measure();
         let (is_full, used, max) = (
