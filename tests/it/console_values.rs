@@ -10,11 +10,11 @@ use crate::support::peer::{Conversation, Reply};
 use crate::support::wire::*;
 use crate::support::*;
 
-type Row = BTreeMap<String, String>;
+pub(crate) type Row = BTreeMap<String, String>;
 
 /// The only row with these values.
 #[track_caller]
-fn row(reply: &Reply, values: &[(&str, &str)]) -> Row {
+pub(crate) fn row(reply: &Reply, values: &[(&str, &str)]) -> Row {
     let is = |row: &Row, column: &str, value: &str| row.get(column).is_some_and(|is| is == value);
     let mut rows = reply.table();
     rows.retain(|row| values.iter().all(|(column, value)| is(row, column, value)));
@@ -23,7 +23,7 @@ fn row(reply: &Reply, values: &[(&str, &str)]) -> Row {
 }
 
 /// `name=value` for each of these columns; NULL is `-`.
-fn picked(row: &Row, columns: &str) -> String {
+pub(crate) fn picked(row: &Row, columns: &str) -> String {
     let value = |column| row.get(column).map_or("-", String::as_str);
     let pairs = columns
         .split(' ')
