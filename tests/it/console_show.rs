@@ -141,6 +141,21 @@ compared!(
 
 both_shards!(set_is_in_force_on_every_shard_when_it_answers, |shards| {
     let subject = Subject::ours(shards, &[]);
+    for notice in ["first", "second", "third"] {
+        subject.console(&format!("SET login_notify_message = '{notice}'"));
+        for _ in 0..9 {
+            let mut client = Client::connect(subject.address());
+            let params = [("user", "postgres"), ("database", subject.entry(0))];
+            let greeting = client.start(wire::PROTOCOL_3_0, &params);
+            assert_eq!(greeting.notices, [notice]);
+        }
+    }
+    let table = subject.console("SHOW SHARDS").table();
+    assert!(table.iter().all(|row| row["logins"] != "0"), "{table:?}");
+});
+
+both_shards!(set_changes_the_size_of_a_pool_in_use, |shards| {
+    let subject = Subject::ours(shards, &[]);
     let mut clients: Vec<Client> = (0..6).map(|_| subject.client()).collect();
     for size in [1, 3, 2] {
         assert!(
