@@ -323,6 +323,38 @@ both_shards!(driver_chooses_rows_by_parameters, |shards| {
     });
 });
 
+both_shards!(driver_gives_orders_by_parameters, |shards| {
+    let subject = Subject::ours(shards, &[("query_timeout", "0")]);
+    let mut client = subject.client();
+    let entry = subject.entry(0);
+    driver::block_on(async {
+        let console = driver::connect(subject.address(), "postgres", "", "pgbouncer");
+        let console = console.await.unwrap();
+        let value = "2.5";
+        console
+            .execute("SET query_timeout = $1", &[&value])
+            .await
+            .unwrap();
+        let shown = subject.console("SHOW CONFIG WHERE key = query_timeout");
+        assert_eq!(shown.table()[0]["value"], value);
+        console.execute("DISABLE $1", &[&entry]).await.unwrap();
+        let refused = console
+            .execute("DISABLE $1", &[&"pgbouncer"])
+            .await
+            .unwrap_err();
+        let text = refused.as_db_error().unwrap().message();
+        assert_eq!(text, "cannot disable admin db: pgbouncer");
+        let of_client = "SHOW CLIENTS WHERE database = $1";
+        let row = console.query_one(of_client, &[&entry]).await.unwrap();
+        let id: i32 = row.get("id");
+        console.execute("KILL_CLIENT $1", &[&id]).await.unwrap();
+    });
+    client.reply().assert_fatal("admin forced disconnect");
+    let disabled = subject.console("SHOW DATABASES WHERE disabled = 1").table();
+    assert_eq!((disabled.len(), &*disabled[0]["name"]), (1, entry));
+    assert_eq!(subject.console("PAUSE $1").code(), "42P02");
+});
+
 both_shards!(use_of_prepared_statements_is_shown, |shards| {
     let topology = Topology::new(shards).pool_size(1);
     let topology = topology
