@@ -7,9 +7,7 @@ ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 . "$ROOT/scripts/lib.sh"
 cd "$ROOT"
 
-ALL_STEPS=(fmt clippy shell unit tidy loom sim steady fuzz it drivers torture soak instructions loadtest)
-# Only by name: what they need takes too long to install.
-OTHER_STEPS=(jdbc pgx)
+ALL_STEPS=(fmt clippy shell unit tidy loom sim steady fuzz it drivers jdbc pgx torture soak instructions loadtest)
 DRIVERS=$ROOT/target/drivers
 KEEP_GOING=no STEPS=()
 export TORTURE_SECONDS=${TORTURE_SECONDS:-60} SOAK_SECONDS=${SOAK_SECONDS:-60}
@@ -33,16 +31,13 @@ Without STEP all of them, in this order; stops at the first failure unless told 
   it        the program against real PostgreSQL and scripted peers; what is claimed of PgBouncer as well is compared with
             the program RINGBOUNCER_PGBOUNCER (default: the distribution's), as far as its version has it
   drivers   psycopg, asyncpg, SQLAlchemy, Alembic, Django, node-postgres, psql and pgbench, with 1 and with 3 shards
+  jdbc      pgjdbc, with 1 and with 3 shards; installs a JDK
+  pgx       pgx (v4), with 1 and with 3 shards; installs Go
   torture   everything at once for TORTURE_SECONDS (default 60)
   soak      low and bursty load for SOAK_SECONDS (default 60)
   instructions
             instructions per transaction against benches/instructions.budget, counted by valgrind
   loadtest  a smoke run of the load test
-
-Only if it is named:
-
-  jdbc      pgjdbc, with 1 and with 3 shards; installs a JDK
-  pgx       pgx (v4), with 1 and with 3 shards; installs Go
 
 What is missing is installed: PostgreSQL, PgBouncer, a C compiler, Python, Node.js, valgrind and shellcheck with apt (sudo if not root),
 Python and Node packages under target/. A Rust toolchain must be there, unless apt has rustup.
@@ -52,13 +47,13 @@ TEXT
 parse_arguments() {
     local known
     while [ $# -gt 0 ]; do
-        known=" ${ALL_STEPS[*]} ${OTHER_STEPS[*]} "
+        known=" ${ALL_STEPS[*]} "
         case $1 in
             --help | -h) usage && exit 0 ;;
             --keep-going) KEEP_GOING=yes ;;
             -*) usage >&2 && die "unknown option $1" ;;
             *)
-                [[ $known == *" $1 "* ]] || die "unknown step $1 (known: ${ALL_STEPS[*]} ${OTHER_STEPS[*]})"
+                [[ $known == *" $1 "* ]] || die "unknown step $1 (known: ${ALL_STEPS[*]})"
                 STEPS+=("$1")
                 ;;
         esac

@@ -69,7 +69,7 @@ struct Run {
     /// Become this user, over that of the file.
     #[arg(short, long, value_name = "NAME")]
     user: Option<String>,
-    /// PgBouncer's online restart, which is not supported: use so_reuseport instead.
+    /// Restart online: take the place of the process that serves with this file, which goes with its last client.
     #[arg(short = 'R', long)]
     reboot: bool,
     /// Number of shards (cores used), over that of the file; 0 is one per physical core.
@@ -145,13 +145,6 @@ fn start(run: Run) -> ExitCode {
         eprintln!("ringbouncer: no configuration file specified");
         return hint();
     };
-    if run.reboot {
-        eprintln!(
-            "ringbouncer: -R is not supported; start the new process beside the old one with so_reuseport = 1 and \
-             then send the old one SIGTERM"
-        );
-        return ExitCode::FAILURE;
-    }
     finish(process::run(&Options {
         path,
         shards: run.shards,
@@ -159,6 +152,7 @@ fn start(run: Run) -> ExitCode {
         quiet: run.quiet,
         verbose: run.verbose,
         user: run.user,
+        reboot: run.reboot,
     }))
 }
 

@@ -1,7 +1,7 @@
 //! The `ringbouncer` program: arguments in, exit code out.
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: ringbouncer::base::memory::Counted = ringbouncer::base::memory::Counted;
 
 fn main() -> std::process::ExitCode {
     ringbouncer::cli::main()

@@ -4,7 +4,7 @@
 use super::office::Records;
 use super::show;
 use super::table::{Column, Row};
-use crate::base::Moment;
+use crate::base::{Moment, memory};
 use crate::net::CertificateFile;
 use crate::stats::{Exposition, Kind, Label};
 use std::collections::BTreeMap;
@@ -45,6 +45,19 @@ fn process(text: &mut Exposition, records: &dyn Records) {
         Gauge,
         "max_user_connections; 0 is no limit.",
         general.max_user_connections,
+    );
+    memory::measure();
+    text.single(
+        "process_resident_memory_bytes",
+        Gauge,
+        "Memory of the process.",
+        memory::used(),
+    );
+    text.single(
+        "ringbouncer_memory_max_bytes",
+        Gauge,
+        "memory_max; 0 is no limit.",
+        general.memory_max,
     );
 }
 
@@ -386,6 +399,11 @@ const SHARDS: &[Metric] = &[
         "login_failures",
         "login_failures_total",
         "Clients refused before they were logged in, or lost.",
+    ),
+    count(
+        "memory_refusals",
+        "memory_refusals_total",
+        "Clients refused or sent away for want of memory (memory_max).",
     ),
     count(
         "moves_in",

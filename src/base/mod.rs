@@ -4,9 +4,9 @@
 mod clock;
 #[cfg(all(test, feature = "loom"))]
 mod explored;
-pub mod heap;
 mod id;
 pub mod limit;
+pub mod memory;
 mod secret;
 pub mod sync;
 

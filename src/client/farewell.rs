@@ -22,6 +22,12 @@ impl Farewell {
         }
     }
 
+    /// There is no memory for it (`memory_max`).
+    pub const OUT_OF_MEMORY: Farewell = Farewell {
+        sqlstate: SqlState::OUT_OF_MEMORY,
+        text: Cow::Borrowed("out of memory (memory_max)"),
+    };
+
     /// A reason with a text made up at run time.
     pub fn with(sqlstate: SqlState, text: impl Into<String>) -> Farewell {
         Farewell {

@@ -48,6 +48,7 @@ pub(super) fn faults_but_tls(config: &Config) -> Vec<Fault> {
         nobody_to_judge(general),
         nobody_to_vouch(general),
         lookup_in_the_console(config),
+        too_little_memory(general),
     ];
     let cores = [core_named_twice(general), more_shards_than_cores(general)];
     let keepalive = [
@@ -170,6 +171,16 @@ fn nowhere_to_listen(general: &General) -> Option<Fault> {
     }
     let text = "nowhere to listen: no address and no unix_socket_dir";
     of_general("listen_addr", &["ringbouncer.unix_socket_dir"], text)
+}
+
+/// Less than this is no use: two shards begin with 11 MB.
+const MEMORY_MAX_LEAST: usize = 32 << 20;
+
+fn too_little_memory(general: &General) -> Option<Fault> {
+    if general.memory_max == 0 || general.memory_max >= MEMORY_MAX_LEAST {
+        return None;
+    }
+    of_general("memory_max", &[], "must be 0 or at least 32 MiB")
 }
 
 fn core_named_twice(general: &General) -> Option<Fault> {

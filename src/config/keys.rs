@@ -475,6 +475,8 @@ settings! {
     "Limits and buffers" {
         max_packet_size: u32 = Kind::Size { min: 1024, max: 2_147_483_647 }, default("2147483647"), NewConnections,
             "Largest protocol message that is let through; a larger one closes its connection.";
+        memory_max: usize = Kind::Size { min: 0, max: 1 << 50 }, default("0"), Live,
+            "Memory that the process may take (its resident set; not the kernel's socket buffers), 0 or at least 32 MiB. From three quarters of it on, nobody is read before what was read of him is passed on; from seven eighths on, new clients and large statements are refused (53200); at all of it, so is a client whose request cannot be kept. 0 is no limit.";
         receive_buffer_bytes: usize = Kind::Size { min: 2048, max: 65_536 }, default(r#""8 KiB""#), Restart,
             "Size of one receive buffer.";
         receive_buffers: u16 = Kind::PowerOfTwo { min: 64, max: 32_768 }, default("512"), Restart,

@@ -57,6 +57,17 @@ impl BufferRing {
         self.count
     }
 
+    /// Has the kernel put memory behind every buffer, so that what the ring takes is known. Best effort.
+    pub(super) fn populate(&self) {
+        let bytes = self.count as usize * self.buffer_bytes as usize;
+        // SAFETY: the mapping is of this size; nothing that is in it changes.
+        unsafe { libc::madvise(self.memory.cast(), bytes, libc::MADV_POPULATE_WRITE) };
+    }
+
+    pub(super) fn buffer_bytes(&self) -> u32 {
+        self.buffer_bytes
+    }
+
     /// Gives a buffer to the kernel.
     pub(super) fn give(&self, id: u16) {
         let tail = self.tail.get();

@@ -19,6 +19,7 @@ mod ring;
 mod secure;
 mod sending;
 mod socket;
+mod steering;
 #[cfg(test)]
 mod testing;
 mod timer;
@@ -34,6 +35,7 @@ pub use listen::{
 pub use reactor::{Net, NetOptions};
 pub use ring::probe;
 pub use socket::{Detached, Payload, Socket};
+pub use steering::{steer, unsteer};
 pub use timer::{Elapsed, Sleep};
 pub use tls::{
     Acceptor, Certificate, CertificateFile, Connector, FileStamp, HandshakeError, Peer, SetupError,

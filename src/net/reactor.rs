@@ -12,12 +12,14 @@ use super::listen::Accepting;
 use super::queue::Queue;
 use super::ring::{Op, Ring};
 use super::secure::{BROKEN, Secure, TRUNCATED};
+use super::socket::Detached;
 use super::timer::Timers;
 use super::turnstile::Turnstile;
+use crate::base::memory::{self, Pressure};
 use crate::base::{Clock, Moment};
 use crate::stats::ShardStats;
 use io_uring::types::Fd;
-use io_uring::{cqueue, opcode};
+use io_uring::{cqueue, opcode, squeue};
 use slab::Slab;
 use socket2::SockAddr;
 use std::cell::{Cell, RefCell};
@@ -29,10 +31,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// A connection with this many unread chunks has its receive cancelled; it is armed again when
-/// the reader has drained the queue.
+/// the reader has drained the queue. When memory is tight, one chunk is enough.
 const UNREAD_CHUNKS_MAX: usize = 8;
-/// [`Reactor::writable`] is false while more payloads than this are queued on a socket.
+/// More payloads than this are not to be queued on a socket; when memory is tight, nothing is while anything is queued.
 pub(super) const QUEUED_SENDS_MAX: usize = 4;
+/// What is kept of a socket whatever the budget of memory: less than the socket itself takes.
+const SMALL_BYTES_MAX: u32 = 512;
+/// How many sockets are told in one turn to receive no more than is asked for.
+const CURBED_PER_TURN: usize = 512;
 
 /// How a shard's ring is made.
 #[derive(Clone, Debug)]
@@ -62,10 +68,14 @@ pub(super) struct Slot {
     pub(super) fd: RawFd,
     /// The handle is alive.
     pub(super) owned: bool,
+    /// We have dialled, so it is a server's.
+    dialled: bool,
     /// A multishot receive is armed: its final completion has not been seen.
     pub(super) receiving: bool,
     /// ... and has been asked to stop.
     stopping: bool,
+    /// It goes on receiving by itself: the kernel fills dozens of buffers before it looks whether it is to stop.
+    is_multishot: bool,
     /// The handle wants no more data for now ([`Reactor::pause`]).
     paused: bool,
     /// It is listed among those whose receive found no buffer.
@@ -132,6 +142,12 @@ pub(super) struct Reactor {
     bell: Cell<Option<RawFd>>,
     bell_value: Box<Cell<u64>>,
     pub(super) now: Cell<Moment>,
+    /// As of the beginning of the turn.
+    pressure: Cell<Pressure>,
+    /// All receive buffers have memory, and count.
+    is_populated: Cell<bool>,
+    /// The next slot whose receive is to be curbed, as memory has become tight.
+    to_curb: Cell<Option<usize>>,
     close_timeout: Duration,
     pub(super) stats: Arc<ShardStats>,
     /// Polls of tasks, so that the driver can tell whether anything ran.
@@ -166,6 +182,9 @@ impl Net {
             bell: Cell::new(None),
             bell_value: Box::new(Cell::new(0)),
             now: Cell::new(Clock::now()),
+            pressure: Cell::new(Pressure::Ample),
+            is_populated: Cell::new(false),
+            to_curb: Cell::new(None),
             close_timeout: options.close_timeout,
             stats: options.stats.clone(),
             polls: Cell::new(0),
@@ -236,6 +255,7 @@ impl Reactor {
         self.seal_pending();
         self.end_sends();
         self.rearm_starved();
+        self.curb();
         self.arm_timer();
         let before = Clock::now();
         let turn_us = before.since(self.now.get()).as_micros() as u64;
@@ -243,10 +263,12 @@ impl Reactor {
         self.stats.busy_us.add(turn_us);
         self.stats.beat.sleeps(before);
         // Whoever has been woken since the driver looked has to run first: nothing may complete meanwhile.
-        let waits = may_wait && !self.mail.get() && !self.woke.get();
+        let is_pressed = self.mail.get() || self.woke.get() || self.to_curb.get().is_some();
+        let waits = may_wait && !is_pressed;
         self.ring.enter(waits.into());
         self.now.set(Clock::now());
         self.stats.beat.works(self.now.get());
+        self.feel_pressure();
         self.stats.ring_enters.inc();
         self.stats.buffers_free.set(self.buffers.free().into());
         let count = self.reap();
@@ -306,14 +328,67 @@ impl Reactor {
 
     // ---- receiving -----------------------------------------------------------------------
 
+    fn feel_pressure(&self) {
+        let (now, before) = (memory::pressure(), self.pressure.get());
+        if memory::max() != 0 && !self.is_populated.replace(true) {
+            self.buffers.populate();
+        }
+        self.pressure.set(now);
+        match (before, now) {
+            (_, Pressure::Ample) => self.to_curb.set(None),
+            (Pressure::Ample, _) => self.to_curb.set(Some(0)),
+            _ => {}
+        }
+    }
+
+    /// Stops receives that would bring more than one chunk; each socket is armed again by its reader.
+    fn curb(&self) {
+        let Some(from) = self.to_curb.get() else {
+            return;
+        };
+        let mut state = self.state.borrow_mut();
+        let to = from + CURBED_PER_TURN;
+        for index in from..to {
+            if state.slots.get(index).is_some_and(|slot| slot.is_multishot) {
+                self.cancel_receive(&mut state, index as u32);
+            }
+        }
+        let is_over = to >= state.slots.capacity();
+        self.to_curb.set((!is_over).then_some(to));
+    }
+
+    fn unread_max(&self) -> usize {
+        match self.pressure.get() {
+            Pressure::Ample => UNREAD_CHUNKS_MAX,
+            _ => 1,
+        }
+    }
+
+    /// How many payloads may be queued on a socket on which more are to be.
+    pub(super) fn queued_max(&self) -> usize {
+        match self.pressure.get() {
+            Pressure::Ample => QUEUED_SENDS_MAX,
+            _ => 0,
+        }
+    }
+
     fn arm_receive(&self, state: &mut State, index: u32) {
         let slot = &mut state.slots[index as usize];
-        let full = slot.rx.len() >= UNREAD_CHUNKS_MAX;
+        let full = slot.rx.len() >= self.unread_max();
         if slot.receiving || !slot.owned || slot.paused || slot.end.is_some() || full {
             return;
         }
         slot.receiving = true;
-        let entry = opcode::RecvMulti::new(Fd(slot.fd), GROUP).build();
+        slot.is_multishot = self.pressure.get() == Pressure::Ample;
+        let fd = Fd(slot.fd);
+        let entry = if slot.is_multishot {
+            opcode::RecvMulti::new(fd, GROUP).build()
+        } else {
+            let one = opcode::Recv::new(fd, std::ptr::null_mut(), self.buffers.buffer_bytes());
+            one.buf_group(GROUP)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
+        };
         self.ring.push(entry.user_data(Op::Recv.tag(index)));
     }
 
@@ -334,7 +409,7 @@ impl Reactor {
         }
         let slot = &mut state.slots[index as usize];
         if more {
-            if slot.rx.len() >= UNREAD_CHUNKS_MAX {
+            if slot.rx.len() >= self.unread_max() {
                 self.cancel_receive(state, index);
             }
         } else {
@@ -370,6 +445,13 @@ impl Reactor {
                 end: len,
             });
             return;
+        }
+        let may_refuse = !slot.dialled && len > SMALL_BYTES_MAX;
+        if may_refuse && memory::pressure() == Pressure::Spent {
+            // No room for it, and none in the ring. Servers are few beside all clients.
+            slot.end = Some(libc::ENOMEM);
+            self.stats.memory_refusals.inc();
+            return self.buffers.give(id);
         }
         let bytes = self.buffers.bytes(id, 0, len).to_vec();
         slot.rx.push_back(bytes.into());
@@ -408,13 +490,22 @@ impl Reactor {
 
     // ---- a slot's life -------------------------------------------------------------------
 
-    pub(super) fn insert(&self, fd: OwnedFd, tls: Option<Box<Secure>>, receive: bool) -> u32 {
+    /// Puts a socket on the ring; one that has been `dialled` is a server's. Receives at once, unless it is only being dialled.
+    pub(super) fn insert(
+        &self,
+        fd: OwnedFd,
+        tls: Option<Box<Secure>>,
+        dialled: bool,
+        receive: bool,
+    ) -> u32 {
         let mut state = self.state.borrow_mut();
         let index = state.slots.insert(Slot {
             fd: fd.into_raw_fd(),
             owned: true,
+            dialled,
             receiving: false,
             stopping: false,
+            is_multishot: false,
             paused: !receive,
             is_starved: false,
             sending: false,
@@ -634,7 +725,7 @@ impl Reactor {
     }
 
     /// Takes a detachable socket off the ring.
-    pub(super) fn extract(&self, index: u32) -> (OwnedFd, Option<Box<Secure>>) {
+    pub(super) fn extract(&self, index: u32) -> Detached {
         let mut state = self.state.borrow_mut();
         state.feed(index);
         let mut slot = state.slots.remove(index as usize);
@@ -647,8 +738,12 @@ impl Reactor {
             .drain()
             .for_each(|data| self.discard(TxData::Chunk(data)));
         drop(slot.waker);
-        // SAFETY: the slot owned this descriptor and is gone.
-        (unsafe { OwnedFd::from_raw_fd(slot.fd) }, slot.tls)
+        Detached {
+            // SAFETY: the slot owned this descriptor and is gone.
+            fd: unsafe { OwnedFd::from_raw_fd(slot.fd) },
+            tls: slot.tls,
+            dialled: slot.dialled,
+        }
     }
 
     /// Whether receiving or sending has ended and nothing is left to read.
@@ -659,6 +754,11 @@ impl Reactor {
         }
         let slot = &state.slots[index as usize];
         slot.rx.is_empty() && (slot.end.is_some() || slot.error != 0)
+    }
+
+    /// Whether it has ended because there was no memory for what it said.
+    pub(super) fn is_out_of_memory(&self, index: u32) -> bool {
+        self.state.borrow().slots[index as usize].end == Some(libc::ENOMEM)
     }
 
     /// Whether receiving or sending has ended, whatever is left to read.

@@ -2,7 +2,7 @@
 
 use super::buffer::{Chunk, Data};
 use super::listen::Endpoint;
-use super::reactor::{Freed, Net, QUEUED_SENDS_MAX, TxData, error_of};
+use super::reactor::{Freed, Net, TxData, error_of};
 use super::secure::Secure;
 use super::tls::{Acceptor, Connector, HandshakeError, Peer, Session};
 use rustls::pki_types::ServerName;
@@ -50,14 +50,20 @@ pub struct Socket {
 /// A socket off the ring: it may go to another shard, and its TLS with it.
 #[derive(Debug)]
 pub struct Detached {
-    fd: OwnedFd,
-    tls: Option<Box<Secure>>,
+    pub(super) fd: OwnedFd,
+    pub(super) tls: Option<Box<Secure>>,
+    /// We have dialled.
+    pub(super) dialled: bool,
 }
 
 impl Detached {
-    /// A socket that no ring knows yet.
+    /// An accepted socket that no ring knows yet.
     pub fn new(fd: OwnedFd) -> Detached {
-        Detached { fd, tls: None }
+        Detached {
+            fd,
+            tls: None,
+            dialled: false,
+        }
     }
 
     /// Where the peer is.
@@ -87,7 +93,7 @@ impl Socket {
     pub fn attach(net: Net, socket: Detached) -> Socket {
         Socket {
             net,
-            index: net.0.insert(socket.fd, socket.tls, true),
+            index: net.0.insert(socket.fd, socket.tls, socket.dialled, true),
         }
     }
 
@@ -103,7 +109,7 @@ impl Socket {
         let (fd, address) = super::listen::dialing(endpoint, options)?;
         let socket = Socket {
             net,
-            index: net.0.insert(fd, None, false),
+            index: net.0.insert(fd, None, true, false),
         };
         net.0.start_connect(socket.index, address);
         poll_fn(|cx| {
@@ -221,7 +227,7 @@ impl Socket {
     /// # Errors
     /// Why sending failed.
     pub fn poll_writable(&self, cx: &Context<'_>) -> Poll<io::Result<()>> {
-        self.poll_queued(cx, QUEUED_SENDS_MAX)
+        self.poll_queued(cx, self.net.0.queued_max())
     }
 
     /// Waits until everything queued has been sent.
@@ -285,9 +291,9 @@ impl Socket {
             self.pause(false);
             return Err(self);
         }
-        let (fd, tls) = self.net.0.extract(self.index);
+        let detached = self.net.0.extract(self.index);
         std::mem::forget(self);
-        Ok(Detached { fd, tls })
+        Ok(detached)
     }
 
     /// As [`Socket::detach`], but gives what has arrived meanwhile as well, as plaintext. Does not wait for the peer.
@@ -315,9 +321,9 @@ impl Socket {
             self.pause(false);
             return (Err(self), unread);
         }
-        let (fd, tls) = self.net.0.extract(self.index);
+        let detached = self.net.0.extract(self.index);
         std::mem::forget(self);
-        (Ok(Detached { fd, tls }), unread)
+        (Ok(detached), unread)
     }
 
     /// Says no more than what is queued, with `abort` not even that, and waits until the peer has
@@ -362,6 +368,11 @@ impl Socket {
     /// Whether the peer has hung up, or the connection failed, with nothing left to read.
     pub fn has_ended(&self) -> bool {
         self.net.0.has_ended(self.index)
+    }
+
+    /// Whether nothing more is read as there was no memory for it (`memory_max`).
+    pub fn is_out_of_memory(&self) -> bool {
+        self.net.0.is_out_of_memory(self.index)
     }
 
     /// Whether the peer has hung up, or the connection failed; something may be left to read.

@@ -3,6 +3,8 @@
 //! Signals (PgBouncer's meanings): HUP reloads, TERM waits for clients, INT waits for servers, QUIT
 //! exits at once, USR1 pauses, USR2 resumes; TERM or INT during a shutdown exits at once.
 
+use super::listening::Listening;
+use super::metrics::MetricsListener;
 use super::resolve::Resolver;
 use super::start::Options;
 use super::watch::CertificateWatch;
@@ -107,13 +109,20 @@ pub(super) fn run(
     options: &Options,
     requests: &Receiver<Request>,
     resolver: &Resolver,
+    listening: &Listening,
 ) {
-    serve(common, options, requests, resolver);
+    serve(common, options, requests, resolver, listening);
     systemd::notify("STOPPING=1");
     flush(common);
 }
 
-fn serve(common: &Common, options: &Options, requests: &Receiver<Request>, resolver: &Resolver) {
+fn serve(
+    common: &Common,
+    options: &Options,
+    requests: &Receiver<Request>,
+    resolver: &Resolver,
+    listening: &Listening,
+) {
     let mut phase = Phase::Serving;
     let mut backlog = VecDeque::new();
     let mut version = 0;
@@ -152,13 +161,19 @@ fn serve(common: &Common, options: &Options, requests: &Receiver<Request>, resol
                         Ok(_) => tell_all(common, || Mail::Orders),
                         Err(refusal) => tracing::warn!(command = order.verb(), %refusal, "ignored"),
                     },
-                    Deed::Shutdown(wanted) => phase = shut_down(common, wanted),
+                    Deed::Shutdown(wanted) => phase = shut_down(common, listening, wanted),
                     Deed::Exit => return,
                 }
             }
             Ok(Request::Shutdown(None)) | Err(RecvTimeoutError::Disconnected) => return,
-            Ok(Request::Shutdown(Some(_))) if phase > Phase::Serving => return,
-            Ok(Request::Shutdown(Some(wanted))) => phase = shut_down(common, wanted),
+            Ok(Request::Shutdown(Some(wanted))) if phase > Phase::Serving => {
+                // A successor wants no more than what is under way.
+                if wanted != Phase::WaitForClients || !listening.is_relieved() {
+                    return;
+                }
+                shut_down(common, listening, phase);
+            }
+            Ok(Request::Shutdown(Some(wanted))) => phase = shut_down(common, listening, wanted),
             Err(RecvTimeoutError::Timeout) => {}
         }
         if is_drained(common, phase) {
@@ -177,8 +192,13 @@ fn serve(common: &Common, options: &Options, requests: &Receiver<Request>, resol
 }
 
 /// Begins a shutdown; gives its phase.
-fn shut_down(common: &Common, phase: Phase) -> Phase {
+fn shut_down(common: &Common, listening: &Listening, phase: Phase) -> Phase {
     tracing::info!(?phase, "shutting down");
+    if listening.is_relieved() {
+        tracing::info!("another process has taken over");
+        common.is_relieved.store(true, Ordering::Relaxed);
+        listening.metrics.iter().for_each(MetricsListener::close);
+    }
     systemd::notify("STOPPING=1");
     tell_all(common, || Mail::Phase(phase));
     phase

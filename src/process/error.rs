@@ -97,6 +97,14 @@ pub enum StartError {
         /// Its path.
         path: PathBuf,
     },
+    /// The process at the Unix socket cannot be relieved (`-R`).
+    #[error("cannot take over from the process at unix socket {}: {reason}", path.display())]
+    Reboot {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// There is nowhere to listen.
     #[error("nowhere to listen: listen_addr and unix_socket_dir are both empty")]
     NowhereToListen,

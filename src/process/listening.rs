@@ -1,6 +1,9 @@
 //! The listening sockets: our own, or those that systemd passes on.
 
 use super::error::StartError;
+use super::metrics::MetricsListener;
+use super::predecessor::{Beside, Predecessor};
+use super::socket_file::{SocketFile, file_beside};
 use crate::config::{Config, Dialect, General};
 use crate::net::{adopt_listener, listen_tcp, listen_unix, probe_tcp};
 use crate::shard::{Listeners, tcp_options};
@@ -21,13 +24,18 @@ const FREE_PORT_TRIES: usize = 16;
 pub(super) struct Listening {
     pub(super) tcp: Vec<SocketAddr>,
     pub(super) unix: Option<PathBuf>,
-    /// The file of a Unix socket that is ours to remove.
-    pub(super) own_file: Option<PathBuf>,
     pub(super) sockets: Vec<Listeners>,
+    /// The thread that answers scrapes.
+    pub(super) metrics: Option<MetricsListener>,
+    /// The file of our Unix socket, if it has one.
+    file: Option<SocketFile>,
+    /// In an online restart: the TCP addresses that we share.
+    beside: Vec<Beside>,
 }
 
 impl Listening {
-    /// Listens as `config` says, with a TCP socket of its own for each shard; or on `passed`, if there are any.
+    /// Listens as `config` says, with a TCP socket of its own for each shard; or on `passed`, if there are any. Beside
+    /// an `old` process nobody comes to it yet: it goes on to have them all.
     ///
     /// # Errors
     /// Where it cannot.
@@ -35,14 +43,22 @@ impl Listening {
         config: &Config,
         shards: usize,
         passed: Vec<OwnedFd>,
+        old: Option<&Predecessor>,
     ) -> Result<Listening, StartError> {
         let mut listening = Listening {
             sockets: (0..shards).map(|_| Listeners::default()).collect(),
+            metrics: MetricsListener::open(config, old.is_some())?,
             ..Listening::default()
         };
         if passed.is_empty() {
-            listening.open_tcp(config)?;
-            listening.open_unix(&config.general)?;
+            // Before any TCP socket: only one process at a time may be about to relieve another.
+            if old.is_some() {
+                listening.open_unix(&config.general, true)?;
+            }
+            listening.open_tcp(config, old)?;
+            if old.is_none() {
+                listening.open_unix(&config.general, false)?;
+            }
         } else {
             listening.adopt(&config.general, passed)?;
         }
@@ -53,15 +69,35 @@ impl Listening {
         Ok(listening)
     }
 
-    fn open_tcp(&mut self, config: &Config) -> Result<(), StartError> {
+    /// Puts the file of our Unix socket at `path`, where another process had its own until now.
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub(super) fn place_file(&mut self, path: &Path) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), |file| file.move_to(path))
+    }
+
+    /// Takes the TCP addresses that the old process listens at, too.
+    pub(super) fn beside(&mut self) -> Vec<Beside> {
+        std::mem::take(&mut self.beside)
+    }
+
+    /// Whether another process has taken our place, as far as the Unix socket says: it tells us to go then.
+    pub(super) fn is_relieved(&self) -> bool {
+        self.file.as_ref().is_some_and(SocketFile::is_replaced)
+    }
+
+    fn open_tcp(&mut self, config: &Config, old: Option<&Predecessor>) -> Result<(), StartError> {
         let general = &config.general;
         let mut refused = None;
         for address in &general.listen_addr {
             let opened = listen_addresses(address, self.port(general))
-                .and_then(|wanted| self.open_addresses(&wanted, general));
+                .and_then(|wanted| self.open_addresses(&wanted, general, old));
             match opened {
-                // PgBouncer makes do with the rest.
-                Err(error) if config.dialect == Dialect::Ini => {
+                // PgBouncer makes do with the rest. The old process may have what is in use: it would be lost with it.
+                Err(error)
+                    if config.dialect == Dialect::Ini && !(old.is_some() && is_in_use(&error)) =>
+                {
                     tracing::warn!(%error, "an address of listen_addr is left out");
                     refused.get_or_insert(error);
                 }
@@ -85,22 +121,30 @@ impl Listening {
         &mut self,
         wanted: &[SocketAddr],
         general: &General,
+        old: Option<&Predecessor>,
     ) -> Result<(), StartError> {
         let new = |address: &&SocketAddr| !self.tcp.contains(address);
         let wanted: Vec<_> = wanted.iter().filter(new).copied().collect();
         let shares = general.so_reuseport && general.listen_port != 0;
-        let (addresses, claims) = if shares {
+        let (addresses, claims) = if shares || old.is_some() {
             (wanted, Vec::new())
         } else {
             claim(&wanted)?
         };
         let options = tcp_options(general);
         for address in &addresses {
-            for listeners in &mut self.sockets {
-                let socket = listen_tcp(*address, general.listen_backlog, &options);
-                listeners
-                    .tcp
-                    .push(socket.map_err(|source| cannot_listen(address, source))?);
+            let failed = |source| cannot_listen(address, source);
+            for (shard, listeners) in self.sockets.iter_mut().enumerate() {
+                let socket =
+                    listen_tcp(*address, general.listen_backlog, &options).map_err(failed)?;
+                match (old, self.beside.last_mut()) {
+                    (Some(old), _) if shard == 0 => {
+                        self.beside.push(old.keep_callers(&socket).map_err(failed)?);
+                    }
+                    (Some(_), Some(beside)) => beside.add(&socket).map_err(failed)?,
+                    _ => {}
+                }
+                listeners.tcp.push(socket);
             }
         }
         drop(claims);
@@ -108,16 +152,21 @@ impl Listening {
         Ok(())
     }
 
-    fn open_unix(&mut self, general: &General) -> Result<(), StartError> {
-        let Some(dir) = &general.unix_socket_dir else {
+    /// Opens the Unix socket; as a draft it has another name until [`Listening::place_file`].
+    fn open_unix(&mut self, general: &General, is_draft: bool) -> Result<(), StartError> {
+        let Some(path) = socket_path(general, self.port(general)) else {
             return Ok(());
         };
-        let path = dir.join(format!(".s.PGSQL.{}", self.port(general)));
-        let socket = bind_unix(&path, general)?;
+        let own = if is_draft {
+            file_beside(&path, "new")
+        } else {
+            path.clone()
+        };
+        let (socket, file) = bind_unix(&own, general)?;
         if let Some(first) = self.sockets.first_mut() {
             first.unix.push(socket);
         }
-        self.own_file = (!is_abstract(&path)).then(|| path.clone());
+        self.file = file;
         self.unix = Some(path);
         Ok(())
     }
@@ -221,17 +270,27 @@ fn listen_addresses(configured: &str, port: u16) -> Result<Vec<SocketAddr>, Star
     Ok(all)
 }
 
+fn is_in_use(error: &StartError) -> bool {
+    matches!(error, StartError::Listen { source, .. } if source.kind() == io::ErrorKind::AddrInUse)
+}
+
 fn port_of(socket: &OwnedFd) -> Option<u16> {
     let address = socket2::SockRef::from(socket).local_addr().ok()?;
     Some(address.as_socket()?.port())
 }
 
+/// Where the Unix socket for `port` is, if there is to be one.
+pub(super) fn socket_path(general: &General, port: u16) -> Option<PathBuf> {
+    let dir = general.unix_socket_dir.as_ref()?;
+    Some(dir.join(format!(".s.PGSQL.{port}")))
+}
+
 /// Whether the name of a Unix socket stands for no file (unix(7)); `@` is written for its zero byte.
-fn is_abstract(path: &Path) -> bool {
+pub(super) fn is_abstract(path: &Path) -> bool {
     path.as_os_str().as_encoded_bytes().starts_with(b"@")
 }
 
-fn bind_unix(path: &Path, general: &General) -> Result<OwnedFd, StartError> {
+fn bind_unix(path: &Path, general: &General) -> Result<(OwnedFd, Option<SocketFile>), StartError> {
     let in_use = || StartError::SocketInUse {
         path: path.to_owned(),
     };
@@ -243,7 +302,8 @@ fn bind_unix(path: &Path, general: &General) -> Result<OwnedFd, StartError> {
         },
     };
     if is_abstract(path) {
-        return listen_unix(path, general.listen_backlog).map_err(failed);
+        let socket = listen_unix(path, general.listen_backlog).map_err(failed)?;
+        return Ok((socket, None));
     }
     if UnixStream::connect(path).is_ok() || lock_of(path).exists() {
         return Err(in_use());
@@ -253,13 +313,14 @@ fn bind_unix(path: &Path, general: &General) -> Result<OwnedFd, StartError> {
         _ => {}
     }
     let socket = listen_unix(path, general.listen_backlog).map_err(failed)?;
+    let file = SocketFile::new(path).map_err(failed)?;
     if !general.unix_socket_group.is_empty() {
         let group = group(&general.unix_socket_group).map_err(failed)?;
         chown(path, None, Some(group)).map_err(|error| failed(error.into()))?;
     }
     let mode = Permissions::from_mode(general.unix_socket_mode);
     std::fs::set_permissions(path, mode).map_err(failed)?;
-    Ok(socket)
+    Ok((socket, Some(file)))
 }
 
 /// The group of this name or number.

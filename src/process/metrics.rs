@@ -6,6 +6,7 @@ use crate::admin::exposition;
 use crate::base::Clock;
 use crate::config::Config;
 use crate::shard::Common;
+use socket2::{Domain, Socket, Type};
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
@@ -24,26 +25,33 @@ const NICENESS: i32 = 10;
 /// Pause after a connection could not be accepted, most likely for lack of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// Connections that may wait for their turn.
+const BACKLOG: i32 = 128;
+
 const PATH: &str = "/metrics";
 const TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The listening socket.
 pub(super) struct MetricsListener {
-    socket: TcpListener,
+    socket: Arc<TcpListener>,
     address: SocketAddr,
 }
 
 impl MetricsListener {
-    /// Listens on `metrics_listen`, if there is one.
+    /// Listens on `metrics_listen`, if there is one; `beside` another process that does so, if it is of our kind and user.
     ///
     /// # Errors
     /// If it cannot.
-    pub(super) fn open(config: &Config) -> Result<Option<MetricsListener>, StartError> {
+    pub(super) fn open(
+        config: &Config,
+        beside: bool,
+    ) -> Result<Option<MetricsListener>, StartError> {
         let Some(wanted) = config.general.metrics_listen else {
             return Ok(None);
         };
-        let bound = TcpListener::bind(wanted).and_then(|socket| {
+        let bound = listen(wanted, beside).and_then(|socket| {
             let address = socket.local_addr()?;
+            let socket = Arc::new(socket);
             Ok(MetricsListener { socket, address })
         });
         let bound = bound.map_err(|source| StartError::MetricsListen {
@@ -54,16 +62,16 @@ impl MetricsListener {
         Ok(Some(bound))
     }
 
-    /// Serves for as long as the process lives.
+    /// Serves for as long as the process lives, or until [`MetricsListener::close`].
     ///
     /// # Errors
     /// If there is no thread to be had.
-    pub(super) fn serve(self, common: &Arc<Common>) -> Result<(), StartError> {
-        let common = common.clone();
+    pub(super) fn serve(&self, common: &Arc<Common>) -> Result<(), StartError> {
+        let (common, socket) = (common.clone(), self.socket.clone());
         let run = move || {
             // On Linux a priority belongs to a thread (setpriority(2), NOTES); scrapes work without it, too.
             let _ = rustix::process::setpriority_process(None, NICENESS);
-            self.accept(&|| exposition(&*common, Clock::now()));
+            accept(&socket, &|| exposition(&*common, Clock::now()));
         };
         let thread = thread::Builder::new().name("metrics".to_owned()).spawn(run);
         thread.map(drop).map_err(|source| StartError::System {
@@ -72,15 +80,45 @@ impl MetricsListener {
         })
     }
 
-    fn accept(&self, scrape: &dyn Fn() -> String) {
-        loop {
-            match self.socket.accept() {
-                // Whoever does not speak HTTP, or hangs up, harms nobody else.
-                Ok((client, _)) => drop(serve(&client, scrape)),
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection for metrics");
-                    thread::sleep(ACCEPT_PAUSE);
-                }
+    /// Serves no longer: another process does it.
+    pub(super) fn close(&self) {
+        // Whoever waits in accept(2) is woken with EINVAL.
+        if let Err(error) = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both) {
+            tracing::warn!(%error, "cannot close metrics_listen");
+        }
+    }
+}
+
+/// A socket that a successor can share (SO_REUSEPORT), at an address that nobody has, unless it is `beside` somebody.
+fn listen(wanted: SocketAddr, beside: bool) -> io::Result<TcpListener> {
+    let unbound = || {
+        let socket = Socket::new(Domain::for_address(wanted), Type::STREAM, None)?;
+        socket.set_reuse_address(true)?;
+        io::Result::Ok(socket)
+    };
+    let claim = unbound()?;
+    let mut address = wanted.into();
+    if !beside {
+        claim.bind(&address)?;
+        address = claim.local_addr()?;
+    }
+    let socket = unbound()?;
+    socket.set_reuse_port(true)?;
+    socket.bind(&address)?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn accept(socket: &TcpListener, scrape: &dyn Fn() -> String) {
+    loop {
+        match socket.accept() {
+            // Whoever does not speak HTTP, or hangs up, harms nobody else.
+            Ok((client, _)) => drop(serve(&client, scrape)),
+            // It does not listen any more.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection for metrics");
+                thread::sleep(ACCEPT_PAUSE);
             }
         }
     }

@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use std::fs;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// The file of this process; it goes when this is dropped.
@@ -24,7 +25,7 @@ impl PidFile {
             source,
         };
         let written = match fs::read_to_string(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             written => written.map_err(failed)?,
         };
         match written.trim().parse() {
@@ -41,14 +42,25 @@ impl PidFile {
     /// # Errors
     /// Why it cannot be written; also if somebody was faster.
     pub(super) fn create(path: &Path) -> Result<PidFile, StartError> {
-        let text = format!("{}\n", std::process::id());
-        let made = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .open(path);
-        let written =
-            made.and_then(|mut file| std::io::Write::write_all(&mut file, text.as_bytes()));
-        written.map_err(|source| StartError::PidFile {
+        PidFile::written(path, write_new(path))
+    }
+
+    /// Writes the file in place of that of a process which we relieve: at no time there is none.
+    ///
+    /// # Errors
+    /// Why it cannot be written; the old one stays then.
+    pub(super) fn replace(path: &Path) -> Result<PidFile, StartError> {
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(".new");
+        let written = match fs::remove_file(&draft) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => write_new(draft.as_ref()).and_then(|()| fs::rename(&draft, path)),
+        };
+        PidFile::written(path, written)
+    }
+
+    fn written(path: &Path, outcome: io::Result<()>) -> Result<PidFile, StartError> {
+        outcome.map_err(|source| StartError::PidFile {
             path: path.to_owned(),
             source,
         })?;
@@ -65,6 +77,12 @@ impl Drop for PidFile {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+/// Writes our process id into a file that must not exist yet.
+fn write_new(path: &Path) -> io::Result<()> {
+    let mut file = fs::File::create_new(path)?;
+    writeln!(file, "{}", std::process::id())
 }
 
 /// In a container, where ids begin anew, the file's process may be this one.
@@ -116,5 +134,10 @@ mod tests {
         fs::write(&path, "1").unwrap();
         drop(file);
         assert!(path.exists());
+        let file = PidFile::replace(&path).unwrap();
+        let own = format!("{}\n", std::process::id());
+        assert_eq!(fs::read_to_string(&path).unwrap(), own);
+        drop(file);
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 }

@@ -4,8 +4,8 @@ use super::error::StartError;
 use super::identity::{become_user, go_to_background, is_root};
 use super::listening::Listening;
 use super::log::Wishes;
-use super::metrics::MetricsListener;
 use super::pidfile::PidFile;
+use super::predecessor::Predecessor;
 use super::resolve::Resolver;
 use super::{control, log, placement, preflight, sources, systemd};
 use crate::base::limit::SHARDS_MAX;
@@ -42,6 +42,8 @@ pub struct Options {
     pub verbose: u8,
     /// The user to become, over that of the file.
     pub user: Option<String>,
+    /// Take the place of the process of this configuration that serves already, if there is one.
+    pub reboot: bool,
 }
 
 impl Options {
@@ -81,20 +83,26 @@ fn serve(options: &Options) -> Result<(), StartError> {
     descriptors.log(&config);
     sources::log_remarks(&snapshot.remarks);
     sources::warn_of_expiry(&snapshot.tls);
-    if let Some(path) = &general.pidfile {
+    let old = match options.reboot && passed.is_empty() {
+        true => Predecessor::find(general)?,
+        false => None,
+    };
+    let pid_path = general.pidfile.as_deref();
+    if let (Some(path), None) = (pid_path, &old) {
         PidFile::check(path)?;
     }
-    let metrics = MetricsListener::open(&config)?;
-    let mut listening = Listening::open(&config, cores.len(), passed)?;
+    let mut listening = Listening::open(&config, cores.len(), passed, old.as_ref())?;
     let starting = in_background(options, &config)?;
-    let pidfile = general.pidfile.as_deref().map(PidFile::create);
-    let _pidfile = pidfile.transpose()?;
+    let mut pid_file = match old {
+        Some(_) => None,
+        None => pid_path.map(PidFile::create).transpose()?,
+    };
     let (control, requests) = channel();
     let common = Arc::new(make_common(cores.len(), snapshot, control.clone())?);
     let resolver = Resolver::start(&common);
     let sockets = std::mem::take(&mut listening.sockets);
     without_huge_pages(|| start_shards(&common, &cores, sockets))?;
-    if let Some(metrics) = metrics {
+    if let Some(metrics) = &listening.metrics {
         metrics.serve(&common)?;
     }
     list_ignored(&common);
@@ -102,15 +110,16 @@ fn serve(options: &Options) -> Result<(), StartError> {
         what: "listen to signals",
         source,
     })?;
+    if let Some(old) = old {
+        pid_file = old.relieve(&mut listening, &common, pid_path)?;
+    }
     announce(&listening, cores.len());
     if let Some(starting) = starting {
         log::leave_stderr();
         starting.done();
     }
-    control::run(&common, options, &requests, &resolver);
-    if let Some(path) = listening.own_file {
-        let _ = std::fs::remove_file(path);
-    }
+    control::run(&common, options, &requests, &resolver, &listening);
+    drop((listening, pid_file));
     tracing::info!("process down");
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::wire::tag::frontend as tag;
 use crate::wire::{Header, Scanner, Step};
 
 /// Longest batch that is kept, in bytes.
-const KEPT_BYTES_MAX: usize = 64 * 1024;
+const KEPT_BYTES_MAX: usize = 1024 * 1024;
 /// Largest buffer that stays for the next batch, in bytes.
 const SPARE_BYTES_MAX: usize = 512;
 /// How often one batch is sent again: only DDL that never rests needs more.

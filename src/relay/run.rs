@@ -242,8 +242,16 @@ impl Relay {
                 self.stats.bytes_received.add(chunk.len() as u64);
                 Poll::Ready(Ok(chunk))
             }
-            Poll::Ready(_) => Poll::Ready(Err(Ending::Vanished)),
+            Poll::Ready(_) => Poll::Ready(Err(self.loss())),
             Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// How the connection of a client has ended that is not heard any more.
+    fn loss(&self) -> Ending {
+        match self.socket.is_out_of_memory() {
+            true => sent_away(Farewell::OUT_OF_MEMORY),
+            false => Ending::Vanished,
         }
     }
 
@@ -300,7 +308,7 @@ impl Relay {
         ready!(self.poll_suspension(None, cx));
         // Whatever it said before: it does not wait for the answer any more.
         if self.socket.is_ending() {
-            return Poll::Ready(Err(Ending::Vanished));
+            return Poll::Ready(Err(self.loss()));
         }
         self.socket.watch(cx);
         Poll::Pending
@@ -491,7 +499,7 @@ impl Relay {
                 self.forward(link, chunk)
             }
             Event::ServerGone => Err(sent_away(Farewell::SERVER_CRASHED)),
-            Event::ClientGone => Err(Ending::Vanished),
+            Event::ClientGone => Err(self.loss()),
             Event::Signal(signal) => {
                 match signal {
                     Signal::Leave(farewell) => return Err(sent_away(farewell)),
@@ -787,7 +795,10 @@ fn event(received: io::Result<Option<Chunk>>, some: impl Fn(Chunk) -> Event, non
 }
 
 fn say(fault: &upstream::Fault) -> Farewell {
-    Farewell::because(fault.to_string())
+    match fault {
+        upstream::Fault::OutOfMemory => Farewell::OUT_OF_MEMORY,
+        fault => Farewell::because(fault.to_string()),
+    }
 }
 
 /// Why a server is closed together with its client.

@@ -9,6 +9,7 @@ use super::preparing::{
     renewed, result_of, send_parse,
 };
 use super::spoken::{self, Spoken, mark_of};
+use crate::base::memory;
 use crate::server::{Dialogue, Unnamed};
 use crate::session::sql;
 use crate::session::{
@@ -45,6 +46,8 @@ pub(super) enum Fault {
     TooLarge,
     #[error("PQexec disallowed")]
     QueryRefused,
+    #[error("out of memory")]
+    OutOfMemory,
 }
 
 /// What may be done to a client's messages.
@@ -265,6 +268,11 @@ impl Upstream {
                         Flow::Pass => outlet.keep(range),
                         Flow::Discard => {}
                         Flow::Gather => {
+                            let bytes = self.gathered.len() + range.len();
+                            // Growing, it is there twice.
+                            if bytes > NAMES_BYTES_MAX && !memory::has_room_for(bytes) {
+                                return Err(Fault::OutOfMemory);
+                            }
                             self.gathered.extend_from_slice(&data[range]);
                             self.look_at_gathered(&data[at..], outlet, kept, exchange)?;
                         }

@@ -7,6 +7,21 @@ use crate::net::{Net, Socket};
 use crate::wire::cancel_request;
 use std::cell::Cell;
 
+/// Sends a request on a connection of its own, and waits until it has been dealt with; the caller sets the deadline.
+///
+/// # Errors
+/// If the connection fails.
+pub async fn send_cancel(
+    net: Net,
+    target: &Target,
+    is_encrypted: bool,
+    key: &[u8],
+) -> Result<(), DialError> {
+    let way = CancelWay::open(net, target, is_encrypted).await?;
+    way.request(key).await;
+    Ok(())
+}
+
 /// A connection that a cancel request can be sent on.
 pub struct CancelWay(Socket);
 

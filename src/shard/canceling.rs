@@ -3,10 +3,12 @@
 
 use super::message::Ask;
 use super::root::Shard;
-use crate::base::{Moment, ServerId};
+use crate::base::{Moment, ServerId, ShardId};
 use crate::client::{ClientEntry, ClientState, Signal, Who};
+use crate::config::SslMode;
+use crate::net::{Endpoint, TcpOptions};
 use crate::pool::Permit;
-use crate::server::{CancelWay, DialError, ServerEntry, Target};
+use crate::server::{CancelWay, DialError, ServerEntry, ServerTls, Target, send_cancel};
 use crate::session::{CancelKey, PeerAddress};
 use crate::stats::{Gauge, PoolStats};
 use std::rc::{Rc, Weak};
@@ -81,9 +83,13 @@ impl Shard {
             // It may be older than our own peer_id.
             _ => CancelKey::locate(key).map(|(shard, _)| shard),
         };
-        let Some(shard) = located else {
-            return;
-        };
+        if let Some(shard) = located {
+            self.cancel_on(shard, key).await;
+        }
+        self.pass_cancel_back(key).await;
+    }
+
+    async fn cancel_on(self: &Rc<Self>, shard: ShardId, key: &[u8]) {
         if shard == self.id {
             self.cancel_here(key).await;
         } else if shard.index() < self.common.mesh.shards() {
@@ -154,9 +160,7 @@ impl Shard {
                 tcp: self.tcp_options(),
                 tls: self.server_tls(host),
             };
-            let way = CancelWay::open(self.net, &target, false).await?;
-            way.request(&key).await;
-            Ok(())
+            send_cancel(self.net, &target, false, &key).await
         };
         match self.net.until(deadline, passing).await {
             Ok(Ok(())) => {}
@@ -164,6 +168,28 @@ impl Shard {
                 tracing::warn!(peer = id, %error, "cannot pass a cancel request on to a peer");
             }
             Err(_) => tracing::warn!(peer = id, "cancel request to a peer timed out"),
+        }
+    }
+
+    /// Passes a request on to the process whose place this one has taken, if there was one: its clients come to us with it.
+    async fn pass_cancel_back(&self, key: &[u8]) {
+        let Some(path) = self.common.predecessor.load_full() else {
+            return;
+        };
+        let target = Target {
+            endpoint: Endpoint::Unix(path.to_path_buf()),
+            tcp: TcpOptions::default(),
+            tls: ServerTls {
+                mode: SslMode::Disable,
+                connector: None,
+                host: String::new(),
+            },
+        };
+        let passing = send_cancel(self.net, &target, false, key);
+        if let Ok(Err(error)) = self.net.until(self.cancel_deadline(), passing).await {
+            // Its last client has left.
+            tracing::debug!(%error, "no process to pass a cancel request back to");
+            self.common.predecessor.store(None);
         }
     }
 
@@ -244,11 +270,7 @@ impl Shard {
         (target, is_encrypted): (Target, bool),
         key: &[u8],
     ) {
-        let sending = async {
-            if let Ok(way) = CancelWay::open(self.net, &target, is_encrypted).await {
-                way.request(key).await;
-            }
-        };
+        let sending = send_cancel(self.net, &target, is_encrypted, key);
         let _ = self.net.until(self.cancel_deadline(), sending).await;
     }
 }

@@ -13,6 +13,7 @@ use super::shared::{Phase, Snapshot};
 use super::startup::{add_host, settings};
 use crate::admin::{self, Access, Parting, Refusal};
 use crate::auth::ServerCredentials;
+use crate::base::memory::{self, Pressure};
 use crate::base::{ClientId, Clock};
 use crate::client::{
     ClientEntry, ClientState, Encryption, Farewell, Greeted, Greeting, Intake, IntakeError, Signal,
@@ -29,6 +30,7 @@ use std::cell::Cell;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 /// Serves one client, from accept to close.
@@ -298,6 +300,9 @@ impl Guest {
         self.claims(packet.database(), packet.user());
         let seat = if is_console {
             None
+        } else if memory::pressure() >= Pressure::Full {
+            self.shard.stats.memory_refusals.inc();
+            return self.part(intake, Ending::SentAway(Farewell::OUT_OF_MEMORY));
         } else if let Some(seat) = Permit::take(&self.shard.common.clients) {
             Some(seat)
         } else {
@@ -530,9 +535,12 @@ impl Guest {
         snapshot: &Snapshot,
     ) -> Result<(Rc<Pool>, Settings), Farewell> {
         // Who came by TCP before its listener closed is served until WAIT_FOR_SERVERS; the Unix socket is open for
-        // the console only.
+        // the console only, as long as it is there to be found.
         let phase = self.shard.phase.get();
-        if phase == Phase::WaitForServers || phase > Phase::Serving && self.entry.remote.is_unix() {
+        let is_late = || {
+            self.entry.remote.is_unix() && !self.shard.common.is_relieved.load(Ordering::Relaxed)
+        };
+        if phase == Phase::WaitForServers || phase > Phase::Serving && is_late() {
             return Err(Farewell::SHUTTING_DOWN);
         }
         let Some(database) = snapshot.config.database(packet.database()) else {

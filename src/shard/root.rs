@@ -9,6 +9,7 @@ use super::shared::{Common, Phase, Snapshot};
 use super::{guest, inbox, opening, upkeep};
 use crate::auth::KdfCache;
 use crate::base::limit::{CONSOLE_RESERVE, LOBBY_CLIENTS_MAX};
+use crate::base::memory::{self, Pressure};
 use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, Greeted};
 use crate::config::General;
@@ -87,6 +88,8 @@ pub struct Shard {
     pub(super) expires_at: Cell<Moment>,
     /// Whether it then had more to do than another, and began to count its clients' work.
     pub(super) sheds: Cell<bool>,
+    /// It has been said that `memory_max` is nearly used up.
+    pub(super) is_memory_full: Cell<bool>,
     /// The last reading of this shard's load.
     pub(super) load: Cell<LoadReading>,
     /// State of [`Shard::draw`].
@@ -164,6 +167,7 @@ pub async fn run(
         shed_at: Cell::default(),
         expires_at: Cell::default(),
         sheds: Cell::default(),
+        is_memory_full: Cell::default(),
         load: Cell::new(LoadReading::now()),
         drawn: Cell::new(u64::from_le_bytes(opening::random_bytes())),
         peered: RefCell::default(),
@@ -245,7 +249,10 @@ async fn last_call(shard: &Rc<Shard>, listener: &Listener) {
             let_in(shard, listener, handshakes, |socket| shard.admit(socket)).await;
         }
         // Some kernels want CAP_NET_ADMIN for it, which `user` has given up. Only where another process takes over does it matter.
-        Err(error) if shard.snapshot().config.general.so_reuseport => {
+        Err(error)
+            if shard.snapshot().config.general.so_reuseport
+                || shard.common.is_relieved.load(Ordering::Relaxed) =>
+        {
             tracing::warn!(shard = %shard.id, %error, "who connects just now may be reset");
         }
         Err(_) => {}
@@ -294,8 +301,12 @@ impl Shard {
     fn has_room(&self, socket: &Detached) -> bool {
         let shards = self.common.registry.shards().iter();
         let clients: u64 = shards.map(|shard| shard.clients.load()).sum();
-        let max = self.snapshot.borrow().config.general.max_client_conn;
-        let room = (max + LOBBY_CLIENTS_MAX) as u64;
+        let max = match memory::pressure() {
+            Pressure::Ample | Pressure::Tight => self.common.clients.limit(),
+            // Nobody else is let in.
+            Pressure::Full | Pressure::Spent => self.common.clients.open(),
+        };
+        let room = u64::from(max) + LOBBY_CLIENTS_MAX as u64;
         // Whoever runs the process is an operator.
         let is_owner = || socket.peer_uid() == Some(rustix::process::geteuid().as_raw());
         clients < room || (clients < room + CONSOLE_RESERVE as u64 && is_owner())

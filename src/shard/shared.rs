@@ -8,9 +8,10 @@ use crate::admin::{ClientCounts, SetOutcome};
 use crate::auth::hba::{Hba, LdapSettings};
 use crate::auth::{Answers, FailureLimit, LoginFailures, Lookup, ServerCredentials, Users};
 use crate::base::limit::OPENINGS_THERE_MAX;
+use crate::base::memory;
 use crate::base::{ClientId, Moment, ServerId, ShardId};
 use crate::client::Farewell;
-use crate::config::{Config, Database};
+use crate::config::{Config, Database, General};
 use crate::judge::Workers;
 use crate::mesh::Mesh;
 use crate::net::TlsSetup;
@@ -20,7 +21,8 @@ use crate::stats::{PeriodHistory, Registry};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -228,6 +230,15 @@ fn set_limits_of(pool: &SharedPool, key: &PoolKey, config: &Config) {
     pool.set_limits(limit, reserve, after);
 }
 
+/// Memory for prepared statements: what is set, but never more than half of `memory_max`.
+fn statements_bytes_max(general: &General) -> u64 {
+    let bytes = general.prepared_statements_bytes_max as u64;
+    match general.memory_max {
+        0 => bytes,
+        max => bytes.min(max as u64 / 2),
+    }
+}
+
 /// Everything that all shards share.
 pub struct Common {
     /// The mailboxes.
@@ -249,6 +260,10 @@ pub struct Common {
     pub board: Board,
     /// TCP listeners that are open, of all shards.
     pub listening: AtomicUsize,
+    /// The Unix socket of the process whose place this one has taken; it may be gone by now.
+    pub predecessor: ArcSwapOption<PathBuf>,
+    /// Another process has our Unix socket's place: whoever is still here by it has come before that.
+    pub is_relieved: AtomicBool,
     /// The sockets that shards listen at.
     pub(super) doors: Mutex<Vec<Door>>,
     /// Memory for prepared statements (`prepared_statements_bytes_max`).
@@ -288,7 +303,8 @@ impl Common {
     ) -> std::io::Result<Common> {
         let period = snapshot.config.general.stats_period;
         let clients = u32::try_from(snapshot.config.general.max_client_conn).unwrap_or(u32::MAX);
-        let statements_bytes = snapshot.config.general.prepared_statements_bytes_max as u64;
+        memory::set_max(snapshot.config.general.memory_max as u64);
+        let statements_bytes = statements_bytes_max(&snapshot.config.general);
         Ok(Common {
             mesh: Mesh::new(shards)?,
             registry: Registry::new(shards),
@@ -299,6 +315,8 @@ impl Common {
             reloaded: Notes::new(shards),
             board: Board::new(shards),
             listening: AtomicUsize::new(0),
+            predecessor: ArcSwapOption::empty(),
+            is_relieved: AtomicBool::new(false),
             doors: Mutex::default(),
             statements_budget: Arc::new(Budget::new(statements_bytes)),
             answers: Mutex::default(),
@@ -463,7 +481,8 @@ impl Common {
         self.clients
             .set_limit(u32::try_from(clients).unwrap_or(u32::MAX));
         self.statements_budget
-            .set_max(config.general.prepared_statements_bytes_max as u64);
+            .set_max(statements_bytes_max(&config.general));
+        memory::set_max(config.general.memory_max as u64);
         // Under the lock, so that a pool being made is either seen here or sees the new limit.
         let directory = self.directory();
         for (scope, permits) in &directory.scopes {

@@ -5,7 +5,8 @@ use super::pools::{Pool, terms};
 use super::root::Shard;
 use super::shared::{Phase, Request, Snapshot};
 use crate::admin::SetOutcome;
-use crate::base::{Moment, heap};
+use crate::base::memory::{self, Pressure};
+use crate::base::{Moment, ShardId};
 use crate::client::{ClientEntry, ClientState, Farewell, Signal, Who};
 use crate::config::{Config, Dialect, Timeouts};
 use crate::net::spawn;
@@ -52,7 +53,32 @@ pub(super) async fn run(shard: Rc<Shard>) {
         });
         shard.drop_unused_pools(&snapshot.config);
         shard.notice_lost_mail();
-        heap::give_back();
+        memory::give_back();
+        shard.watch_memory();
+    }
+}
+
+impl Shard {
+    /// Measures the process's memory, if it has a budget, and says so when that is used up or not any more.
+    fn watch_memory(&self) {
+        if self.id != ShardId(0) || memory::max() == 0 {
+            return;
+        }
+        memory::measure();
+        let (is_full, used, max) = (
+            memory::pressure() >= Pressure::Full,
+            memory::used(),
+            memory::max(),
+        );
+        match (self.is_memory_full.replace(is_full), is_full) {
+            (false, true) => tracing::warn!(
+                "memory: {used} bytes of {max} (memory_max), new clients are refused"
+            ),
+            (true, false) => tracing::info!(
+                "memory: {used} bytes of {max} (memory_max), new clients are let in again"
+            ),
+            _ => {}
+        }
     }
 }
 

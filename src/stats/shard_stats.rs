@@ -42,6 +42,8 @@ pub struct ShardStats {
     pub logins: Counter,
     /// Clients refused before they were logged in, or lost while logging in.
     pub login_failures: Counter,
+    /// Clients refused, or sent away, for want of memory (`memory_max`).
+    pub memory_refusals: Counter,
     /// Servers opened (logged in).
     pub servers_opened: Counter,
     /// Attempts to open a server that failed.

@@ -59,6 +59,7 @@ reading! {
         busy,
         logins,
         login_failures,
+        memory_refusals,
         servers_opened,
         server_failures,
         handoffs_in,

@@ -196,3 +196,32 @@ test("each client sees its own application name", deadline, async () => {
     await Promise.all(clients.map((client) => client.end()));
   }
 });
+
+test("migrations are no affair of busy clients with named statements", deadline, () =>
+  withClients(poolSize * 3 + 1, async ([migrator, ...clients]) => {
+    await migrator.query("CREATE TABLE migrated AS SELECT n AS id, 'text ' || n AS text FROM generate_series(0, 99) n");
+    const changes = ["ADD COLUMN extra int DEFAULT 7", "ALTER COLUMN extra TYPE text", "DROP COLUMN extra"];
+    const seen = new Set();
+    let over = false;
+    const ask = async (client, number) => {
+      for (let count = 0; ; count++) {
+        if (over) return count;
+        const query = { name: "one", text: "SELECT * FROM migrated WHERE id = $1", values: [number] };
+        const { rows } = await client.query(query);
+        assert.equal(rows[0].text, `text ${number}`);
+        seen.add(rows[0].extra);
+      }
+    };
+    const asking = Promise.all(clients.map(ask));
+    for (let turn = 0; turn < 5; turn++) {
+      for (const change of changes) {
+        await migrator.query(`ALTER TABLE migrated ${change}`);
+        await new Promise((resolve) => setTimeout(resolve, 50));
+      }
+    }
+    over = true;
+    assert.ok(Math.min(...(await asking)) > 5);
+    assert.deepEqual(seen, new Set([undefined, 7, "7"]));
+    await migrator.query("DROP TABLE migrated");
+  }),
+);

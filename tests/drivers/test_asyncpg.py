@@ -9,7 +9,7 @@ import uuid
 import asyncpg
 import pytest
 
-from conftest import POOL_SIZE
+from conftest import POOL_SIZE, TARGET
 
 # asyncpg prepares every query under a name unless told otherwise.
 pytestmark = pytest.mark.prepared
@@ -242,3 +242,47 @@ def test_large_results_arrive_complete(target, run):
 
     rows = run(work())
     assert [row[0] for row in rows] == list(range(1, 20001)) and all(len(row[1]) == 1000 for row in rows)
+
+
+MIGRATIONS = [
+    "ADD COLUMN extra int DEFAULT 7",
+    "ALTER COLUMN extra TYPE bigint",
+    "ALTER COLUMN extra TYPE text",
+    "DROP COLUMN extra",
+]
+
+
+@pytest.mark.skipif(TARGET == "pgbouncer", reason="0A000 reaches its clients")
+def test_migrations_are_no_affair_of_busy_clients(target, table, server, run):
+    # asyncpg asks for binary values of the types that it was told once, and prepares anew when it is told 0A000.
+    server.execute(f"INSERT INTO {table} SELECT n, 'text ' || n FROM generate_series(0, 99) n")
+
+    async def work():
+        over = asyncio.Event()
+        seen = set()
+
+        async def ask(connection, number):
+            count = 0
+            while not over.is_set():
+                row = await connection.fetchrow(f"SELECT * FROM {table} WHERE id = $1", number)
+                assert row[0] == number and row[1] == f"text {number}", row
+                assert row.get("extra") in (None, 7, "7"), row
+                seen.add(type(row.get("extra")))
+                count += 1
+            return count
+
+        async def migrate():
+            connection = await connect(target)
+            for _ in range(5):
+                for change in MIGRATIONS:
+                    await connection.execute(f"ALTER TABLE {table} {change}")
+                    await asyncio.sleep(0.05)
+            over.set()
+
+        clients = [await connect(target) for _ in range(POOL_SIZE * 4)]
+        asking = [ask(connection, number) for number, connection in enumerate(clients)]
+        _, *counts = await asyncio.gather(migrate(), *asking)
+        assert min(counts) > 5, counts
+        return seen
+
+    assert run(work()) == {type(None), int, str}

@@ -616,15 +616,3 @@ drop_in!(user_of_the_command_line_is_become, |brand| {
         "{line}"
     );
 });
-
-#[test]
-fn online_restart_is_refused_with_what_to_do_instead() {
-    let output = Brand::Ringbouncer(1)
-        .command()
-        .args(["-R", "x.ini"])
-        .output()
-        .unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    let told = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(told.contains("so_reuseport = 1"), "{told}");
-}

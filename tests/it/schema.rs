@@ -245,6 +245,18 @@ both_shards!(
     }
 );
 
+both_shards!(batch_of_a_large_value_is_sent_again_as_well, |shards| {
+    let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    table(&stage);
+    let mut client = stage.client();
+    prepare(&mut client, "s", "select v, length($1) from t");
+    let value = "x".repeat(900_000);
+    let run = described("s", &[&value]);
+    assert_eq!(client.exchange(&run).tags, "2TDCZ");
+    stage.database.sql("alter table t alter column v type text");
+    assert_eq!(client.exchange(&run).tags, "2TDCZ");
+});
+
 both_shards!(
     client_that_relies_on_an_old_description_is_told_as_by_postgresql,
     |shards| {

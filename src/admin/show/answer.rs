@@ -7,7 +7,7 @@ use crate::admin::command::Show;
 use crate::admin::filter::{Filter, Pick};
 use crate::admin::office::{Access, ClientRow, Office, Records};
 use crate::admin::table::{Row, Rows, Value};
-use crate::base::Moment;
+use crate::base::{Moment, memory};
 use crate::client::ClientState;
 use crate::stats::PoolEntry;
 use std::fmt::Write;
@@ -67,7 +67,12 @@ pub(in crate::admin) async fn rows(
         Show::State => all(internals::state(records.hold())),
         Show::Mem => {
             let shards = records.registry().shards();
-            all(internals::mem(&records.config().general, shards))
+            memory::measure();
+            all(internals::mem(
+                &records.config().general,
+                shards,
+                memory::used(),
+            ))
         }
         Show::DnsHosts => all(internals::dns_hosts(records.hosts())),
         // Zones are not watched.

@@ -65,6 +65,8 @@ pub(in crate::admin) const FDS: &[Column] = &[
     Column::bytea("scram_server_key"),
 ];
 
+const KIB: u64 = 1024;
+
 /// Rows of SHOW STATE.
 pub(super) fn state(hold: Hold) -> Vec<Row> {
     let rows = [
@@ -79,21 +81,32 @@ pub(super) fn state(hold: Hold) -> Vec<Row> {
     rows.into()
 }
 
-/// Rows of SHOW MEM: the receive buffers of all shards, under PgBouncer's name for its own.
-pub(super) fn mem(general: &General, shards: &[Arc<ShardStats>]) -> Vec<Row> {
+/// Rows of SHOW MEM: the receive buffers of all shards, under PgBouncer's name for its own, and the memory of the process, of
+/// which `used` bytes are resident, in KiB.
+pub(super) fn mem(general: &General, shards: &[Arc<ShardStats>], used: u64) -> Vec<Row> {
     let free: u64 = shards
         .iter()
         .map(|shard| ShardReading::from(&**shard).buffers_free)
         .sum();
     let all = u64::from(general.receive_buffers) * shards.len() as u64;
     let size = general.receive_buffer_bytes as u64;
-    vec![vec![
-        Value::text("iobuf_cache"),
-        Value::int4(size),
-        Value::int4(all.saturating_sub(free)),
-        Value::int4(free),
-        Value::int4(all.saturating_mul(size)),
-    ]]
+    let left = (general.memory_max as u64).saturating_sub(used);
+    vec![
+        vec![
+            Value::text("iobuf_cache"),
+            Value::int4(size),
+            Value::int4(all.saturating_sub(free)),
+            Value::int4(free),
+            Value::int4(all.saturating_mul(size)),
+        ],
+        vec![
+            Value::text("process"),
+            Value::int4(KIB),
+            Value::int4(used / KIB),
+            Value::int4(left / KIB),
+            Value::int4(used.saturating_add(left)),
+        ],
+    ]
 }
 
 /// Rows of SHOW DNS_HOSTS; PgBouncer shows addresses with a port of 0. All names are looked up anew at fixed times, so no answer grows old.
@@ -220,10 +233,30 @@ mod tests {
             receive_buffer_bytes: 8192,
             ..General::default()
         };
-        let rows = mem(&general, registry.shards());
+        let rows = mem(&general, registry.shards(), 0);
         assert_eq!(
             printed(MEM, &rows[0]),
             "name=iobuf_cache size=8192 used=412 free=612 memtotal=8388608"
+        );
+    }
+
+    #[test]
+    fn memory_of_the_process_stands_beside_its_budget() {
+        let line = |used, memory_max| {
+            let general = General {
+                memory_max,
+                ..General::default()
+            };
+            printed(MEM, &mem(&general, &[], used)[1])
+        };
+        let used = 10 << 20;
+        assert_eq!(
+            line(used, 64 << 20),
+            "name=process size=1024 used=10240 free=55296 memtotal=67108864"
+        );
+        assert_eq!(
+            line(used, 0),
+            "name=process size=1024 used=10240 free=0 memtotal=10485760"
         );
     }
 

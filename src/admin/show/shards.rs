@@ -33,6 +33,7 @@ pub(in crate::admin) const SHARDS: &[Column] = &[
     Column::int8("busy_us"),
     Column::int8("longest_turn_us"),
     Column::int8("late_wakeups"),
+    Column::int8("memory_refusals"),
 ];
 
 /// Rows of SHOW SHARDS; `depth` tells how many messages wait for a shard.
@@ -73,6 +74,7 @@ fn shard(id: ShardId, reading: &ShardReading, depth: usize) -> Row {
         Value::int8(reading.busy_us),
         Value::int8(reading.longest_turn_us),
         Value::int8(reading.late_wakeups),
+        Value::int8(reading.memory_refusals),
     ]
 }
 
@@ -95,7 +97,7 @@ mod tests {
              clients_out q, moves_in q, moves_out q, logins q, login_failures q, servers_opened q, server_failures q, handoffs_in q, handoffs_out q, \
              mailbox_depth i, mailbox_depth_max i, mailbox_full q, ring_enters q, completions q, \
              buffers_free i, buffers_starved q, heap_copies q, busy_us q, longest_turn_us q, \
-             late_wakeups q",
+             late_wakeups q, memory_refusals q",
         );
     }
 
@@ -110,6 +112,7 @@ mod tests {
         stats.mailbox_depth_max.raise(3);
         stats.longest_turn_us.raise(4);
         stats.late_wakeups.add(5);
+        stats.memory_refusals.add(6);
         let rows = shards(registry.shards(), |id| usize::from(id.0) * 7);
         assert_eq!(rows.len(), 2);
         let line = printed(SHARDS, &rows[1]);
@@ -122,7 +125,7 @@ mod tests {
             "{line}"
         );
         assert!(
-            line.ends_with(" longest_turn_us=4 late_wakeups=5"),
+            line.ends_with(" longest_turn_us=4 late_wakeups=5 memory_refusals=6"),
             "{line}"
         );
     }
