@@ -1,9 +1,9 @@
 //! The console's grammar: bytes to [`Command`]. Total: any bytes give a command or a [`Refusal`].
 //!
 //! ```text
-//! statement = word [word | "quoted"] [;]
+//! statement = word [word | "quoted" | $1] [;]
 //!           | SHOW word [WHERE column op value [AND column op value ...]] [LIMIT value] [;]
-//!           | SET word (= | TO) (word | "quoted" | 'quoted') [;]
+//!           | SET word (= | TO) (word | "quoted" | 'quoted' | $1) [;]
 //! op        = `=` | `<>` | `!=` | `<` | `<=` | `>` | `>=`
 //! value     = word | number | 'quoted' | $ digits
 //! word      = letters, digits, _      (keywords in either case, no comments)
@@ -14,6 +14,7 @@ use super::filter::{Filter, Parameter, Test, Written};
 use super::office::{Order, Shutdown};
 use super::show;
 use super::table::Column;
+use crate::wire::backend::oid;
 use std::borrow::Cow;
 use std::sync::Arc;
 
@@ -49,6 +50,16 @@ pub enum Command {
     Reload,
     /// End the process.
     Shutdown(Shutdown),
+    /// A command whose argument is the parameter `$1`.
+    Blank(Arc<Blank>),
+}
+
+/// A command without its argument.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Blank {
+    verb: Vec<u8>,
+    /// The name of a SET.
+    setting: Option<Vec<u8>>,
 }
 
 /// A setting to be changed.
@@ -198,6 +209,7 @@ impl Command {
     pub(super) fn parameter_types(&self) -> Vec<u32> {
         match self {
             Command::ShowSome(_, filter) => filter.parameter_types(),
+            Command::Blank(blank) => vec![blank.parameter_type()],
             _ => Vec::new(),
         }
     }
@@ -208,6 +220,11 @@ impl Command {
             Command::ShowSome(show, filter) => {
                 Command::ShowSome(*show, Arc::new(filter.bind(values)?))
             }
+            Command::Blank(blank) => {
+                let value = values.first().and_then(Option::as_deref);
+                let filled = value.map(|value| blank.filled(value.as_bytes()));
+                filled.transpose()?.flatten().ok_or(Refusal::BadArguments)?
+            }
             _ => self.clone(),
         })
     }
@@ -216,7 +233,8 @@ impl Command {
     pub const fn needs_admin(&self) -> bool {
         match self {
             Command::Show(show) | Command::ShowSome(show, _) => matches!(show, Show::Fds),
-            Command::SelectOne | Command::SetIgnored => false,
+            // What it becomes may be.
+            Command::SelectOne | Command::SetIgnored | Command::Blank(_) => false,
             _ => true,
         }
     }
@@ -243,6 +261,37 @@ impl Command {
             Command::Incomplete(verb, _) => verb,
             Command::Reload => "RELOAD",
             Command::Shutdown(_) => "SHUTDOWN",
+            // It is never complete.
+            Command::Blank(_) => "",
+        }
+    }
+}
+
+impl Blank {
+    /// That of the `id` column, or text, which everything else is.
+    fn parameter_type(&self) -> u32 {
+        match self.verb.eq_ignore_ascii_case(b"kill_client") {
+            true => oid::INT4,
+            false => oid::TEXT,
+        }
+    }
+
+    /// The command with its argument; none if there is no such command.
+    fn filled(&self, argument: &[u8]) -> Result<Option<Command>, Refusal> {
+        let argument = Cow::Borrowed(argument);
+        let statement = match &self.setting {
+            Some(name) => Statement::Set {
+                name,
+                value: argument,
+            },
+            None => Statement::Plain {
+                verb: &self.verb,
+                argument: Some(argument),
+            },
+        };
+        match statement.is_too_long() {
+            true => Err(Refusal::BadArguments),
+            false => statement.command(),
         }
     }
 }
@@ -267,6 +316,7 @@ enum Statement<'a> {
         conditions: Vec<Comparison<'a>>,
         limit: Option<Written>,
     },
+    Blank(Blank),
 }
 
 /// A comparison as it is written.
@@ -282,14 +332,17 @@ impl<'a> Statement<'a> {
                 let to = words.word()?;
                 to.eq_ignore_ascii_case(b"to").then_some(())?;
             }
-            let value = words.argument().or_else(|| words.quoted(b'\''))?;
-            Statement::Set { name, value }
+            match words.argument().or_else(|| words.quoted(b'\'')) {
+                Some(value) => Statement::Set { name, value },
+                None => words.blank(verb, Some(name))?,
+            }
         } else {
             let argument = words.argument();
             match argument {
                 Some(name) if is_show(verb) && !words.clone().ends() => {
                     Statement::read_some(name, &mut words)?
                 }
+                None if !words.clone().ends() => words.blank(verb, None)?,
                 argument => Statement::Plain { verb, argument },
             }
         };
@@ -333,6 +386,8 @@ impl<'a> Statement<'a> {
                 name.len() > ARGUMENT_BYTES_MAX || value.len() > VALUE_BYTES_MAX
             }
             Statement::Some { name, .. } => name.len() > ARGUMENT_BYTES_MAX,
+            // It is asked for once it is filled.
+            Statement::Blank(_) => false,
         }
     }
 
@@ -344,6 +399,7 @@ impl<'a> Statement<'a> {
                 conditions,
                 limit,
             } => return shown_some(&name, conditions, limit),
+            Statement::Blank(blank) => return blanked(blank),
             Statement::Plain { verb, argument } => (verb, argument),
         };
         let argument = argument.as_deref();
@@ -358,6 +414,13 @@ impl<'a> Statement<'a> {
             _ => None,
         })
     }
+}
+
+/// A command that can be filled, and has no rows: their columns would depend on the parameter.
+fn blanked(blank: Blank) -> Result<Option<Command>, Refusal> {
+    let sample = blank.filled(b"1")?;
+    let is_one = sample.is_some_and(|command| command.columns().is_empty());
+    Ok(is_one.then(|| Command::Blank(Arc::new(blank))))
 }
 
 fn set(name: &[u8], value: &[u8]) -> Command {
@@ -495,6 +558,14 @@ impl<'a> Words<'a> {
         Some(*test)
     }
 
+    /// The command of a parameter.
+    fn blank(&mut self, verb: &[u8], setting: Option<&[u8]>) -> Option<Statement<'a>> {
+        let is_it = self.takes(b'$') && self.word() == Some(b"1");
+        let setting = setting.map(<[u8]>::to_vec);
+        let verb = verb.to_vec();
+        is_it.then_some(Statement::Blank(Blank { verb, setting }))
+    }
+
     /// What a column is compared with.
     fn value(&mut self) -> Option<Written> {
         if self.takes(b'$') {
@@ -541,262 +612,4 @@ impl<'a> Words<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn commands_are_read() {
-        let table: &[(&str, Command)] = &[
-            ("SHOW STATS", Command::Show(Show::Stats)),
-            (" show\tstats_TOTALS ; ", Command::Show(Show::StatsTotals)),
-            ("SELECT clients;", Command::Show(Show::Clients)),
-            ("show \"Pools\"", Command::Show(Show::Pools)),
-            ("\x0b\r\nSHOW help", Command::Show(Show::Help)),
-            ("select 1", Command::SelectOne),
-            ("SELECT 1;", Command::SelectOne),
-            ("reload", Command::Reload),
-            ("PAUSE", Command::Order(Order::Pause(None))),
-            (
-                "pause \"My Shop\";",
-                Command::Order(Order::Pause(Some("My Shop".into()))),
-            ),
-            (
-                "RESUME shop",
-                Command::Order(Order::Resume(Some("shop".into()))),
-            ),
-            ("Kill", Command::Order(Order::Kill(None))),
-            ("reconnect;", Command::Order(Order::Reconnect(None))),
-            (
-                "DISABLE shop",
-                Command::Order(Order::Disable("shop".into())),
-            ),
-            (
-                "ENABLE",
-                Command::Incomplete("ENABLE", Refusal::DatabaseRequired),
-            ),
-            ("WAIT_CLOSE", Command::WaitClose(None)),
-            ("KILL_CLIENT 26", Command::KillClient(26)),
-            ("kill_client 0x1a", Command::KillClient(26)),
-            (
-                "kill_client shop",
-                Command::Incomplete("KILL_CLIENT", Refusal::BadClient),
-            ),
-            ("SHUTDOWN;", Command::Shutdown(Shutdown::Now)),
-            (
-                "shutdown WAIT_FOR_CLIENTS",
-                Command::Shutdown(Shutdown::WaitForClients),
-            ),
-            (
-                "SHUTDOWN wait_for_servers;",
-                Command::Shutdown(Shutdown::WaitForServers),
-            ),
-            ("SET DateStyle = 'ISO, MDY'", Command::SetIgnored),
-            ("set timezone to gmt;", Command::SetIgnored),
-            ("SET client_encoding='it''s'", Command::SetIgnored),
-            (
-                "SET standard_conforming_strings TO \"on\"",
-                Command::SetIgnored,
-            ),
-        ];
-        for (text, command) in table {
-            assert_eq!(
-                Command::parse(text.as_bytes()).as_ref(),
-                Ok(command),
-                "{text}"
-            );
-        }
-    }
-
-    fn some_of(text: &str) -> (Show, Arc<Filter>) {
-        match Command::parse(text.as_bytes()) {
-            Ok(Command::ShowSome(show, filter)) => (show, filter),
-            other => panic!("{text}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn rows_can_be_chosen() {
-        let row = vec![crate::admin::table::Value::text("it's"); 17];
-        let table = [
-            ("SHOW POOLS WHERE database = 'it''s' LIMIT 5", 5, true),
-            (
-                "show pools where \"user\"<>its and database>=a;",
-                usize::MAX,
-                true,
-            ),
-            ("SELECT POOLS WHERE user = x", usize::MAX, false),
-            ("SHOW POOLS LIMIT 0;", 0, true),
-        ];
-        for (text, limit, matches) in table {
-            let (show, filter) = some_of(text);
-            assert_eq!(show, Show::Pools);
-            assert_eq!(
-                (filter.limit(), filter.matches(&row)),
-                (limit, matches),
-                "{text}"
-            );
-        }
-        let (_, filter) = some_of("SHOW CLIENTS WHERE port > $2 AND user = $1 LIMIT $3");
-        assert_eq!(filter.parameter_types(), [25, 23, 20]);
-        for text in [
-            "SHOW POOLS WHERE",
-            "SHOW POOLS WHERE user",
-            "SHOW POOLS WHERE user =",
-            "SHOW POOLS WHERE user = x AND",
-            "SHOW POOLS WHERE user = x user = y",
-            "SHOW POOLS LIMIT",
-            "SHOW POOLS LIMIT 1 LIMIT 2",
-            "SHOW POOLS LIMIT 1 WHERE user = x",
-            "SHOW POOLS WHERE user = $x",
-            "SHOW TIMEZONE LIMIT 1",
-            "SHOW HELP LIMIT 1",
-            "PAUSE WHERE user = x",
-        ] {
-            let verdict = Command::parse(text.as_bytes());
-            assert!(
-                matches!(verdict, Err(Refusal::InvalidCommand { .. })),
-                "{text}: {verdict:?}"
-            );
-        }
-        let verdict = Command::parse(b"SHOW POOLS WHERE nothing = 1");
-        assert!(
-            matches!(verdict, Err(Refusal::NoColumn { .. })),
-            "{verdict:?}"
-        );
-    }
-
-    #[test]
-    fn variables_have_pgbouncers_values_and_their_name_as_column() {
-        let table = [
-            ("CLIENT_ENCODING", "client_encoding", "UTF-8"),
-            (
-                "default_transaction_isolation",
-                "default_transaction_isolation",
-                "read committed",
-            ),
-            (
-                "standard_conforming_strings",
-                "standard_conforming_strings",
-                "on",
-            ),
-            ("DateStyle", "datestyle", "ISO"),
-            ("timezone", "timezone", "GMT"),
-            ("extra_float_digits", "extra_float_digits", "2"),
-        ];
-        for (typed, name, value) in table {
-            let command = Command::parse(format!("SHOW {typed}").as_bytes()).unwrap();
-            let Command::Show(Show::Variable(variable)) = command else {
-                panic!("{command:?}")
-            };
-            assert_eq!(variable.value, value);
-            assert_eq!(command.columns(), [Column::text(name)]);
-        }
-    }
-
-    #[test]
-    fn everything_shown_by_name_is_found_by_its_name() {
-        for (word, show) in Show::ALL {
-            assert_eq!(shown(word.as_bytes()), Some(*show));
-        }
-    }
-
-    #[test]
-    fn anything_else_is_invalid_and_quoted_back() {
-        let table: &[&[u8]] = &[
-            b"",
-            b";",
-            b"BEGIN",
-            b"COMMIT",
-            b"PAUSE a b",
-            b"DISABLE a b",
-            b"SHOW",
-            b"SHOW ;",
-            b"SHOW nothing",
-            b"SHOW pools pools",
-            b"SHOW pools;;",
-            b"SHOW pools; SHOW pools",
-            b"SHOW pools -- comment",
-            b"SHOW 'pools'",
-            b"SHOW \"pools",
-            b"SELECT 2",
-            b"SELECT version()",
-            b"RELOAD now",
-            b"SHUTDOWN later",
-            b"SET timezone",
-            b"SET timezone =",
-            b"SET timezone gmt",
-            b"SET pool_mode session",
-            b"SET server_lifetime = 3.5",
-            b"SET timezone = 'gmt",
-            b"\xff\xfe",
-            b"SHOW\0POOLS",
-        ];
-        for text in table {
-            let quoted = String::from_utf8_lossy(text).into_owned();
-            assert_eq!(
-                Command::parse(text),
-                Err(Refusal::InvalidCommand { text: quoted }),
-                "{text:?}"
-            );
-        }
-        let refusal = Command::parse(b"BEGIN").unwrap_err();
-        assert_eq!(
-            refusal.to_string(),
-            "invalid command 'BEGIN', use SHOW HELP;"
-        );
-    }
-
-    #[test]
-    fn words_beyond_pgbouncers_limits_are_bad_arguments() {
-        let long = |count| "x".repeat(count);
-        let verdict = |text: String| Command::parse(text.as_bytes()).unwrap_err();
-        let is_invalid = |text| matches!(verdict(text), Refusal::InvalidCommand { .. });
-        assert!(is_invalid(long(15)));
-        assert!(is_invalid(format!("SHOW {}", long(63))));
-        let command = Command::parse(format!("SET {} = 1", long(63)).as_bytes());
-        assert!(matches!(command, Ok(Command::Set(_))));
-        assert_eq!(verdict(long(16)), Refusal::BadArguments);
-        assert_eq!(verdict(format!("SHOW {}", long(64))), Refusal::BadArguments);
-        assert_eq!(
-            verdict(format!("SET {} = 1", long(64))),
-            Refusal::BadArguments
-        );
-        let value = |count| format!("SET timezone = '{}'", long(count));
-        assert_eq!(
-            Command::parse(value(255).as_bytes()),
-            Ok(Command::SetIgnored)
-        );
-        assert_eq!(verdict(value(256)), Refusal::BadArguments);
-    }
-
-    #[test]
-    fn parser_is_total_on_every_truncation_and_flipped_byte() {
-        let texts: [&[u8]; 4] = [
-            b"SET timezone TO \"a\"\"b\";",
-            b"show \"clients\" ;",
-            b"shutdown wait_for_clients;",
-            b"show pools where a<='b' and c=$1 limit 5;",
-        ];
-        for text in texts {
-            for cut in 0..text.len() {
-                let _ = Command::parse(&text[..cut]);
-                for byte in 0..=u8::MAX {
-                    let mut flipped = text.to_vec();
-                    flipped[cut] = byte;
-                    let _ = Command::parse(&flipped);
-                    let _ = is_empty(&flipped);
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn only_space_and_one_semicolon_are_empty() {
-        for text in ["", " \t", ";", " ;\n"] {
-            assert!(is_empty(text.as_bytes()), "{text:?}");
-        }
-        for text in [";;", "SHOW", "; x", "--"] {
-            assert!(!is_empty(text.as_bytes()), "{text:?}");
-        }
-    }
-}
+mod tests;

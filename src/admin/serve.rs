@@ -35,6 +35,9 @@ const SETTINGS: [(&str, &str); 7] = [
 /// PgBouncer's words for SET of a TLS setting that does not go with the others (yet).
 const TLS_KEPT: &str = "TLS settings could not be applied, still using old configuration";
 
+/// A simple query gives no values.
+const UNBOUND: Refusal = Refusal::NoParameter { number: 1 };
+
 /// Who a console session belongs to.
 pub struct Session {
     /// What it may do.
@@ -264,9 +267,8 @@ impl Console<'_> {
                     show::rows(*show, None, self.office, self.access, Clock::now()).await,
                 ));
             }
-            Command::ShowSome(_, filter) if !filter.is_bound() => {
-                return Err(Refusal::NoParameter { number: 1 }.into());
-            }
+            Command::ShowSome(_, filter) if !filter.is_bound() => return Err(UNBOUND.into()),
+            Command::Blank(_) => return Err(UNBOUND.into()),
             Command::ShowSome(show, filter) => {
                 let rows =
                     show::rows(*show, Some(filter), self.office, self.access, Clock::now()).await;

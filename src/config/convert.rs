@@ -8,11 +8,25 @@ use super::units::{format_duration, format_size};
 use super::value::Value;
 use std::path::Path;
 
-/// What differs between any file of PgBouncer's and its conversion.
-const ALWAYS_DIFFERENT: [&str; 3] = [
+/// What differs between any file of PgBouncer's and its conversion, or between running from one and from the other.
+const ALWAYS_DIFFERENT: [&str; 15] = [
     "comments and the order of the lines are not kept, and included files become part of the one file",
     "relative paths are made absolute: PgBouncer's start at the working directory, those in TOML at the file",
-    "run from TOML, log lines have Ringbouncer's own form and not PgBouncer's, and running as root is allowed",
+    "a setting that is taken out of the TOML later has Ringbouncer's default, which is not PgBouncer's for pool_mode, \
+     max_client_conn, listen_addr, strict_startup_parameters and others",
+    "run from TOML, log lines have Ringbouncer's own form and not PgBouncer's, and lines that PgBouncer has for its admins are \
+     left out: login attempts, limits of open files, databases that are dropped, what the console refuses",
+    "run from TOML, the log has other words for why a server was closed in a shutdown that waits for servers",
+    "run from TOML, running as root is allowed",
+    "run from TOML, an address of listen_addr that cannot be listened on is an error, even if there are others",
+    "run from TOML, a limit on open files that is too low for max_client_conn is an error and no warning",
+    "run from TOML, an auth_file that is missing or has a broken line is an error, also with auth_type pam",
+    "run from TOML, settings that make no sense together are errors where PgBouncer takes them, also in SET",
+    "run from TOML, client_idle_timeout holds in session pooling as well, where PgBouncer spares a client that has a server",
+    "run from TOML, clients are not told pgbouncer.pool_mode and pgbouncer.max_prepared_statements when they log in",
+    "run from TOML, SET reads Ringbouncer's notation: on and yes are 1, numbers are decimal, modes octal",
+    "run from TOML, SET does not know options without effect, and SHOW CONFIG does not have them",
+    "run from TOML, SHOW CONFIG has Ringbouncer's defaults, and \"\" for what PgBouncer shows as NULL",
 ];
 
 /// A converted configuration.
@@ -149,6 +163,7 @@ pub(super) fn quoted(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::config::Dialect;
+    use std::path::PathBuf;
 
     const INI: &str = "[databases]\n* = host=db port=5433 user=u password='a\"b\\c'\n'odd \"name' = pool_size=3\n\
         [users]\nann = pool_mode=statement\n[peers]\n2 = host=/run/b pool_size=4\n\
@@ -181,6 +196,69 @@ mod tests {
                 .differences
                 .contains(&"pgbouncer.pkt_buf has no effect and is left out".to_owned())
         );
+    }
+
+    /// Each file that asks for the dialect, with words of what is told of the difference, as many as it has places.
+    const ASKED_FOR: [(&str, &[&str]); 15] = [
+        ("config/cross.rs", &["no sense together"]),
+        ("config/set.rs", &["SET reads"]),
+        ("config/show.rs", &["without effect", "SHOW CONFIG has"]),
+        ("process/control.rs", &["own form", "dropped"]),
+        ("process/listening.rs", &["listen_addr"]),
+        ("process/log.rs", &["own form"; 3]),
+        ("process/preflight.rs", &["open files"; 2]),
+        ("process/sources.rs", &["auth_file"]),
+        ("process/start.rs", &["root"]),
+        ("shard/entrance.rs", &["own form"]),
+        (
+            "shard/guest.rs",
+            &[
+                "login attempts",
+                "own form",
+                "pgbouncer.pool_mode",
+                "own form",
+                "own form",
+                "console refuses",
+            ],
+        ),
+        ("shard/opening.rs", &["own form"]),
+        ("shard/pools.rs", &["why a server was closed"]),
+        ("shard/unused.rs", &["dropped"]),
+        ("shard/upkeep.rs", &["client_idle_timeout"]),
+    ];
+
+    /// How often the code of each file asks for the dialect, but for those that tell which it is.
+    fn asking(folder: &Path, found: &mut Vec<(PathBuf, usize)>) {
+        for entry in std::fs::read_dir(folder).expect("a folder of the sources") {
+            let path = entry.expect("a file").path();
+            if path.is_dir() {
+                asking(&path, found);
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).expect("a source");
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            let ways = ["dialect == Dialect::", "dialect != Dialect::", "dialect {"];
+            let count = ways.iter().map(|way| code.matches(way).count()).sum();
+            if count > 0 {
+                found.push((path, count));
+            }
+        }
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore)] // reads the sources
+    fn every_difference_that_the_dialect_makes_is_told() {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+        let mut found = Vec::new();
+        asking(&sources, &mut found);
+        found.retain(|(path, _)| !path.ends_with("config/load.rs"));
+        found.sort();
+        let listed = ASKED_FOR.map(|(file, words)| (sources.join(file), words.len()));
+        assert_eq!(found, listed, "tell of it in ALWAYS_DIFFERENT, and list it");
+        for word in ASKED_FOR.iter().flat_map(|(_, words)| *words) {
+            let is_told = ALWAYS_DIFFERENT.iter().any(|told| told.contains(word));
+            assert!(is_told, "{word}");
+        }
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod lookup;
 mod messages;
 mod reset;
 
-pub use cancel::send_cancel;
+pub use cancel::{CancelWay, send_cancel};
 pub use conn::{Dialogue, Parcel, Server, Unnamed};
 pub use connect::{ServerTls, Target};
 pub use dial::{Login, Wishes, dial};

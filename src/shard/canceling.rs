@@ -6,11 +6,13 @@ use super::root::Shard;
 use crate::base::{Moment, ServerId, ShardId};
 use crate::client::{ClientEntry, ClientState, Signal, Who};
 use crate::config::SslMode;
-use crate::net::{Elapsed, Endpoint, TcpOptions};
+use crate::net::{Endpoint, TcpOptions};
 use crate::pool::Permit;
-use crate::server::{DialError, ServerEntry, ServerTls, Target, send_cancel};
+use crate::server::{CancelWay, DialError, ServerEntry, ServerTls, Target, send_cancel};
 use crate::session::{CancelKey, PeerAddress};
+use crate::stats::{Gauge, PoolStats};
 use std::rc::{Rc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How much longer than the cancel itself its sender is kept waiting for news from another shard.
@@ -38,6 +40,32 @@ impl Mark {
 impl Drop for Mark {
     fn drop(&mut self) {
         self.0.cancel_ended();
+    }
+}
+
+/// A client connection that has brought a cancel request, or the connection that carries it on: counted in one of its
+/// pool's numbers as long as this lives.
+struct Counted {
+    stats: Arc<PoolStats>,
+    within: fn(&PoolStats) -> &Gauge,
+}
+
+impl Counted {
+    fn new(stats: &Arc<PoolStats>, within: fn(&PoolStats) -> &Gauge) -> Counted {
+        within(stats).add(1);
+        let stats = stats.clone();
+        Counted { stats, within }
+    }
+
+    /// From here on in this number.
+    fn moved(self, within: fn(&PoolStats) -> &Gauge) -> Counted {
+        Counted::new(&self.stats, within)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        (self.within)(&self.stats).sub(1);
     }
 }
 
@@ -183,28 +211,32 @@ impl Shard {
         found
     }
 
+    /// Cancels what a server does, as a client wishes.
     async fn cancel_at(&self, server: Rc<ServerEntry>) {
+        let stats = self.stats_of(&server);
+        let sender = Counted::new(&stats, |stats| &stats.cl_waiting_cancel_req);
         match Mark::put(&server) {
             None => server.uncancelled().await,
-            Some(mark) => self.cancel_marked(mark).await,
+            Some(mark) => self.send_cancel(&mark.0, Some(sender)).await,
         }
     }
 
     /// Sends the marked server a cancel request.
     pub(super) async fn cancel_marked(&self, mark: Mark) {
-        self.send_cancel(&mark.0).await;
+        self.send_cancel(&mark.0, None).await;
     }
 
-    async fn send_cancel(&self, server: &ServerEntry) {
-        let stats = self
-            .common
-            .registry
-            .pool(self.id, &server.database, &server.user);
-        stats.sv_active_cancel.add(1);
-        let sent = self.request_cancel(self.way_to(server), &server.cancel_key);
-        let sent = sent.await;
-        stats.sv_active_cancel.sub(1);
-        match sent {
+    async fn send_cancel(&self, server: &ServerEntry, sender: Option<Counted>) {
+        let (target, is_encrypted) = self.way_to(server);
+        let sending = async {
+            let way = CancelWay::open(self.net, &target, is_encrypted).await?;
+            let _sender = sender.map(|sender| sender.moved(|stats| &stats.cl_active_cancel_req));
+            let stats = self.stats_of(server);
+            let _carrier = Counted::new(&stats, |stats| &stats.sv_active_cancel);
+            way.request(&server.cancel_key).await;
+            Ok::<(), DialError>(())
+        };
+        match self.net.until(self.cancel_deadline(), sending).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => {
                 tracing::warn!(server = %server.id, %error, "cannot pass a cancel request on");
@@ -215,6 +247,11 @@ impl Shard {
         server
             .close_needed
             .set(Some("outcome of a cancel request unknown"));
+    }
+
+    fn stats_of(&self, server: &ServerEntry) -> Arc<PoolStats> {
+        let registry = &self.common.registry;
+        registry.pool(self.id, &server.database, &server.user)
     }
 
     /// How a cancel request gets to a server: where, and whether it is encrypted, as its connection is.
@@ -228,16 +265,12 @@ impl Shard {
     }
 
     /// Cancels what a server still does whose connection is being closed. Nobody depends on it.
-    pub(super) async fn cancel_abandoned(&self, way: (Target, bool), key: &[u8]) {
-        let _ = self.request_cancel(way, key).await;
-    }
-
-    async fn request_cancel(
+    pub(super) async fn cancel_abandoned(
         &self,
         (target, is_encrypted): (Target, bool),
         key: &[u8],
-    ) -> Result<Result<(), DialError>, Elapsed> {
+    ) {
         let sending = send_cancel(self.net, &target, is_encrypted, key);
-        self.net.until(self.cancel_deadline(), sending).await
+        let _ = self.net.until(self.cancel_deadline(), sending).await;
     }
 }

@@ -312,7 +312,6 @@ pub(super) fn arrive(
 impl Shard {
     /// Makes a client that has come findable by its cancel key.
     fn client_came(self: &Rc<Self>, key: &CancelKey, slot: usize, moves: u32) {
-        self.stats.moves_in.inc();
         self.expires_at.take();
         self.strays.borrow_mut().arrives(&key.name(), slot);
         // With the first move its origin has sent it here itself.

@@ -9,6 +9,7 @@ use crate::admin::{Hold, Order, Refusal};
 use crate::base::ShardId;
 use crate::client::{ClientEntry, Farewell, Signal, Suspension};
 use crate::net::Net;
+use crate::stats::{Counter, ShardStats};
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ const LOOK_MAX: Duration = Duration::from_millis(50);
 const OPENING_LOOK: Duration = Duration::from_millis(250);
 /// How long a client that is told to leave is waited for.
 const LEAVING_SPAN: Duration = Duration::from_secs(5);
+/// How long a client is looked for while others move.
+const SEARCH_SPAN: Duration = Duration::from_secs(1);
 /// How long shards may take to count, those that wait for a client to leave included, until they are asked again.
 const COUNT_SPAN: Duration = Duration::from_secs(10);
 
@@ -223,10 +226,28 @@ impl Shard {
     /// Makes a client leave, on whichever shard it is.
     pub(super) async fn kill_client(self: &Rc<Self>, id: u64) -> Result<(), Refusal> {
         tracing::info!(id, "KILL_CLIENT command issued");
-        match self.count(Ask::KillClient(id)).await {
-            0 => Err(Refusal::NoSuchClient),
-            _ => Ok(()),
+        let give_up = self.net.now().after(SEARCH_SPAN);
+        let mut looks = Looks::new();
+        loop {
+            let moved_in = self.moves(|stats| &stats.moves_in);
+            if self.count(Ask::KillClient(id)).await > 0 {
+                return Ok(());
+            }
+            // Who was on its way may have been asked for where it was not any more, or not yet.
+            let has_moved = self.moves(|stats| &stats.moves_out) != moved_in;
+            if !has_moved || self.net.now() > give_up {
+                return Err(Refusal::NoSuchClient);
+            }
+            looks.next(self.net).await;
         }
+    }
+
+    /// The sum of a counter over all shards. Departures are counted before a shard says who is there, arrivals after:
+    /// arrivals before a question that equal the departures after it mean that nobody moved meanwhile.
+    fn moves(&self, counter: impl Fn(&ShardStats) -> &Counter) -> u64 {
+        let registry = &self.common.registry;
+        let shards = registry.shards().iter();
+        shards.map(|shard| counter(shard).load()).sum()
     }
 
     /// Makes a client of this shard leave and waits until it has; how many there were.

@@ -324,6 +324,7 @@ impl Shard {
 
     /// Takes a client in that another shard has served so far.
     pub(super) fn admit_traveller(self: &Rc<Self>, traveller: Box<Traveller>) {
+        self.stats.moves_in.inc();
         match self.seat_client() {
             Some(place) => spawn(self.net, moving::arrive(self.clone(), place, traveller)),
             None => self.client_left(traveller.key()),

@@ -1,5 +1,6 @@
 //! Which shard serves whom: accepted clients, those of small pools, those of a loaded shard; and shards that stall.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -186,4 +187,46 @@ fn clients_that_vanish_on_their_way_home_leave_nothing() {
     }
     wait_until("they are gone", || counts(&stage).iter().sum::<u64>() == 1);
     stage.assert_no_leak();
+}
+
+/// 2 shards, of which one has a client that asks all the time; clients stay where they are.
+#[test]
+fn load_is_that_of_the_busy_shard() {
+    let _alone = wait::alone();
+    let stage = Stage::pooled(Topology::new(2).set("rebalance_clients", false));
+    let mut console = Client::login(stage.address(), "ringbouncer");
+    let mut shown = |name: &str| {
+        let table = console.query("SHOW SHARDS").table();
+        let numbers = table.iter().map(|row| row[name].parse::<u64>().unwrap());
+        numbers.collect::<Vec<_>>()
+    };
+    let before = shown("logins");
+    let mut client = stage.client();
+    let came = |(now, before): (&u64, &u64)| now > before;
+    let busy = shown("logins").iter().zip(&before).position(came).unwrap();
+    let idle = 1 - busy;
+    let mut wait_loads = |fits: &dyn Fn(u64, u64) -> bool| {
+        let mut loads = [(0, 0); 2];
+        for _ in 0..30 {
+            loads = ["load", "busy"].map(|name| (shown(name)[busy], shown(name)[idle]));
+            if loads.iter().all(|(busy, idle)| fits(*busy, *idle)) {
+                return;
+            }
+            // Seldom, as to be asked is work as well.
+            wait::pace_until(Instant::now() + Duration::from_millis(500));
+        }
+        panic!("{loads:?}");
+    };
+    wait_loads(&|busy, idle| busy <= 1 && idle <= 1);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Acquire) {
+                client.value("select 1");
+            }
+        });
+        let _over = wait::Over(&is_over);
+        wait_loads(&|busy, idle| busy >= 5 && idle <= 1);
+    });
+    wait_loads(&|busy, idle| busy <= 1 && idle <= 1);
 }

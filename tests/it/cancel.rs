@@ -251,7 +251,7 @@ both_shards!(
         });
         let topology = Topology::new(shards)
             .pool_size(1)
-            .set("cancel_wait_timeout", "200 ms")
+            .set("cancel_wait_timeout", "2 s")
             .database_at("db", server.address, &[]);
         let pooler = Pooler::start(&topology);
         let mut client = Client::login(pooler.address, "db");
@@ -264,8 +264,28 @@ both_shards!(
                 .iter()
                 .any(|row| row["database"] == "db" && row["sv_active"] == "1")
         });
-        peer::cancel(pooler.address, &client.key);
+        let request = || {
+            let mut request = Client::connect(pooler.address);
+            request.send(&cancel_request(client.key.0, &client.key.1));
+            request
+        };
+        let requests = |column| pooler.pools("db", column);
+        let mut first = request();
+        wait_until("it is passed on", || requests("cl_active_cancel_req") == 1);
+        let mut second = request();
+        wait_until("it waits", || requests("cl_waiting_cancel_req") == 1);
+        assert_eq!(requests("cl_active_cancel_req"), 1);
+        assert_eq!(requests("sv_active_cancel"), 1);
         pooler.wait_log("cancel request timed out");
+        for request in [&mut first, &mut second] {
+            request.expect_closed();
+        }
+        let all = [
+            "cl_active_cancel_req",
+            "cl_waiting_cancel_req",
+            "sv_active_cancel",
+        ];
+        assert_eq!(all.map(requests), [0; 3]);
         given_up.store(true, Ordering::Release);
         assert_eq!(client.reply().value(), "0");
         assert_eq!(client.value("select 1"), "1", "the next server");

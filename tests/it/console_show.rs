@@ -141,6 +141,21 @@ compared!(
 
 both_shards!(set_is_in_force_on_every_shard_when_it_answers, |shards| {
     let subject = Subject::ours(shards, &[]);
+    for notice in ["first", "second", "third"] {
+        subject.console(&format!("SET login_notify_message = '{notice}'"));
+        for _ in 0..9 {
+            let mut client = Client::connect(subject.address());
+            let params = [("user", "postgres"), ("database", subject.entry(0))];
+            let greeting = client.start(wire::PROTOCOL_3_0, &params);
+            assert_eq!(greeting.notices, [notice]);
+        }
+    }
+    let table = subject.console("SHOW SHARDS").table();
+    assert!(table.iter().all(|row| row["logins"] != "0"), "{table:?}");
+});
+
+both_shards!(set_changes_the_size_of_a_pool_in_use, |shards| {
+    let subject = Subject::ours(shards, &[]);
     let mut clients: Vec<Client> = (0..6).map(|_| subject.client()).collect();
     for size in [1, 3, 2] {
         assert!(
@@ -306,6 +321,38 @@ both_shards!(driver_chooses_rows_by_parameters, |shards| {
             .unwrap();
         assert!(none.is_empty());
     });
+});
+
+both_shards!(driver_gives_orders_by_parameters, |shards| {
+    let subject = Subject::ours(shards, &[("query_timeout", "0")]);
+    let mut client = subject.client();
+    let entry = subject.entry(0);
+    driver::block_on(async {
+        let console = driver::connect(subject.address(), "postgres", "", "pgbouncer");
+        let console = console.await.unwrap();
+        let value = "2.5";
+        console
+            .execute("SET query_timeout = $1", &[&value])
+            .await
+            .unwrap();
+        let shown = subject.console("SHOW CONFIG WHERE key = query_timeout");
+        assert_eq!(shown.table()[0]["value"], value);
+        console.execute("DISABLE $1", &[&entry]).await.unwrap();
+        let refused = console
+            .execute("DISABLE $1", &[&"pgbouncer"])
+            .await
+            .unwrap_err();
+        let text = refused.as_db_error().unwrap().message();
+        assert_eq!(text, "cannot disable admin db: pgbouncer");
+        let of_client = "SHOW CLIENTS WHERE database = $1";
+        let row = console.query_one(of_client, &[&entry]).await.unwrap();
+        let id: i32 = row.get("id");
+        console.execute("KILL_CLIENT $1", &[&id]).await.unwrap();
+    });
+    client.reply().assert_fatal("admin forced disconnect");
+    let disabled = subject.console("SHOW DATABASES WHERE disabled = 1").table();
+    assert_eq!((disabled.len(), &*disabled[0]["name"]), (1, entry));
+    assert_eq!(subject.console("PAUSE $1").code(), "42P02");
 });
 
 both_shards!(use_of_prepared_statements_is_shown, |shards| {

@@ -10,11 +10,11 @@ use crate::support::peer::{Conversation, Reply};
 use crate::support::wire::*;
 use crate::support::*;
 
-type Row = BTreeMap<String, String>;
+pub(crate) type Row = BTreeMap<String, String>;
 
 /// The only row with these values.
 #[track_caller]
-fn row(reply: &Reply, values: &[(&str, &str)]) -> Row {
+pub(crate) fn row(reply: &Reply, values: &[(&str, &str)]) -> Row {
     let is = |row: &Row, column: &str, value: &str| row.get(column).is_some_and(|is| is == value);
     let mut rows = reply.table();
     rows.retain(|row| values.iter().all(|(column, value)| is(row, column, value)));
@@ -23,7 +23,7 @@ fn row(reply: &Reply, values: &[(&str, &str)]) -> Row {
 }
 
 /// `name=value` for each of these columns; NULL is `-`.
-fn picked(row: &Row, columns: &str) -> String {
+pub(crate) fn picked(row: &Row, columns: &str) -> String {
     let value = |column| row.get(column).map_or("-", String::as_str);
     let pairs = columns
         .split(' ')
@@ -280,13 +280,24 @@ drop_in!(server_waits_for_the_request_that_cancels_it, |brand| {
     let mut cancelling = Client::connect(drop_in.address);
     cancelling.send(&cancel_request(client.key.0, &client.key.1));
     wait_until("it is to stop", || cancelled.load(Ordering::Acquire));
+    let row_of_pool = || row(&drop_in.console("SHOW POOLS"), &[("database", "fake")]);
+    let columns = "cl_active cl_active_cancel_req cl_waiting_cancel_req sv_active_cancel";
+    let expected = "cl_active=1 cl_active_cancel_req=1 cl_waiting_cancel_req=0 sv_active_cancel=1";
+    assert_eq!(picked(&row_of_pool(), columns), expected);
     answers.store(true, Ordering::Release);
     assert_eq!(client.reply().value(), "served");
     wait_pool(&drop_in, "sv_being_canceled");
     assert!(states(&drop_in).contains(&"being_canceled".to_owned()));
     over.store(true, Ordering::Release);
     wait_pool(&drop_in, "sv_idle");
-    assert_eq!(drop_in.pools("fake", "sv_being_canceled"), 0);
+    let columns = format!("{columns} sv_being_canceled");
+    let expected = expected
+        .replace("cel_req=1", "cel_req=0")
+        .replace("active_cancel=1", "active_cancel=0");
+    assert_eq!(
+        picked(&row_of_pool(), &columns),
+        format!("{expected} sv_being_canceled=0")
+    );
 });
 
 // ---- clients and servers -----------------------------------------------------------------------------------------

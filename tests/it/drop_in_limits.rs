@@ -268,24 +268,35 @@ drop_in!(client_in_line_is_told_once, since(1, 25), |brand| {
     assert_eq!((reply.value().as_str(), reply.notices.len()), ("late", 0));
 });
 
+// The nearest setting counts and not the shortest.
 drop_in!(
     line_may_be_as_long_as_user_or_database_say,
     since(1, 26),
     |brand| {
-        for (keys, lines) in [
-            ("query_wait_timeout=1", ""),
-            (
-                "query_wait_timeout=60",
-                "[users]\nann = query_wait_timeout=1",
-            ),
+        let own = |span| format!("[users]\nann = query_wait_timeout={span}");
+        for (general, keys, lines, is_short) in [
+            ("60", "query_wait_timeout=1", String::new(), true),
+            ("60", "query_wait_timeout=60", own(1), true),
+            ("1", "query_wait_timeout=60", String::new(), false),
+            ("60", "query_wait_timeout=1", own(60), false),
+            ("1", "", own(60), false),
         ] {
-            let drop_in = start_with(brand, keys, lines);
+            let lines = format!("query_wait_timeout = {general}\n{lines}");
+            let drop_in = start_with(brand, keys, &lines);
             let (mut holder, mut late) = (client(&drop_in, "ann"), client(&drop_in, "ann"));
             assert_eq!(holder.query("begin").status, b'T');
             let begin = Instant::now();
             late.send(&query("select 'late'"));
-            expect_farewell(&mut late, "query_wait_timeout", begin);
+            if is_short {
+                expect_farewell(&mut late, "query_wait_timeout", begin);
+            } else {
+                wait::pace_until(begin + Duration::from_millis(2500));
+                assert!(late.has_nothing_to_read(), "{general} {keys} {lines}");
+            }
             assert_eq!(holder.query("commit").status, b'I');
+            if !is_short {
+                assert_eq!(late.reply().value(), "late");
+            }
         }
     }
 );

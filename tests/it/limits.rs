@@ -81,10 +81,13 @@ both_shards!(all_pools_of_a_user_share_its_limit, |shards| {
         run_clients(&stage, &[(&stage.entry, &ann), ("two", &ann)], 20);
     });
     assert!((2..=4).contains(&most), "{most} connections");
-    let row = &stage.console("SHOW USERS").table();
-    let row = row.iter().find(|row| row["name"] == ann).unwrap();
-    assert_eq!(row["max_user_connections"], "4");
-    assert!(row["current_connections"].parse::<u32>().unwrap() <= 4);
+    wait_until("what is shown is what there is", || {
+        let table = stage.console("SHOW USERS").table();
+        let row = table.iter().find(|row| row["name"] == ann).unwrap();
+        assert_eq!(row["max_user_connections"], "4");
+        let left = stage.database.backends_anywhere(&condition);
+        left > 0 && row["current_connections"] == left.to_string()
+    });
 });
 
 both_shards!(longest_idle_server_of_another_pool_makes_room, |shards| {
@@ -113,6 +116,62 @@ both_shards!(longest_idle_server_of_another_pool_makes_room, |shards| {
     assert_eq!(of_bob.query("commit").status, b'I');
     assert_eq!(of_ann.reply().value(), "late");
     assert_eq!(of_cyd.query("commit").status, b'I');
+});
+
+/// Three servers for four pools: each time it is that of the pool that was used longest ago that makes room.
+fn longest_idle_of_three_makes_room(stage: &Stage, logins: [(&str, &str); 4]) {
+    let mut clients = logins.map(|(entry, user)| client(stage, entry, user));
+    let mut pids: [Option<String>; 4] = Default::default();
+    for (used, evicted) in [
+        (0, None),
+        (1, None),
+        (2, None),
+        (0, None),
+        (3, Some(1)),
+        (1, Some(2)),
+        (2, Some(0)),
+        (1, None),
+        (0, Some(3)),
+    ] {
+        let before = pids[used].take();
+        let pid = clients[used].value("select pg_backend_pid()");
+        assert!(before.is_none_or(|before| before == pid), "pool {used}");
+        pids[used] = Some(pid);
+        if let Some(evicted) = evicted {
+            let pid = pids[evicted].take().expect("a server");
+            let count = stage.database.backends_anywhere(&format!("pid = {pid}"));
+            assert_eq!(count, 0, "pool {evicted} makes room for {used}");
+        }
+        for pid in pids.iter().flatten() {
+            let count = stage.database.backends_anywhere(&format!("pid = {pid}"));
+            assert_eq!(count, 1, "one that was used later");
+        }
+    }
+}
+
+both_shards!(longest_idle_server_of_a_database_makes_room, |shards| {
+    let database = Postgres::shared().database();
+    let users = ["ann", "bob", "cyd", "dan"].map(|suffix| role(&database, suffix));
+    let topology = Topology::new(shards).set("max_db_connections", 3);
+    let with_secret = |topology: Topology, user: &String| topology.user_secret(user, "");
+    let topology = users.iter().fold(topology, with_secret);
+    let stage = Stage::on(database, topology, &[]);
+    let logins = users.each_ref().map(|user| (&*stage.entry, &**user));
+    longest_idle_of_three_makes_room(&stage, logins);
+});
+
+both_shards!(longest_idle_server_of_a_user_makes_room, |shards| {
+    let database = Postgres::shared().database();
+    let ann = role(&database, "ann");
+    let entries = ["one", "two", "three", "four"];
+    let topology =
+        Topology::new(shards)
+            .user_secret(&ann, "")
+            .user(&ann, "max_user_connections", 3);
+    let with_entry = |topology: Topology, entry: &&str| topology.database(entry, &database, &[]);
+    let topology = entries.iter().fold(topology, with_entry);
+    let stage = Stage::on(Postgres::shared().database(), topology, &[]);
+    longest_idle_of_three_makes_room(&stage, entries.map(|entry| (entry, &*ann)));
 });
 
 both_shards!(lowered_database_limit_closes_what_is_too_much, |shards| {
@@ -508,10 +567,9 @@ both_shards!(
     }
 );
 
-both_shards!(crowd_gets_as_many_places_as_there_are, |shards| {
-    let topology = Topology::new(shards)
-        .pool_size(4)
-        .set("max_client_conn", 20);
+/// 100 clients come at once, and 20 may be in.
+fn crowd_gets_as_many_places_as_there_are(shards: usize, limit: &str, told: &str) {
+    let topology = Topology::new(shards).pool_size(4).set(limit, 20);
     let stage = Stage::pooled(topology);
     let (is_over, inside) = (AtomicBool::new(false), AtomicUsize::new(0));
     let refused = thread::scope(|scope| {
@@ -522,7 +580,7 @@ both_shards!(crowd_gets_as_many_places_as_there_are, |shards| {
                     let params = [("user", "postgres"), ("database", &*stage.entry)];
                     let reply = client.start(PROTOCOL_3_0, &params);
                     if reply.error.is_some() {
-                        reply.assert_fatal("no more connections allowed (max_client_conn)");
+                        reply.assert_fatal(told);
                         return 1;
                     }
                     inside.fetch_add(1, Ordering::AcqRel);
@@ -545,6 +603,21 @@ both_shards!(crowd_gets_as_many_places_as_there_are, |shards| {
     });
     assert_eq!((inside.into_inner(), refused), (20, 80));
     stage.assert_no_leak();
+}
+
+both_shards!(crowd_gets_all_places_of_the_pooler, |shards| {
+    let told = "no more connections allowed (max_client_conn)";
+    crowd_gets_as_many_places_as_there_are(shards, "max_client_conn", told);
+});
+
+both_shards!(crowd_gets_all_places_of_its_database, |shards| {
+    let told = "client connections exceeded (max_db_client_connections)";
+    crowd_gets_as_many_places_as_there_are(shards, "max_db_client_connections", told);
+});
+
+both_shards!(crowd_gets_all_places_of_its_user, |shards| {
+    let told = "client connections exceeded (max_user_client_connections)";
+    crowd_gets_as_many_places_as_there_are(shards, "max_user_client_connections", told);
 });
 
 both_shards!(

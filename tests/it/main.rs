@@ -8,6 +8,7 @@ mod balance;
 mod cancel;
 mod command_line;
 mod console;
+mod console_figures;
 mod console_orders;
 mod console_show;
 mod console_tables;

@@ -76,6 +76,23 @@ impl Resident {
         let reply = self.client.reply();
         assert_eq!((reply.code(), reply.status), ("57014", b'I'), "{reply:?}");
     }
+
+    /// KILL_CLIENT must find it, wherever it is.
+    fn check_kill(&mut self, stage: &Stage) {
+        let name = format!("resident {}", self.id);
+        let mut id = None;
+        wait_until("it is shown", || {
+            let rows = stage.console("SHOW CLIENTS").table();
+            let mut rows = rows
+                .into_iter()
+                .filter(|row| row["application_name"] == name);
+            id = rows.next().map(|row| row["id"].clone());
+            id.is_some()
+        });
+        self.client.send(&query("select 'it may go on elsewhere'"));
+        let killed = stage.console(&format!("KILL_CLIENT {}", id.unwrap()));
+        assert_eq!(killed.complete, ["KILL_CLIENT"], "{killed:?}");
+    }
 }
 
 /// Clients of each shard, by where they logged in: so many, and more until each shard has `fewest`.
@@ -239,6 +256,10 @@ fn everything_happens_to_clients_that_move(shards: usize, pool_size: u32) {
                                 std::mem::replace(resident, next).client.reset();
                             }
                             2 => resident.check_cancel(stage),
+                            3 => {
+                                resident.check_kill(stage);
+                                *resident = Resident::new(stage, &None, resident.id);
+                            }
                             _ => {}
                         }
                     }

@@ -1,5 +1,7 @@
 //! Session parameters: reported to the client, and carried from server to server.
 
+use std::collections::BTreeSet;
+
 use crate::support::wire::*;
 use crate::support::*;
 
@@ -86,18 +88,38 @@ both_shards!(parameters_follow_their_client_to_another_server, |shards| {
     assert_eq!(owner.value("show application_name"), "owner");
 });
 
+// One server, which moves between the shards.
 both_shards!(parameters_of_one_client_never_show_in_another, |shards| {
     let stage = Stage::pooled(Topology::new(shards).pool_size(1));
+    let zones = ["UTC", "Europe/Vienna", "Asia/Tokyo"];
     let mut clients: Vec<Client> = (0..8).map(|_| stage.client()).collect();
+    let preset = clients[0].params["TimeZone"].clone();
     for (n, client) in clients.iter_mut().enumerate() {
         client.value(&format!("set application_name = 'app {n}'"));
-    }
-    for round in 0..5 {
-        for (n, client) in clients.iter_mut().enumerate() {
-            let name = client.value("show application_name");
-            assert_eq!(name, format!("app {n}"), "round {round}");
+        if n % 2 == 0 {
+            client.value(&format!("set timezone = '{}'", zones[n % 3]));
+            client.value("set datestyle = 'German'");
         }
     }
+    let names = "application_name TimeZone DateStyle".split(' ');
+    let settings = names.map(|name| format!("current_setting('{name}')"));
+    let settings = settings.collect::<Vec<_>>().join(" || '/' || ");
+    let mut pids = BTreeSet::new();
+    for round in 0..5 {
+        for (n, client) in clients.iter_mut().enumerate() {
+            let (zone, style) = match n % 2 {
+                0 => (zones[n % 3], "German, DMY"),
+                _ => (&*preset, "ISO, MDY"),
+            };
+            let seen = client.value(&format!("select {settings}"));
+            assert_eq!(seen, format!("app {n}/{zone}/{style}"), "round {round}");
+            pids.insert(client.value("select pg_backend_pid()"));
+        }
+    }
+    assert_eq!(pids.len(), 1);
+    let table = stage.console("SHOW SHARDS").table();
+    let moved = table.iter().any(|row| row["handoffs_in"] != "0");
+    assert_eq!(moved, shards > 1, "{table:?}");
 });
 
 both_shards!(

@@ -613,12 +613,17 @@ both_shards!(large_results_arrive_whole_through_both_sides, |shards| {
 });
 
 both_shards!(cancel_requests_are_encrypted_as_well, |shards| {
-    // PostgreSQL takes cancel requests in either form; this server counts those that came encrypted.
+    // PostgreSQL takes cancel requests in either form; this server counts those that came encrypted, and is in no hurry.
     let authority = Authority::new("ours");
     let config = authority.sign().server_config();
     let cancels = Arc::new(AtomicUsize::new(0));
     let counted = cancels.clone();
+    let [is_first, may_shake] = [true, false].map(|flag| Arc::new(AtomicBool::new(flag)));
+    let shakes = may_shake.clone();
     let server = FakeServer::start(move |mut conversation: Conversation| {
+        if !is_first.swap(false, Ordering::AcqRel) {
+            conversation.stall_until(&shakes);
+        }
         if !conversation.encrypt(config.clone()) {
             return;
         }
@@ -653,7 +658,16 @@ both_shards!(cancel_requests_are_encrypted_as_well, |shards| {
     wait_until("the query is under way", || {
         pooler.pools("db", "sv_active") == 1
     });
-    peer::cancel(pooler.address, &client.key);
+    let mut request = Client::connect(pooler.address);
+    request.send(&cancel_request(client.key.0, &client.key.1));
+    let requests = |column| pooler.pools("db", column);
+    wait_until("it waits", || requests("cl_waiting_cancel_req") == 1);
+    assert_eq!(
+        ["cl_active_cancel_req", "sv_active_cancel"].map(requests),
+        [0; 2]
+    );
+    may_shake.store(true, Ordering::Release);
+    request.expect_closed();
     assert_eq!(client.reply().code(), "57014");
     assert_eq!(cancels.load(Ordering::Acquire), 1);
 });

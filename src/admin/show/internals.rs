@@ -7,7 +7,7 @@ use crate::admin::table::{Column, Row, Value};
 use crate::config::{Config, General};
 use crate::net::Endpoint;
 use crate::stats::{ShardReading, ShardStats};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub(in crate::admin) const STATE: &[Column] = &[Column::text("key"), Column::text("value")];
@@ -109,10 +109,11 @@ pub(super) fn mem(general: &General, shards: &[Arc<ShardStats>], used: u64) -> V
     ]
 }
 
-/// Rows of SHOW DNS_HOSTS. All names are looked up anew at fixed times, so no answer grows old.
+/// Rows of SHOW DNS_HOSTS; PgBouncer shows addresses with a port of 0. All names are looked up anew at fixed times, so no answer grows old.
 pub(super) fn dns_hosts(hosts: Vec<(String, Vec<IpAddr>)>) -> Vec<Row> {
     let rows = hosts.into_iter().map(|(name, addresses)| {
-        let addresses: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+        let addresses = addresses.into_iter().map(|ip| SocketAddr::new(ip, 0));
+        let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
         vec![
             Value::text(name),
             Value::int8(0),
@@ -293,7 +294,7 @@ mod tests {
         let rows = dns_hosts(vec![("db".to_owned(), addresses.into())]);
         assert_eq!(
             printed(DNS_HOSTS, &rows[0]),
-            "hostname=db ttl=0 addrs=10.0.0.1,::1"
+            "hostname=db ttl=0 addrs=10.0.0.1:0,[::1]:0"
         );
     }
 

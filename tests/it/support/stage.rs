@@ -115,6 +115,7 @@ impl Stage {
                 "cl_active",
                 "cl_waiting",
                 "cl_active_cancel_req",
+                "cl_waiting_cancel_req",
                 "sv_active",
                 "sv_being_canceled",
             ];
