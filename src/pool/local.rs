@@ -42,6 +42,7 @@
 use super::action::{Acquired, Action, Closing, Idle};
 use super::ask::{Asks, Checks};
 use super::outlook::{Outlook, Pace};
+use super::permit::{PERMITS_MAX, Permit, Permits};
 use super::shared::{Retiring, Seat, SharedPool};
 use super::waiter::{WaiterId, WaiterQueue};
 use crate::base::{Moment, ShardId};
@@ -84,7 +85,8 @@ pub struct LocalPool<S, W> {
     /// Oldest first.
     idle: VecDeque<Idle<S>>,
     waiters: WaiterQueue<W>,
-    opening: usize,
+    /// The places that attempts to open a server have at their machine, the oldest first.
+    opening: VecDeque<Permit>,
     /// Openings among them that nobody waits for.
     spare: usize,
     borrowed: Borrowed,
@@ -100,6 +102,8 @@ pub struct LocalPool<S, W> {
     is_paused: bool,
     /// Idle servers serve in turn, the longest idle one first.
     is_round_robin: bool,
+    /// See [`LocalPool::open_at`].
+    machine: Arc<Permits>,
 }
 
 impl<S, W> LocalPool<S, W> {
@@ -109,7 +113,7 @@ impl<S, W> LocalPool<S, W> {
             seat: Seat::take(shared, me),
             idle: VecDeque::new(),
             waiters: WaiterQueue::new(),
-            opening: 0,
+            opening: VecDeque::new(),
             spare: 0,
             borrowed: Borrowed::default(),
             retiring: Retiring::default(),
@@ -120,6 +124,7 @@ impl<S, W> LocalPool<S, W> {
             has_looked: false,
             is_paused: false,
             is_round_robin: false,
+            machine: Arc::new(Permits::new(PERMITS_MAX)),
         }
     }
 
@@ -192,7 +197,7 @@ impl<S, W> LocalPool<S, W> {
         let (before, since) = self.waiters.place(id)?;
         let (ahead, others) = self.seat.lines_elsewhere(since);
         let ahead = before as u64 + ahead;
-        let may_grow = self.opening > 0 || self.seat.shared().may_open(now);
+        let may_grow = !self.opening.is_empty() || self.may_open(now);
         let rate = self.seat.rate(now);
         // For whom a server is on its way or being checked, the line does not count.
         let is_expected = before < self.asks.pending() + self.checks.pending();
@@ -408,7 +413,7 @@ impl<S, W> LocalPool<S, W> {
             Some(retry_at) => self.seat.shared().login_failed(retry_at),
             None => self.seat.shared().login_abandoned(now),
         }
-        self.spare = (self.spare + 1).min(self.opening);
+        self.spare = (self.spare + 1).min(self.opening.len());
         self.seek(now, out);
     }
 
@@ -459,10 +464,16 @@ impl<S, W> LocalPool<S, W> {
     /// Opens a server ahead of need if the pool has fewer than `minimum` (`min_pool_size`); call
     /// again after each has opened.
     pub fn warm(&mut self, minimum: u32, now: Moment, out: &mut Vec<Action<S, W>>) {
-        if !self.is_paused && self.seat.shared().try_permit_below(minimum, now) {
-            self.opening += 1;
+        if !self.is_paused && self.begin_opening(|shared| shared.try_permit_below(minimum, now)) {
             out.push(Action::Open);
         }
+    }
+
+    /// From now on servers are opened at this machine: attempts take a place of it, of which pools share those whose servers
+    /// are there. Who finds none free looks again at the next tick. Attempts that are under way keep theirs where they have it;
+    /// if a later one ends before one of them, they are taken for each other until both have ended.
+    pub fn open_at(&mut self, machine: Arc<Permits>) {
+        self.machine = machine;
     }
 
     /// Whether idle servers serve in turn, instead of the one that was used last.
@@ -555,7 +566,8 @@ impl<S, W> LocalPool<S, W> {
 
     /// How many clients in line have neither been asked a server for nor one being opened.
     pub fn unprovided(&self) -> usize {
-        self.unasked().saturating_sub(self.opening - self.spare)
+        self.unasked()
+            .saturating_sub(self.opening.len() - self.spare)
     }
 
     /// How many clients in line no server elsewhere has been asked for, nor is one being checked for them.
@@ -577,7 +589,7 @@ impl<S, W> LocalPool<S, W> {
 
     /// Attempts to open a server that are under way here.
     pub fn opening(&self) -> usize {
-        self.opening
+        self.opening.len()
     }
 
     /// What all shards of this pool share.
@@ -697,16 +709,31 @@ impl<S, W> LocalPool<S, W> {
     }
 
     fn try_open(&mut self, waited: Duration, now: Moment) -> bool {
-        let is_open = self.seat.shared().try_permit(waited, now);
-        self.opening += usize::from(is_open);
-        is_open
+        self.begin_opening(|shared| shared.try_permit(waited, now))
+    }
+
+    fn begin_opening(&mut self, take_permit: impl FnOnce(&SharedPool) -> bool) -> bool {
+        // Given back by itself if there is no permit.
+        let Some(place) = Permit::take(&self.machine) else {
+            return false;
+        };
+        let may_open = take_permit(self.seat.shared());
+        if may_open {
+            self.opening.push_back(place);
+        }
+        may_open
     }
 
     fn end_opening(&mut self) {
-        assert!(self.opening > 0, "an opening ended that was not begun");
-        self.opening -= 1;
-        self.spare = self.spare.min(self.opening);
+        let place = self.opening.pop_front();
+        assert!(place.is_some(), "an opening ended that was not begun");
+        self.spare = self.spare.min(self.opening.len());
         self.seat.shared().opening_ended();
+    }
+
+    /// Whether an attempt to open a server could probably begin.
+    fn may_open(&self, now: Moment) -> bool {
+        self.seat.shared().may_open(now) && self.machine.has_free()
     }
 
     /// A permit may be free: for our own line, else for the oldest elsewhere that wants it. Ours
@@ -717,7 +744,7 @@ impl<S, W> LocalPool<S, W> {
     fn pass_permit_on(&mut self, now: Moment, out: &mut Vec<Action<S, W>>) {
         self.seek(now, out);
         // The permit word first: on most paths it says no.
-        if self.seat.shared().may_open(now)
+        if self.may_open(now)
             && let Some(shard) = self.seat.wanting_elsewhere()
         {
             out.push(Action::Wake(shard));

@@ -40,8 +40,6 @@ pub struct SharedPool {
     levels: Box<[Arc<Permits>]>,
     /// Attempts to open a server that are under way, on all shards.
     openings: Permits,
-    /// The same, of all pools whose servers are on the same machine.
-    openings_there: Option<Arc<Permits>>,
     /// How long somebody must have waited before the reserve is used, in nanoseconds. Written before the
     /// reserve and read after it.
     reserve_after: AtomicU64,
@@ -99,7 +97,6 @@ impl SharedPool {
         SharedPool {
             levels: iter::once(own).chain(outer).collect(),
             openings: Permits::new(OPENINGS_MAX),
-            openings_there: None,
             reserve_after: AtomicU64::new(0),
             retry_at: CachePadded::new(AtomicU64::new(LOGIN_WORKS)),
             failures: AtomicU32::new(0),
@@ -109,15 +106,6 @@ impl SharedPool {
             desks: iter::repeat_with(|| CachePadded::new(Desk::new()))
                 .take(shards)
                 .collect(),
-        }
-    }
-
-    /// Counts attempts to open a server in `openings` as well, which pools share whose servers are on
-    /// the same machine. Who finds none free looks again at the next tick.
-    pub fn sharing_openings(self, openings: Arc<Permits>) -> SharedPool {
-        SharedPool {
-            openings_there: Some(openings),
-            ..self
         }
     }
 
@@ -188,7 +176,6 @@ impl SharedPool {
     pub(super) fn may_open(&self, now: Moment) -> bool {
         self.retry_at.load(SeqCst) <= now.nanos()
             && self.openings.has_free()
-            && self.openings_there.iter().all(|there| there.has_free())
             && self.levels.iter().all(|level| level.has_free())
     }
 
@@ -223,7 +210,7 @@ impl SharedPool {
 
     fn try_permit_to(&self, most: impl Fn(u32, u32) -> u32, now: Moment) -> bool {
         let retry_at = self.retry_at.load(SeqCst);
-        if retry_at > now.nanos() || !self.take_opening() {
+        if retry_at > now.nanos() || !self.openings.try_take() {
             return false;
         }
         if self.take_permits(most) {
@@ -241,23 +228,9 @@ impl SharedPool {
         false
     }
 
-    fn take_opening(&self) -> bool {
-        if !self.openings.try_take() {
-            return false;
-        }
-        let is_taken = self.openings_there.iter().all(|there| there.try_take());
-        if !is_taken {
-            self.openings.give_back();
-        }
-        is_taken
-    }
-
     /// An attempt that [`SharedPool::try_permit`] allowed has ended, one way or the other.
     pub(super) fn opening_ended(&self) {
         self.openings.give_back();
-        self.openings_there
-            .iter()
-            .for_each(|there| there.give_back());
     }
 
     pub(super) fn return_permit(&self) {

@@ -93,7 +93,7 @@ impl Shard {
             stats: self.common.registry.pool(self.id, &key.database, &key.user),
             database: RefCell::new(database.clone()),
             terms: Cell::new(terms(&snapshot.config, database, user)),
-            local: RefCell::new(LocalPool::new(common.shared.clone(), self.id)),
+            local: RefCell::new(self.part_of(&common, database)),
             entries: RefCell::default(),
             standing: Cell::new(self.orders.borrow().of(database.name.as_str())),
             is_removed: Cell::new(false),
@@ -109,6 +109,12 @@ impl Shard {
         pool.take_settings(&snapshot.config.general);
         self.pools.borrow_mut().insert(key, pool.clone());
         pool
+    }
+
+    fn part_of(&self, common: &CommonPool, database: &Database) -> LocalPool<Server, Rc<Waiter>> {
+        let mut local = LocalPool::new(common.shared.clone(), self.id);
+        local.open_at(self.common.openings_at(database));
+        local
     }
 
     /// As [`Shard::pool`], for a key that came by mail.

@@ -363,12 +363,7 @@ impl Common {
         ];
         let outer = outer.map(|scope| directory.permits(scope, &config, knows));
         let outer = outer.into();
-        let mut shared = SharedPool::new(self.mesh.shards(), limit, outer);
-        if let Some(database) = config.database(&key.database) {
-            let hosts: Vec<&str> = database.hosts().collect();
-            let there = Scope::Openings(hosts.join(",").into(), database.port);
-            shared = shared.sharing_openings(directory.permits(there, &config, knows));
-        }
+        let shared = SharedPool::new(self.mesh.shards(), limit, outer);
         set_limits_of(&shared, key, &config);
         let pool = Arc::new(CommonPool {
             key: key.clone(),
@@ -407,15 +402,21 @@ impl Common {
 
     /// The permits for cancel requests to peer `id`.
     pub fn peer_permits(&self, id: u16) -> Arc<Permits> {
-        self.permits_of_peer(Scope::Peer(id))
+        self.permits(Scope::Peer(id))
     }
 
     /// The places in line for them.
     pub fn peer_queue(&self, id: u16) -> Arc<Permits> {
-        self.permits_of_peer(Scope::PeerQueue(id))
+        self.permits(Scope::PeerQueue(id))
     }
 
-    fn permits_of_peer(&self, scope: Scope) -> Arc<Permits> {
+    /// The places for servers that are being opened at the machine of `database`.
+    pub(super) fn openings_at(&self, database: &Database) -> Arc<Permits> {
+        let hosts: Vec<&str> = database.hosts().collect();
+        self.permits(Scope::Openings(hosts.join(",").into(), database.port))
+    }
+
+    fn permits(&self, scope: Scope) -> Arc<Permits> {
         let mut directory = self.directory();
         let config = self.snapshot.load().config.clone();
         directory.permits(scope, &config, &config)

@@ -445,6 +445,8 @@ impl Pool {
             self.deny_waiters(&Denial::Displaced);
         }
         if !old.same_server(&new) {
+            let machine = self.shard.common.openings_at(&new);
+            self.local.borrow_mut().open_at(machine);
             self.common.welcome.store(None);
             self.retire("database configuration changed");
         } else if new.is_over_tcp() && before.tls.servers_differ(&snapshot.tls) {

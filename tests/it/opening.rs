@@ -285,30 +285,12 @@ both_shards!(
     pools_of_one_machine_are_opened_32_servers_at_a_time,
     |shards| {
         // 6 pools of 8 that all want all of their servers at once
-        let decided = Arc::new(AtomicBool::new(false));
-        let is_decided = decided.clone();
-        let server = FakeServer::start(move |mut server| {
-            if server.read_startup() {
-                server.stall_until(&is_decided);
-                server.send(&Conversation::greeting());
-                server.serve("served");
-            }
-        });
+        let (server, decided) = undecided_server();
         let names = ["a", "b", "c", "d", "e", "f"];
-        let topology = Topology::new(shards).pool_size(8);
-        let topology = names.iter().fold(topology, |topology, name| {
-            topology.database_at(name, server.address, &[])
-        });
-        let stage = Stage::pooled(topology);
-        let connect = |name: &&str| {
-            let mut client = Client::connect(stage.address());
-            client.send(&startup(
-                PROTOCOL_3_0,
-                &[("user", "postgres"), ("database", name)],
-            ));
-            client
-        };
-        let clients: Vec<Client> = (0..8).flat_map(|_| names.iter().map(connect)).collect();
+        let stage = Stage::pooled(pools_at(server.address, shards, &names));
+        let clients: Vec<Client> = (0..8)
+            .flat_map(|_| names.map(|name| knocking_at(&stage, name)))
+            .collect();
         wait_until("as many are being opened as may be", || {
             server.connections() >= 32
         });
@@ -316,12 +298,66 @@ both_shards!(
             .connections()
             > 32));
         decided.store(true, Ordering::Release);
-        for mut client in clients {
-            assert_eq!(client.reply().status, b'I');
-            assert_eq!(client.value("select 1"), "served");
-        }
+        clients.into_iter().for_each(assert_served);
     }
 );
+
+both_shards!(
+    reload_that_takes_a_pool_to_another_machine_counts_its_openings_there,
+    |shards| {
+        // 4 pools of 8 want all of their servers of a machine that does not answer, a fifth one of them wants one
+        let (slow, decided) = undecided_server();
+        let other = FakeServer::start(|mut server| {
+            if server.login() {
+                server.serve("served");
+            }
+        });
+        let names = ["a", "b", "c", "d"];
+        let topology = pools_at(slow.address, shards, &names);
+        let stage = Stage::pooled(topology.clone().database_at("moved", slow.address, &[]));
+        let crowd: Vec<Client> = (0..8)
+            .flat_map(|_| names.map(|name| knocking_at(&stage, name)))
+            .collect();
+        wait_until("no more may be opened there", || slow.connections() >= 32);
+        let moved = knocking_at(&stage, "moved");
+        wait_until("it waits", || stage.pools("moved", "cl_waiting") == 1);
+        stage.rewrite(&topology.database_at("moved", other.address, &[]));
+        assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+        assert_served(moved);
+        assert_eq!((slow.connections(), other.connections()), (32, 1));
+        decided.store(true, Ordering::Release);
+        crowd.into_iter().for_each(assert_served);
+    }
+);
+
+/// A server that lets nobody in until that is decided, then everybody.
+fn undecided_server() -> (FakeServer, Arc<AtomicBool>) {
+    let decided = Arc::new(AtomicBool::new(false));
+    let is_decided = decided.clone();
+    let server = FakeServer::start(move |mut server| {
+        if server.read_startup() {
+            server.stall_until(&is_decided);
+            server.send(&Conversation::greeting());
+            server.serve("served");
+        }
+    });
+    (server, decided)
+}
+
+/// Pools of 8 on one server.
+fn pools_at(server: SocketAddr, shards: usize, names: &[&str]) -> Topology {
+    let topology = Topology::new(shards).pool_size(8);
+    let at = |topology: Topology, name: &&str| topology.database_at(name, server, &[]);
+    names.iter().fold(topology, at)
+}
+
+/// A client of `database` that has sent its start-up packet.
+fn knocking_at(stage: &Stage, database: &str) -> Client {
+    let mut client = Client::connect(stage.address());
+    let who = [("user", "postgres"), ("database", database)];
+    client.send(&startup(PROTOCOL_3_0, &who));
+    client
+}
 
 /// Clients of a pool of 50 that all want in at once.
 const CROWD: usize = 200;
@@ -357,13 +393,7 @@ type Arrivals = Arc<Mutex<Vec<Instant>>>;
 
 /// Clients that have sent their start-up packets.
 fn knocking(stage: &Stage, count: usize) -> Vec<Client> {
-    let knock = startup(PROTOCOL_3_0, &[("user", "postgres"), ("database", "fake")]);
-    let connect = |_| {
-        let mut client = Client::connect(stage.address());
-        client.send(&knock);
-        client
-    };
-    (0..count).map(connect).collect()
+    (0..count).map(|_| knocking_at(stage, "fake")).collect()
 }
 
 /// [`FIRST`] at most came together; then one at a time, of all shards, at growing intervals. A shard's clock

@@ -176,8 +176,11 @@ pub struct World {
     timeline: Timeline<Event>,
     shared: Arc<SharedPool>,
     outer: Arc<Permits>,
-    /// The places for attempts at that machine, and how many the other pool has.
-    there: Arc<Permits>,
+    /// The places for attempts at the machines that this pool's servers are on in turn, and how many the other pool has at
+    /// the first of them.
+    machines: [Arc<Permits>; 2],
+    /// At which of them it is, though not all shards have read it.
+    machine: usize,
     opening_others: u32,
     /// What the configuration says, though not all shards have read it.
     minimum: u32,
@@ -213,15 +216,16 @@ impl World {
     pub fn new(rules: Rules, seed: u64) -> World {
         let mut random = Random::new(seed);
         let outer = Arc::new(Permits::new(rules.outer.unwrap_or(u32::MAX)));
-        let there = Arc::new(Permits::new(rules.openings_there.unwrap_or(u32::MAX)));
+        let places = rules.openings_there.unwrap_or(u32::MAX);
+        let machines = [(); 2].map(|()| Arc::new(Permits::new(places)));
         let shared = SharedPool::new(rules.shards, rules.limit, vec![outer.clone()]);
-        let shared = Arc::new(shared.sharing_openings(there.clone()));
+        let shared = Arc::new(shared);
         let homes = (0..rules.clients)
             .map(|_| home(&mut random, &rules))
             .collect();
         let mut world = World {
             shards: (0..rules.shards)
-                .map(|at| Shard::new(&shared, at, &rules))
+                .map(|at| Shard::new(&shared, &machines[0], at, &rules))
                 .collect(),
             clients: (0..rules.clients).map(|_| Client::Away).collect(),
             delivered: vec![Moment::default(); rules.shards * rules.shards],
@@ -240,7 +244,8 @@ impl World {
             minimum: rules.minimum,
             is_round_robin: rules.round_robin,
             has_lost: false,
-            there,
+            machines,
+            machine: 0,
             opening_others: 0,
             rules,
             random,
@@ -390,7 +395,7 @@ impl World {
             }
             Event::OtherOpens => {
                 self.opening_others -= 1;
-                self.there.give_back();
+                self.machines[0].give_back();
             }
         }
     }
@@ -748,8 +753,9 @@ impl World {
 }
 
 impl Shard {
-    fn new(shared: &Arc<SharedPool>, at: usize, rules: &Rules) -> Shard {
+    fn new(shared: &Arc<SharedPool>, machine: &Arc<Permits>, at: usize, rules: &Rules) -> Shard {
         let mut pool = LocalPool::new(shared.clone(), shard(at));
+        pool.open_at(machine.clone());
         pool.set_round_robin(rules.round_robin);
         Shard {
             pool,

@@ -295,6 +295,48 @@ fn what_is_opened_apart_is_no_waiters_and_its_end_opens_nothing() {
     assert_eq!(did(|out| here.opened(1, ms(2), out)), [granted]);
 }
 
+/// One shard of a pool of 9 at `machine`.
+fn pool_at(machine: &Arc<Permits>) -> Pool {
+    let mut pool = Pool::new(Arc::new(SharedPool::new(1, 9, Vec::new())), HERE);
+    pool.open_at(machine.clone());
+    pool
+}
+
+#[test]
+fn pools_of_one_machine_open_few_servers_at_a_time_together() {
+    let machine = Arc::new(Permits::new(3));
+    let (mut ann, mut bob) = (pool_at(&machine), pool_at(&machine));
+    let opens = |pool: &mut Pool| !did(|out| pool.warm(9, ms(1), out)).is_empty();
+    assert!(opens(&mut ann) && opens(&mut ann) && opens(&mut bob));
+    assert!(!opens(&mut bob) && !opens(&mut ann));
+    assert_eq!(
+        (ann.shared().open(), bob.shared().open()),
+        (2, 1),
+        "no permit is lost"
+    );
+    ann.opened(1, ms(2), &mut Vec::new());
+    assert!(opens(&mut bob) && !opens(&mut ann));
+    bob.open_failed(None, ms(3), &mut Vec::new());
+    bob.opened(2, ms(3), &mut Vec::new());
+    ann.opened(3, ms(3), &mut Vec::new());
+    assert_eq!(machine.open(), 0);
+}
+
+#[test]
+fn pool_that_goes_to_another_machine_leaves_no_place_taken_at_either() {
+    let [old, new] = [1, 1].map(|places| Arc::new(Permits::new(places)));
+    let mut pool = pool_at(&old);
+    assert_eq!(did(|out| pool.warm(9, ms(0), out)), [Action::Open]);
+    assert_eq!(did(|out| pool.warm(9, ms(0), out)), []);
+    pool.open_at(new.clone());
+    assert_eq!(did(|out| pool.warm(9, ms(1), out)), [Action::Open]);
+    assert_eq!((old.open(), new.open()), (1, 1));
+    pool.opened(1, ms(2), &mut Vec::new());
+    assert_eq!((old.open(), new.open()), (0, 1), "the older one's");
+    pool.open_failed(None, ms(3), &mut Vec::new());
+    assert_eq!((old.open(), new.open()), (0, 0));
+}
+
 #[test]
 fn a_waiter_that_leaves_passes_its_opening_on() {
     let (mut here, _there) = pools(1);

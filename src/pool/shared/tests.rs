@@ -109,23 +109,6 @@ fn attempt_that_works_ends_no_pause_that_another_made_with_it_has_begun() {
 }
 
 #[test]
-fn pools_of_one_machine_open_few_servers_at_a_time_together() {
-    let there = Arc::new(Permits::new(3));
-    let pool = || SharedPool::new(1, 9, Vec::new()).sharing_openings(there.clone());
-    let (ann, bob) = (pool(), pool());
-    let opens = |pool: &SharedPool| pool.try_permit(Duration::ZERO, Moment::from_nanos(1));
-    assert!(opens(&ann) && opens(&ann) && opens(&bob));
-    assert!(!bob.may_open(Moment::from_nanos(1)) && !opens(&bob) && !opens(&ann));
-    assert_eq!((ann.open(), bob.open()), (2, 1), "no permit is lost");
-    ann.opening_ended();
-    assert!(opens(&bob) && !opens(&ann));
-    bob.opening_ended();
-    bob.opening_ended();
-    ann.opening_ended();
-    assert_eq!(there.open(), 0);
-}
-
-#[test]
 fn an_outer_limit_that_is_full_costs_no_permit() {
     let database = Arc::new(Permits::new(9));
     let user = Arc::new(Permits::new(1));

@@ -11,7 +11,10 @@ impl World {
             "permits and servers differ"
         );
         assert_eq!(
-            self.there.open(),
+            self.machines
+                .iter()
+                .map(|places| places.open())
+                .sum::<u32>(),
             self.opening + self.opening_others,
             "places for attempts are lost"
         );

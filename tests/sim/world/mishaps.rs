@@ -68,7 +68,7 @@ impl World {
 
     /// The other pool opens a server, if there is a place for the attempt.
     fn open_other(&mut self) {
-        if self.there.try_take() {
+        if self.machines[0].try_take() {
             self.opening_others += 1;
             let at = self.now.after(self.random.micros(50, 5000));
             self.timeline.add(at, Event::OtherOpens);
@@ -114,6 +114,7 @@ impl World {
     fn change_configuration(&mut self) {
         self.minimum = self.random.below(self.rules.minimum as usize + 1) as u32;
         self.is_round_robin = self.rules.round_robin ^ self.random.chance(0.3);
+        self.machine = self.random.below(self.machines.len());
         self.tell(Event::Reload);
     }
 

@@ -53,6 +53,7 @@ impl World {
         let shard = &mut self.shards[at.index()];
         (shard.minimum, shard.is_round_robin) = (self.minimum, self.is_round_robin);
         shard.pool.set_round_robin(self.is_round_robin);
+        shard.pool.open_at(self.machines[self.machine].clone());
     }
 
     /// The idle server of `shard` that is to be used next.
