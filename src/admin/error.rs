@@ -57,9 +57,9 @@ pub enum Refusal {
     /// A command without the database that it is for.
     #[error("a database is required")]
     DatabaseRequired,
-    /// RESUME, or a cancel request, ended a PAUSE before its time.
+    /// A cancel request, or RESUME, ended the wait for what was ordered before its time.
     #[error("canceling statement due to user request")]
-    PauseEnded,
+    WaitEnded,
     /// KILL_CLIENT of nobody.
     #[error("client not found")]
     NoSuchClient,
@@ -171,7 +171,7 @@ impl Refusal {
     pub const fn sqlstate(&self) -> SqlState {
         match self {
             Refusal::ReloadFailed { .. } => SqlState::CONFIGURATION_FILE_ERROR,
-            Refusal::PauseEnded => SqlState::QUERY_CANCELED,
+            Refusal::WaitEnded => SqlState::QUERY_CANCELED,
             Refusal::NoColumn { .. } => SqlState::UNDEFINED_COLUMN,
             Refusal::NoNumber { .. } | Refusal::BadParameter { .. } => {
                 SqlState::INVALID_TEXT_REPRESENTATION

@@ -400,6 +400,8 @@ pub(super) struct Desk {
     under_way: RefCell<Option<Order>>,
     /// The version of the orders by which it has ordered a suspension, which ends with it.
     suspended_by: Cell<Option<u64>>,
+    /// A cancel request has come since it last began to wait.
+    is_cancelled: Cell<bool>,
 }
 
 impl Desk {
@@ -410,11 +412,18 @@ impl Desk {
             client,
             under_way,
             suspended_by: Cell::default(),
+            is_cancelled: Cell::default(),
         }
     }
 
-    /// Ctrl-C: ends the pause of the whole process, or else the one that the session waits for.
+    /// Ctrl-C: ends the pause of the whole process, or else the one that the session waits for; and its wait for
+    /// something that goes on without it.
     pub(super) fn cancel(&self) {
+        self.is_cancelled.set(true);
+        self.end_pause();
+    }
+
+    fn end_pause(&self) {
         let ends = if self.shard.hold() != Hold::None {
             Order::Resume(None)
         } else if let Some(Order::Pause(Some(name))) = &*self.under_way.borrow() {
@@ -428,6 +437,20 @@ impl Desk {
             let _ = shard.command(&ends).await;
         });
     }
+
+    /// Waits for `work`, unless a cancel request ends that. Nobody has to be woken for it: the session's task is what hears
+    /// of the request.
+    async fn unless_cancelled(
+        &self,
+        work: impl Future<Output = Result<(), Refusal>>,
+    ) -> Result<(), Refusal> {
+        self.is_cancelled.set(false);
+        let cancelled = poll_fn(|_| match self.is_cancelled.get() {
+            true => Poll::Ready(Err(Refusal::WaitEnded)),
+            false => Poll::Pending,
+        });
+        futures_lite::future::or(work, cancelled).await
+    }
 }
 
 impl Drop for Desk {
@@ -435,7 +458,7 @@ impl Drop for Desk {
         let orders = self.shard.common.board.newest();
         let mine = self.suspended_by.get();
         if mine.is_some_and(|version| orders.is_suspended_by(version)) {
-            self.cancel();
+            self.end_pause();
         }
     }
 }
@@ -515,7 +538,12 @@ impl Office for Desk {
             if *order == Order::Suspend {
                 self.suspended_by.set(Some(version));
             }
-            let outcome = self.shard.carry_out(order, version).await;
+            let carrying_out = self.shard.carry_out(order, version);
+            let outcome = match order {
+                // What it has killed and paused stays so.
+                Order::Kill(_) => self.unless_cancelled(carrying_out).await,
+                _ => carrying_out.await,
+            };
             self.under_way.take();
             outcome
         })
@@ -523,7 +551,7 @@ impl Office for Desk {
 
     fn wait_close<'a>(&'a self, database: Option<&'a str>) -> Later<'a, Result<(), Refusal>> {
         tracing::info!(command = "WAIT_CLOSE", database, "command issued");
-        Box::pin(self.shard.closed(database))
+        Box::pin(self.unless_cancelled(self.shard.closed(database)))
     }
 
     fn kill_client(&self, id: u64) -> Later<'_, Result<(), Refusal>> {

@@ -109,7 +109,7 @@ impl Shard {
         let mut looks = Looks::new();
         while self.servers_of(scope) > 0 {
             if !self.common.board.newest().is_paused(scope) {
-                return Err(Refusal::PauseEnded);
+                return Err(Refusal::WaitEnded);
             }
             looks.next(self.net).await;
         }
@@ -123,7 +123,7 @@ impl Shard {
         let mut looks = Looks::new();
         loop {
             if self.hold() != Hold::Suspended {
-                return Err(Refusal::PauseEnded);
+                return Err(Refusal::WaitEnded);
             }
             let is_overdue = self.net.now() > deadline;
             if self.count(Ask::Unsuspended(is_overdue)).await == 0 {

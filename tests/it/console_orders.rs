@@ -1,5 +1,7 @@
 //! PAUSE, RESUME, KILL, RECONNECT, WAIT_CLOSE, DISABLE, ENABLE, KILL_CLIENT: on every shard when they answer.
 
+use std::sync::atomic::AtomicBool;
+
 use rustix::process::Signal;
 
 use super::support::peer::cancel;
@@ -395,6 +397,86 @@ compared!(
         busy.query("commit");
     }
 );
+
+/// A pool on a server that does not hang up when the pooler does: a KILL that has told its client so, and waits for the server.
+struct WaitingKill {
+    _server: FakeServer,
+    stage: Stage,
+    admin: Client,
+}
+
+impl WaitingKill {
+    fn new(shards: usize) -> WaitingKill {
+        let server = FakeServer::start(move |mut conversation| {
+            conversation.login();
+            conversation.stall_until(&AtomicBool::new(false));
+        });
+        let topology = Topology::new(shards).set("close_timeout", "1 h");
+        let stage = Stage::pooled(topology.database_at("fake", server.address, &[]));
+        let mut client = Client::login(stage.address(), "fake");
+        let mut admin = Client::login(stage.address(), "ringbouncer");
+        admin.send(&query("KILL fake"));
+        client.reply().assert_fatal("database removed");
+        assert!(admin.has_nothing_to_read());
+        WaitingKill {
+            _server: server,
+            stage,
+            admin,
+        }
+    }
+}
+
+both_shards!(cancel_request_ends_the_wait_of_a_kill, |shards| {
+    let WaitingKill {
+        stage, mut admin, ..
+    } = WaitingKill::new(shards);
+    cancel(stage.address(), &admin.key);
+    assert_eq!(admin.reply().code(), "57014");
+    assert_eq!(stage.pools("fake", "sv_idle"), 0);
+    assert_eq!(
+        admin.query("RESUME fake").complete,
+        ["RESUME"],
+        "what was killed stays paused"
+    );
+});
+
+both_shards!(
+    console_that_hangs_up_ends_the_wait_of_a_kill_for_itself_alone,
+    |shards| {
+        let WaitingKill { stage, admin, .. } = WaitingKill::new(shards);
+        let port = admin.local_addr().port().to_string();
+        drop(admin);
+        wait_until("it is not listed any more", || {
+            let listed = stage.console("SHOW CLIENTS").table();
+            listed.iter().all(|row| row["port"] != port)
+        });
+        assert_eq!(stage.console("RESUME fake").complete, ["RESUME"]);
+    }
+);
+
+both_shards!(cancel_request_ends_a_wait_close, |shards| {
+    let stage = Stage::pooled(Topology::new(shards));
+    let mut busy = stage.client();
+    busy.query("begin");
+    let mut admin = Client::login(stage.address(), "ringbouncer");
+    assert_eq!(admin.query("RECONNECT").complete, ["RECONNECT"]);
+    let began = |count| {
+        wait_until("it waits", || {
+            let log = stage.log();
+            log.matches("command=\"WAIT_CLOSE\"").count() == count
+        });
+    };
+    admin.send(&query("WAIT_CLOSE"));
+    began(1);
+    cancel(stage.address(), &admin.key);
+    assert_eq!(admin.reply().code(), "57014");
+    // With the next one nothing of that is left.
+    admin.send(&query("WAIT_CLOSE"));
+    began(2);
+    assert!(admin.has_nothing_to_read());
+    busy.query("commit");
+    assert_eq!(admin.reply().complete, ["WAIT_CLOSE"]);
+});
 
 compared!(
     kill_without_a_database_is_for_all_of_them,
