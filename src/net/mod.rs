@@ -21,7 +21,7 @@ mod sending;
 mod socket;
 mod steering;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod timer;
 mod tls;
 mod turnstile;

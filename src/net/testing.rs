@@ -9,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 /// Runs `test` on a ring of its own, whose thread is left behind asleep.
-pub(super) fn on_ring<F: Future<Output = ()> + 'static>(
+pub(crate) fn on_ring<F: Future<Output = ()> + 'static>(
     test: impl FnOnce(Net) -> F + Send + 'static,
 ) {
     let (done, is_done) = mpsc::channel();

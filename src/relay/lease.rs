@@ -108,6 +108,11 @@ impl Waiter {
         self.grant.borrow().is_some()
     }
 
+    /// Whether what it has been served is a server.
+    pub fn has_server(&self) -> bool {
+        matches!(&*self.grant.borrow(), Some(Ok(_)))
+    }
+
     /// As [`Waiter::take`]; wakes `cx` when there is something.
     pub fn poll(&self, cx: &Context<'_>) -> Poll<Grant> {
         match self.take() {

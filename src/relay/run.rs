@@ -303,12 +303,12 @@ impl Relay {
 
     /// What a client in line gets; nothing if it gives up.
     fn poll_grant(&self, waiter: &Waiter, cx: &Context<'_>) -> Poll<Step<Option<Grant>>> {
-        if self.entry.suspension.get() == Suspension::None
-            && let Poll::Ready(grant) = waiter.poll(cx)
+        let may_go_on = self.entry.suspension.get() == Suspension::None;
+        // With a server that has come first it is heard in conversation. What it is denied must not swallow it: a client that is
+        // to ask another pool would take it for news between two requests.
+        while !(may_go_on && waiter.has_server())
+            && let Some(signal) = self.entry.poll_signal(cx)
         {
-            return Poll::Ready(Ok(Some(grant)));
-        }
-        while let Some(signal) = self.entry.poll_signal(cx) {
             match signal {
                 Signal::Leave(farewell) => return Poll::Ready(Err(sent_away(farewell))),
                 Signal::Cancel => return Poll::Ready(Ok(None)),
@@ -316,6 +316,9 @@ impl Relay {
                 // It has no server yet.
                 Signal::Retire | Signal::Suspend => {}
             }
+        }
+        if may_go_on && let Poll::Ready(grant) = waiter.poll(cx) {
+            return Poll::Ready(Ok(Some(grant)));
         }
         ready!(self.poll_suspension(None, cx));
         // Whatever it said before: it does not wait for the answer any more.
@@ -815,3 +818,6 @@ fn why(ending: &Ending) -> &str {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
