@@ -7,15 +7,13 @@ use std::time::{Duration, Instant};
 use crate::support::held::HeldShard;
 use crate::support::*;
 
-/// One column of SHOW SHARDS, shard by shard.
-fn column(stage: &Stage, name: &str) -> Vec<u64> {
-    let table = stage.console("SHOW SHARDS").table();
-    table.iter().map(|row| row[name].parse().unwrap()).collect()
+/// Clients of each shard; the console that asks is counted, too.
+fn counts(console: &mut Client) -> Vec<u64> {
+    of_shards(console, "clients")
 }
 
-/// Clients of each shard; the console that asks is counted, too.
-fn counts(stage: &Stage) -> Vec<u64> {
-    column(stage, "clients")
+fn console_of(stage: &Stage) -> Client {
+    Client::login(stage.address(), "ringbouncer")
 }
 
 fn spread(counts: &[u64]) -> u64 {
@@ -24,26 +22,30 @@ fn spread(counts: &[u64]) -> u64 {
 
 /// Whether the machine has stalled a shard: one whose turn takes longer than 20 ms is sent nobody, those who come later make
 /// up for it.
-fn has_stalled(stage: &Stage) -> bool {
+fn has_stalled(console: &mut Client) -> bool {
     // A turn is counted when it ends: every shard answers the second question in a later turn than the first.
     for _ in 0..2 {
-        stage.console("SHOW CLIENTS");
+        console.query("SHOW CLIENTS");
     }
-    let longest = column(stage, "longest_turn_us");
+    let longest = of_shards(console, "longest_turn_us");
     longest.iter().any(|turn_us| *turn_us > 20_000)
 }
 
 fn accepted_clients_are_spread(connect: impl Fn(&Stage) -> Client) {
     // 3 shards, 90 clients; more if the machine has stalled a shard
     let stage = Stage::pooled(Topology::new(3));
+    let mut console = console_of(&stage);
     let mut clients = Vec::new();
     loop {
         clients.extend((0..90).map(|_| connect(&stage)));
-        let counts = counts(&stage);
+        let counts = counts(&mut console);
         if spread(&counts) <= 4 {
             break;
         }
-        assert!(has_stalled(&stage) && clients.len() < 450, "{counts:?}");
+        assert!(
+            has_stalled(&mut console) && clients.len() < 450,
+            "{counts:?}"
+        );
     }
     for client in &mut clients {
         assert_eq!(client.value("select 1"), "1");
@@ -84,11 +86,12 @@ fn no_client_is_sent_to_a_shard_that_does_not_turn() {
     wait::pace_until(Instant::now() + Duration::from_millis(1100));
     let clients: Vec<_> = (0..40).map(|_| served()).collect();
     drop(held);
+    let mut console = console_of(&stage);
     wait_until(
         "the third shard has turned, and is not avoided any more",
         || {
             drop(served());
-            column(&stage, "clients_in")[2] > 0
+            of_shards(&mut console, "clients_in")[2] > 0
         },
     );
     drop(clients);
@@ -118,11 +121,14 @@ fn clients_at_the_socket_of_a_shard_that_does_not_turn_are_let_in_elsewhere() {
 #[test]
 fn a_burst_of_clients_is_spread_over_33_shards() {
     let stage = Stage::pooled(Topology::new(33));
+    let mut console = console_of(&stage);
     let clients: Vec<_> = (0..200).map(|_| Client::connect(stage.address())).collect();
-    wait_until("all are in", || counts(&stage).iter().sum::<u64>() >= 200);
-    let counts = counts(&stage);
+    wait_until("all are in", || {
+        counts(&mut console).iter().sum::<u64>() == 201
+    });
+    let counts = counts(&mut console);
     let is_even = counts.iter().max() <= Some(&12);
-    assert!(is_even || has_stalled(&stage), "{counts:?}");
+    assert!(is_even || has_stalled(&mut console), "{counts:?}");
     drop(clients);
 }
 
@@ -130,24 +136,25 @@ fn a_burst_of_clients_is_spread_over_33_shards() {
 #[test]
 fn clients_of_a_small_pool_live_on_its_home_shards() {
     let stage = Stage::pooled(Topology::new(33).pool_size(20).set("pool_shards", 0));
+    let mut console = console_of(&stage);
     let mut clients: Vec<_> = (0..60).map(|_| stage.client()).collect();
-    let counts = counts(&stage);
+    let counts = counts(&mut console);
     let mut busy: Vec<_> = counts.iter().copied().filter(|count| *count > 1).collect();
     busy.sort_unstable();
     let is_even = busy.len() == 5 && spread(&busy) <= 5;
-    assert!(is_even || has_stalled(&stage), "{counts:?}");
+    assert!(is_even || has_stalled(&mut console), "{counts:?}");
     for round in 0..20 {
         for client in &mut clients {
             assert_eq!(client.value(&format!("select {round}")), round.to_string());
         }
     }
     // One client after the other, each on its own shard: at first one server goes about, then every home has one.
-    let handed_over: u64 = column(&stage, "handoffs_in").iter().sum();
+    let handed_over: u64 = of_shards(&mut console, "handoffs_in").iter().sum();
     assert!(
         handed_over <= 1200 / 10,
         "{handed_over} of 1200 transactions"
     );
-    let rows = stage.console("SHOW CLIENTS").table();
+    let rows = console.query("SHOW CLIENTS").table();
     let here = rows.iter().filter(|row| row["database"] == stage.entry);
     assert_eq!(here.count(), 60);
 }
@@ -164,9 +171,10 @@ fn what_a_client_sends_ahead_goes_home_with_it() {
         assert_eq!(client.exchange(&bytes).status, b'I');
         assert_eq!(client.reply().value(), at.to_string());
     }
-    let logins = column(&stage, "logins");
+    let mut console = console_of(&stage);
+    let logins = of_shards(&mut console, "logins");
     assert!(
-        logins.iter().max() >= Some(&30) || has_stalled(&stage),
+        logins.iter().max() >= Some(&30) || has_stalled(&mut console),
         "all on one home: {logins:?}"
     );
 }
@@ -185,7 +193,10 @@ fn clients_that_vanish_on_their_way_home_leave_nothing() {
             _ => drop(client),
         }
     }
-    wait_until("they are gone", || counts(&stage).iter().sum::<u64>() == 1);
+    let mut console = console_of(&stage);
+    wait_until("they are gone", || {
+        counts(&mut console).iter().sum::<u64>() == 1
+    });
     stage.assert_no_leak();
 }
 

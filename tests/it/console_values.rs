@@ -317,8 +317,8 @@ compared!(
         let (mut holder, mut late) = (subject.client(), subject.client());
         assert_eq!(holder.query("begin").status, b'T');
         let shown = |client: &Client| {
-            let port = client.local_addr().port().to_string();
-            row(&subject.console("SHOW CLIENTS"), &[("port", &port)])
+            let clients = subject.console("SHOW CLIENTS");
+            clients.row_of(client).expect("it is listed")
         };
         let server = row(
             &subject.console("SHOW SERVERS"),

@@ -286,11 +286,8 @@ fn judge(pool_size: u32, shards: usize, sql: &str) -> Outcome {
 
 /// Servers that have come from another shard.
 fn hand_offs(stage: &Stage) -> u64 {
-    let table = stage.console("SHOW SHARDS").table();
-    let here = table
-        .iter()
-        .map(|row| row["handoffs_in"].parse::<u64>().unwrap());
-    here.sum()
+    let mut console = Client::login(stage.address(), "ringbouncer");
+    of_shards(&mut console, "handoffs_in").iter().sum()
 }
 
 /// Those of which SHOW LATENCY knows how long they took.

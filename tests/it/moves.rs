@@ -14,12 +14,6 @@ use crate::support::wait::{alone, holds_within, seconds_from_env};
 use crate::support::wire::*;
 use crate::support::*;
 
-/// One column of SHOW SHARDS, shard by shard.
-fn column(console: &mut Client, name: &str) -> Vec<u64> {
-    let table = console.query("SHOW SHARDS").table();
-    table.iter().map(|row| row[name].parse().unwrap()).collect()
-}
-
 /// What encrypts a client, if anything does.
 type Tls = Option<Arc<ClientConfig>>;
 
@@ -110,9 +104,9 @@ fn residents(
             break;
         }
         assert!(id < 10 * count, "a shard gets nobody");
-        let before = column(console, "logins");
+        let before = of_shards(console, "logins");
         let resident = Resident::new(stage, tls, id);
-        let after = column(console, "logins");
+        let after = of_shards(console, "logins");
         let mut shards = before.iter().zip(&after);
         let shard = shards.position(|(before, after)| before < after).unwrap();
         by_shard[shard].push(resident);
@@ -169,7 +163,7 @@ fn busy_clients_leave(topology: Topology, tls: &Tls) {
     assert_eq!(before.len(), by_shard.iter().map(Vec::len).sum::<usize>());
     let mut idle = by_shard.pop().unwrap();
     let mut busy = by_shard.pop().unwrap();
-    let moved = keep_busy(&mut busy, || column(&mut console, "moves_in")[1] >= 3);
+    let moved = keep_busy(&mut busy, || of_shards(&mut console, "moves_in")[1] >= 3);
     assert!(moved, "{:?}", console.query("SHOW SHARDS").table());
     wait_until("nobody is on the way", || {
         let table = console.query("SHOW SHARDS").table();
@@ -183,7 +177,7 @@ fn busy_clients_leave(topology: Topology, tls: &Tls) {
     assert_eq!(identities(&stage, &mut console), before);
     drop((busy, idle));
     wait_until("their places are free", || {
-        column(&mut console, "clients").iter().sum::<u64>() == 1
+        of_shards(&mut console, "clients").iter().sum::<u64>() == 1
     });
     stage.assert_no_leak();
 }
@@ -220,7 +214,7 @@ fn nobody_moves_if_that_is_not_wanted() {
     let mut busy = residents(&stage, &None, &mut console, 16, 1).swap_remove(0);
     let until = Instant::now() + Duration::from_secs(6);
     assert!(keep_busy(&mut busy, || Instant::now() > until));
-    assert_eq!(column(&mut console, "moves_out"), [0, 0]);
+    assert_eq!(of_shards(&mut console, "moves_out"), [0, 0]);
 }
 
 /// The load goes from shard to shard, so that clients move all the time, while they vanish, are cancelled, come anew, and
@@ -273,7 +267,7 @@ fn everything_happens_to_clients_that_move(shards: usize, pool_size: u32) {
     });
     println!(
         "{} moves",
-        column(&mut console, "moves_in").iter().sum::<u64>()
+        of_shards(&mut console, "moves_in").iter().sum::<u64>()
     );
     for resident in by_shard.iter_mut().flatten() {
         resident.check(0);
@@ -281,7 +275,7 @@ fn everything_happens_to_clients_that_move(shards: usize, pool_size: u32) {
     }
     drop(by_shard);
     wait_until("their places are free", || {
-        column(&mut console, "clients").iter().sum::<u64>() == 1
+        of_shards(&mut console, "clients").iter().sum::<u64>() == 1
     });
     stage.assert_no_leak();
 }

@@ -25,7 +25,7 @@ pub mod wire;
 
 pub use peer::{Client, FakeServer};
 pub use pgbouncer::Subject;
-pub use pooler::{Pooler, Topology};
+pub use pooler::{Pooler, Topology, of_shards};
 pub use postgres::{CLIENT_BACKENDS, Database, Postgres};
 pub use psql::psql;
 pub use stage::Stage;

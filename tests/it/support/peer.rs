@@ -377,6 +377,13 @@ impl Reply {
         };
         self.rows.iter().map(named).collect()
     }
+
+    /// The row of a client over TCP in SHOW CLIENTS. Others may be listed that have just hung up, those of the console that
+    /// asked before among them.
+    pub fn row_of(&self, client: &Client) -> Option<BTreeMap<String, String>> {
+        let port = client.local_addr().port().to_string();
+        self.table().into_iter().find(|row| row["port"] == port)
+    }
 }
 
 /// A server that plays a script on every connection, each on its own thread.

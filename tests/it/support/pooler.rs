@@ -362,6 +362,17 @@ impl Drop for Pooler {
     }
 }
 
+/// One column of SHOW SHARDS, shard by shard. Of the clients that it counts this console is one; who asks on a connection of
+/// its own each time may find the last one counted, too.
+#[track_caller]
+pub fn of_shards(console: &mut Client, column: &str) -> Vec<u64> {
+    let table = console.query("SHOW SHARDS").table();
+    table
+        .iter()
+        .map(|row| row[column].parse().unwrap())
+        .collect()
+}
+
 /// The program under test, without settings from the environment: the one just built, or RINGBOUNCER_BIN.
 pub fn program() -> Command {
     let given = std::env::var_os("RINGBOUNCER_BIN");
