@@ -504,66 +504,53 @@ fn a_user_keeps_no_limit_of_a_line_that_is_gone() {
     assert_eq!(stage.pools(&stage.entry, "sv_active"), 4);
 }
 
-/// 4 clients may be here, then 2: those who are here stay, and nobody comes in until only one of them is left.
-fn lowered_client_limit(
-    shards: usize,
-    told: &str,
-    limited: impl Fn(Topology, &str, u32) -> Topology,
-) {
-    let database = Postgres::shared().database();
-    let ann = role(&database, "ann");
-    let topology = |limit| limited(Topology::new(shards).user_secret(&ann, ""), &ann, limit);
-    let stage = Stage::on(database, topology(4), &[]);
-    let come = || client(&stage, &stage.entry, &ann);
-    let refused = |stage: &Stage| assert_eq!(refusal(stage, &stage.entry, &ann), told);
-    let mut clients: Vec<_> = (0..4).map(|_| come()).collect();
-    refused(&stage);
-    stage.rewrite(&topology(2).database(&stage.entry, &stage.database, &[]));
-    assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
-    for left in [4, 3, 2] {
-        wait_until("who has left is gone", || {
-            stage.pools(&stage.entry, "cl_active") == left
-        });
-        for client in &mut clients {
-            assert_eq!(client.value("select 'here'"), "here");
+/// A setting that limits clients, of everybody or of a user.
+type ClientLimit = fn(Topology, &str, u32) -> Topology;
+
+/// What those who are too many are told.
+const CLIENT_LIMITS: [(ClientLimit, &str); 3] = [
+    (
+        |topology, _, limit| topology.set("max_client_conn", limit),
+        "no more connections allowed (max_client_conn)",
+    ),
+    (
+        |topology, _, limit| topology.set("max_db_client_connections", limit),
+        "client connections exceeded (max_db_client_connections)",
+    ),
+    (
+        |topology, user, limit| topology.user(user, "max_user_client_connections", limit),
+        "client connections exceeded (max_user_client_connections)",
+    ),
+];
+
+both_shards!(
+    reload_that_lowers_a_limit_on_clients_lets_nobody_in_above_it,
+    |shards| {
+        // 4 may be here, then 2: those who are here stay, and nobody comes in until only one of them is left
+        for (limited, told) in CLIENT_LIMITS {
+            let database = Postgres::shared().database();
+            let ann = role(&database, "ann");
+            let topology =
+                |limit| limited(Topology::new(shards).user_secret(&ann, ""), &ann, limit);
+            let stage = Stage::on(database, topology(4), &[]);
+            let here = || stage.pools(&stage.entry, "cl_active");
+            let assert_full = || assert_eq!(refusal(&stage, &stage.entry, &ann), told);
+            let mut clients: Vec<_> = (0..4).map(|_| client(&stage, &stage.entry, &ann)).collect();
+            assert_full();
+            stage.rewrite(&topology(2).database(&stage.entry, &stage.database, &[]));
+            assert_eq!(stage.console("RELOAD").complete, ["RELOAD"]);
+            for left in [4, 3, 2] {
+                wait_until("who has left is gone", || here() == left);
+                for client in &mut clients {
+                    assert_eq!(client.value("select 'here'"), "here");
+                }
+                assert_full();
+                drop(clients.pop());
+            }
+            wait_until("one is left", || here() == 1);
+            clients.push(client(&stage, &stage.entry, &ann));
+            assert_full();
         }
-        refused(&stage);
-        drop(clients.pop());
-    }
-    wait_until("one is left", || {
-        stage.pools(&stage.entry, "cl_active") == 1
-    });
-    clients.push(come());
-    refused(&stage);
-}
-
-both_shards!(
-    reload_that_lowers_max_client_conn_lets_nobody_in_above_it,
-    |shards| {
-        let told = "no more connections allowed (max_client_conn)";
-        lowered_client_limit(shards, told, |topology, _, limit| {
-            topology.set("max_client_conn", limit)
-        });
-    }
-);
-
-both_shards!(
-    reload_that_lowers_the_clients_of_a_database_lets_nobody_in_above_it,
-    |shards| {
-        let told = "client connections exceeded (max_db_client_connections)";
-        lowered_client_limit(shards, told, |topology, _, limit| {
-            topology.set("max_db_client_connections", limit)
-        });
-    }
-);
-
-both_shards!(
-    reload_that_lowers_the_clients_of_a_user_lets_nobody_in_above_it,
-    |shards| {
-        let told = "client connections exceeded (max_user_client_connections)";
-        lowered_client_limit(shards, told, |topology, ann, limit| {
-            topology.user(ann, "max_user_client_connections", limit)
-        });
     }
 );
 

@@ -10,6 +10,14 @@ fn prepare(client: &mut Client, name: &str, sql: &str) {
     assert_eq!(reply.tags, "1Z", "{reply:?}");
 }
 
+/// A client that holds a server by a transaction.
+#[track_caller]
+fn holding(stage: &Stage) -> Client {
+    let mut hog = stage.client();
+    hog.value("begin");
+    hog
+}
+
 everywhere!(name_whose_close_was_skipped_goes_with_all_others, |stage| {
     let mut client = stage.client();
     for forget in ["discard all", "deallocate all"] {
@@ -288,8 +296,7 @@ both_shards!(parse_succeeds_after_a_change_of_the_result, |shards| {
     let text = "select * from t where id = $1";
     prepare(&mut first, "s", text);
     // On the only server there is.
-    let mut hog = stage.client();
-    hog.value("begin");
+    let mut hog = holding(&stage);
     let reply = first.exchange(&[run_prepared("s", &["1"]), sync()].concat());
     assert_eq!(reply.rows.len(), 1, "{reply:?}");
     first.value("alter table t alter v type bigint");
@@ -312,8 +319,7 @@ both_shards!(
         assert_eq!(reply.status, b'T');
         // On the other server.
         prepare(&mut client, "", "select 'second'");
-        let mut other = stage.client();
-        other.value("begin");
+        let _other = holding(&stage);
         let reply = hog.exchange(&[parse("c", "commit"), run_prepared("c", &[]), sync()].concat());
         assert_eq!(reply.status, b'I');
         let reply = client.exchange(&[run_prepared("", &[]), sync()].concat());
@@ -452,8 +458,7 @@ both_shards!(binary_values_keep_their_types_on_another_server, |shards| {
     for type_name in ["real", "bigint"] {
         let stage = Stage::pooled(Topology::new(shards).pool_size(2));
         let mut client = described_before_the_change(&stage, type_name);
-        let mut hog = stage.client();
-        hog.value("begin");
+        let mut hog = holding(&stage);
         assert_stores_five(&stage, &mut client);
         hog.value("commit");
     }
@@ -463,8 +468,7 @@ both_shards!(each_client_has_the_types_of_its_own_parse, |shards| {
     // the server that the second client prepares on knows the statement from the first, who prepared before the change
     let stage = Stage::pooled(Topology::new(shards).pool_size(2));
     let mut old = described_before_the_change(&stage, "real");
-    let mut hog = stage.client();
-    hog.value("begin");
+    let mut hog = holding(&stage);
     assert_stores_five(&stage, &mut old);
     let mut new = stage.client();
     prepare(&mut new, "u", UPDATE);
@@ -494,8 +498,7 @@ both_shards!(each_client_has_the_types_of_its_own_parse, |shards| {
 both_shards!(text_goes_on_working_whatever_the_types_were, |shards| {
     let stage = Stage::pooled(Topology::new(shards).pool_size(2));
     let mut client = described_before_the_change(&stage, "real");
-    let mut hog = stage.client();
-    hog.value("begin");
+    let _hog = holding(&stage);
     let mut old = stage.client();
     // It makes the server have the statement with the types of before.
     prepare(&mut old, "u", UPDATE);
@@ -507,8 +510,7 @@ both_shards!(types_go_along_to_another_shard, |shards| {
     let stage = Stage::pooled(Topology::new(shards).pool_size(2));
     let mut client = described_before_the_change(&stage, "real");
     meet_the_change(&stage);
-    let mut hog = stage.client();
-    hog.value("begin");
+    let _hog = holding(&stage);
     assert_stores_five(&stage, &mut client);
 });
 
@@ -556,16 +558,15 @@ both_shards!(
         client.exchange(&[describe(b'S', "s"), sync()].concat());
         let run = [binary_result("s"), sync()].concat();
         assert_eq!(client.exchange(&run).tags, "2DCZ");
-        let mut hogs = [stage.client(), stage.client()];
-        hogs[0].value("begin");
+        let _hog = holding(&stage);
         for _ in 0..2 {
             assert_eq!(client.exchange(&run).tags, "2DCZ", "nothing has changed");
         }
-        hogs[1].value("begin");
+        let mut other = holding(&stage);
         let sql = "alter table t alter column v type real";
-        hogs[1].value("commit");
+        other.value("commit");
         stage.database.sql(sql);
-        hogs[1].value("begin");
+        other.value("begin");
         for _ in 0..2 {
             let reply = client.exchange(&run);
             let text = "cached plan must not change result type";
@@ -600,8 +601,7 @@ both_shards!(
         let mut client = stage.client();
         prepare(&mut client, "s", "select v from t");
         client.exchange(&[describe(b'S', "s"), sync()].concat());
-        let mut hog = stage.client();
-        hog.value("begin");
+        let _hog = holding(&stage);
         stage.database.sql("alter table t alter column v type real");
         let body = b"\0s\0\0\0\0\0\0\x01\0\x01";
         let bind = message(b'B', body);
@@ -619,8 +619,7 @@ both_shards!(
         let mut client = stage.client();
         prepare(&mut client, "s", "select v from t");
         client.exchange(&[describe(b'S', "s"), sync()].concat());
-        let mut hog = stage.client();
-        hog.value("begin");
+        let mut hog = holding(&stage);
         stage.database.sql("alter table t alter column v type real");
         let text = [run_prepared("s", &[]), sync()].concat();
         client.send_bytewise(&text);
