@@ -169,7 +169,7 @@ both_shards!(
         client.send_anyway(&[parse("t", &sql(30 << 20)), execute("", 0), sync()].concat());
         let reply = client.reply();
         reply.assert_fatal(REFUSED);
-        assert_eq!(reply.code(), "53200");
+        assert_eq!((reply.code(), refusals(&stage)), ("53200", 1));
         let resident = stage.resident_bytes();
         assert!(resident < budget, "{resident} bytes of {budget}");
         assert_eq!(other.value("select 1"), "1");
