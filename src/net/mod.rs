@@ -22,6 +22,7 @@ mod socket;
 mod steering;
 #[cfg(test)]
 pub(crate) mod testing;
+mod thrift;
 mod timer;
 mod tls;
 mod turnstile;

@@ -13,6 +13,7 @@ use super::queue::Queue;
 use super::ring::{Op, Ring};
 use super::secure::{BROKEN, Secure, TRUNCATED};
 use super::socket::Detached;
+use super::thrift::Thrift;
 use super::timer::Timers;
 use super::turnstile::Turnstile;
 use crate::base::memory::{self, Pressure};
@@ -30,15 +31,8 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-/// A connection with this many unread chunks has its receive cancelled; it is armed again when
-/// the reader has drained the queue. When memory is tight, one chunk is enough.
-const UNREAD_CHUNKS_MAX: usize = 8;
-/// More payloads than this are not to be queued on a socket; when memory is tight, nothing is while anything is queued.
-pub(super) const QUEUED_SENDS_MAX: usize = 4;
 /// What is kept of a socket whatever the budget of memory: less than the socket itself takes.
 const SMALL_BYTES_MAX: u32 = 512;
-/// How many sockets are told in one turn to receive no more than is asked for.
-const CURBED_PER_TURN: usize = 512;
 
 /// How a shard's ring is made.
 #[derive(Clone, Debug)]
@@ -75,7 +69,7 @@ pub(super) struct Slot {
     /// ... and has been asked to stop.
     stopping: bool,
     /// It goes on receiving by itself: the kernel fills dozens of buffers before it looks whether it is to stop.
-    is_multishot: bool,
+    pub(super) is_multishot: bool,
     /// The handle wants no more data for now ([`Reactor::pause`]).
     paused: bool,
     /// It is listed among those whose receive found no buffer.
@@ -142,12 +136,7 @@ pub(super) struct Reactor {
     bell: Cell<Option<RawFd>>,
     bell_value: Box<Cell<u64>>,
     pub(super) now: Cell<Moment>,
-    /// As of the beginning of the turn.
-    pressure: Cell<Pressure>,
-    /// All receive buffers have memory, and count.
-    is_populated: Cell<bool>,
-    /// The next slot whose receive is to be curbed, as memory has become tight.
-    to_curb: Cell<Option<usize>>,
+    pub(super) thrift: Thrift,
     close_timeout: Duration,
     pub(super) stats: Arc<ShardStats>,
     /// Polls of tasks, so that the driver can tell whether anything ran.
@@ -182,9 +171,7 @@ impl Net {
             bell: Cell::new(None),
             bell_value: Box::new(Cell::new(0)),
             now: Cell::new(Clock::now()),
-            pressure: Cell::new(Pressure::Ample),
-            is_populated: Cell::new(false),
-            to_curb: Cell::new(None),
+            thrift: Thrift::default(),
             close_timeout: options.close_timeout,
             stats: options.stats.clone(),
             polls: Cell::new(0),
@@ -260,7 +247,7 @@ impl Reactor {
         self.seal_pending();
         self.end_sends();
         self.rearm_starved();
-        self.curb();
+        self.curb(&mut self.state.borrow_mut());
         self.arm_timer();
         let before = Clock::now();
         let turn_us = before.since(self.now.get()).as_micros() as u64;
@@ -268,7 +255,7 @@ impl Reactor {
         self.stats.busy_us.add(turn_us);
         self.stats.beat.sleeps(before);
         // Whoever has been woken since the driver looked has to run first: nothing may complete meanwhile.
-        let is_pressed = self.mail.get() || self.woke.get() || self.to_curb.get().is_some();
+        let is_pressed = self.mail.get() || self.woke.get() || self.thrift.is_under_way();
         let waits = may_wait && !is_pressed;
         self.ring.enter(waits.into());
         self.now.set(Clock::now());
@@ -333,51 +320,6 @@ impl Reactor {
 
     // ---- receiving -----------------------------------------------------------------------
 
-    fn feel_pressure(&self) {
-        let (now, before) = (memory::pressure(), self.pressure.get());
-        if memory::max() != 0 && !self.is_populated.replace(true) {
-            self.buffers.populate();
-            memory::measure();
-        }
-        self.pressure.set(now);
-        match (before, now) {
-            (_, Pressure::Ample) => self.to_curb.set(None),
-            (Pressure::Ample, _) => self.to_curb.set(Some(0)),
-            _ => {}
-        }
-    }
-
-    /// Stops receives that would bring more than one chunk; as they end, such as bring one take their place.
-    fn curb(&self) {
-        let Some(from) = self.to_curb.get() else {
-            return;
-        };
-        let mut state = self.state.borrow_mut();
-        let to = from + CURBED_PER_TURN;
-        for index in from..to {
-            if state.slots.get(index).is_some_and(|slot| slot.is_multishot) {
-                self.cancel_receive(&mut state, index as u32);
-            }
-        }
-        let is_over = to >= state.slots.capacity();
-        self.to_curb.set((!is_over).then_some(to));
-    }
-
-    fn unread_max(&self) -> usize {
-        match self.pressure.get() {
-            Pressure::Ample => UNREAD_CHUNKS_MAX,
-            _ => 1,
-        }
-    }
-
-    /// How many payloads may be queued on a socket on which more are to be.
-    pub(super) fn queued_max(&self) -> usize {
-        match self.pressure.get() {
-            Pressure::Ample => QUEUED_SENDS_MAX,
-            _ => 0,
-        }
-    }
-
     fn arm_receive(&self, state: &mut State, index: u32) {
         let slot = &mut state.slots[index as usize];
         let full = slot.rx.len() >= self.unread_max();
@@ -385,7 +327,7 @@ impl Reactor {
             return;
         }
         slot.receiving = true;
-        slot.is_multishot = self.pressure.get() == Pressure::Ample;
+        slot.is_multishot = self.thrift.is_off();
         let fd = Fd(slot.fd);
         let entry = if slot.is_multishot {
             opcode::RecvMulti::new(fd, GROUP).build()
@@ -398,7 +340,7 @@ impl Reactor {
         self.ring.push(entry.user_data(Op::Recv.tag(index)));
     }
 
-    fn cancel_receive(&self, state: &mut State, index: u32) {
+    pub(super) fn cancel_receive(&self, state: &mut State, index: u32) {
         let slot = &mut state.slots[index as usize];
         if slot.receiving && !slot.stopping {
             slot.stopping = true;

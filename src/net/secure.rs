@@ -6,7 +6,7 @@
 //! ring ─► rx (ciphertext) ─► Session::open ─► ready ─► take_received
 //! queue_send ─► pending ─► Session::seal (seal_pending) ─► tx ─► ring
 //! ```
-//! Bounds: `pending` counts against the same limit as `tx` ([`QUEUED_SENDS_MAX`](super::reactor)), and
+//! Bounds: `pending` counts against the same limit as `tx` ([`QUEUED_SENDS_MAX`](super::thrift)), and
 //! received chunks stay encrypted in `rx` until somebody reads.
 
 use super::buffer::Data;

@@ -1,8 +1,9 @@
 //! Sending: one send per socket at a time, begun at the end of the turn.
 
 use super::buffer::Data;
-use super::reactor::{QUEUED_SENDS_MAX, Reactor, Slot, State, Tx, TxData};
+use super::reactor::{Reactor, Slot, State, Tx, TxData};
 use super::ring::Op;
+use super::thrift::QUEUED_SENDS_MAX;
 use io_uring::opcode;
 use io_uring::types::Fd;
 use rustix::io::Errno;
