@@ -1,7 +1,7 @@
 //! The console's grammar: bytes to [`Command`]. Total: any bytes give a command or a [`Refusal`].
 //!
 //! ```text
-//! statement = word [word | "quoted" | $1] [;]
+//! statement = word [word | "quoted" | $1] [;]         ($1 for a database or a client)
 //!           | SHOW word [WHERE column op value [AND column op value ...]] [LIMIT value] [;]
 //!           | SET word (= | TO) (word | "quoted" | 'quoted' | $1) [;]
 //! op        = `=` | `<>` | `!=` | `<` | `<=` | `>` | `>=`

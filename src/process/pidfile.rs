@@ -45,18 +45,22 @@ impl PidFile {
         PidFile::written(path, write_new(path))
     }
 
-    /// Writes the file in place of that of a process which we relieve: at no time there is none.
+    /// Writes one that can take the place of that of a process which we relieve: at no time there is none.
     ///
     /// # Errors
-    /// Why it cannot be written; the old one stays then.
-    pub(super) fn replace(path: &Path) -> Result<PidFile, StartError> {
+    /// Why it cannot be written.
+    pub(super) fn draft(path: &Path) -> Result<PidFileDraft, StartError> {
         let mut draft = path.as_os_str().to_owned();
         draft.push(".new");
         let written = match fs::remove_file(&draft) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => write_new(draft.as_ref()).and_then(|()| fs::rename(&draft, path)),
+            _ => write_new(draft.as_ref()),
         };
-        PidFile::written(path, written)
+        PidFile::written(path, written)?;
+        Ok(PidFileDraft {
+            draft: draft.into(),
+            path: path.to_owned(),
+        })
     }
 
     fn written(path: &Path, outcome: io::Result<()>) -> Result<PidFile, StartError> {
@@ -66,6 +70,29 @@ impl PidFile {
         })?;
         let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         Ok(PidFile { path })
+    }
+}
+
+/// Goes when it is dropped, unless it has taken its place.
+#[derive(Debug)]
+pub(super) struct PidFileDraft {
+    draft: PathBuf,
+    path: PathBuf,
+}
+
+impl PidFileDraft {
+    /// Puts it in the other one's place.
+    ///
+    /// # Errors
+    /// Those of rename(2).
+    pub(super) fn put_in_place(self) -> Result<PidFile, StartError> {
+        PidFile::written(&self.path, fs::rename(&self.draft, &self.path))
+    }
+}
+
+impl Drop for PidFileDraft {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.draft);
     }
 }
 
@@ -134,7 +161,7 @@ mod tests {
         fs::write(&path, "1").unwrap();
         drop(file);
         assert!(path.exists());
-        let file = PidFile::replace(&path).unwrap();
+        let file = PidFile::draft(&path).unwrap().put_in_place().unwrap();
         let own = format!("{}\n", std::process::id());
         assert_eq!(fs::read_to_string(&path).unwrap(), own);
         drop(file);

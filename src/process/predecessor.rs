@@ -8,7 +8,7 @@
 
 use super::error::StartError;
 use super::listening::{Listening, is_abstract, socket_path};
-use super::pidfile::PidFile;
+use super::pidfile::{PidFile, PidFileDraft};
 use super::socket_file::FileId;
 use crate::config::{CONSOLE, General};
 use crate::net::{steer, unsteer};
@@ -16,11 +16,13 @@ use crate::shard::Common;
 use crate::wire::backend::{Authentication, DataRow, Fields};
 use crate::wire::tag::backend as tag;
 use crate::wire::{HEADER_BYTES, Header, frontend, startup_packet};
+use rustix::net::sockopt::socket_peercred;
 use rustix::net::{Shutdown, shutdown};
+use rustix::process::geteuid;
 use std::io::{self, Read, Write};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -71,6 +73,11 @@ impl Predecessor {
     }
 
     fn meet(console: UnixStream, path: PathBuf, file: FileId) -> Result<Predecessor, String> {
+        // Whoever else may make a file there must not be believed.
+        let listener = socket_peercred(&console).map_err(|error| error.to_string())?;
+        if listener.uid != geteuid() {
+            return Err("it belongs to another user".to_owned());
+        }
         let mut old = Predecessor {
             console,
             path,
@@ -121,30 +128,55 @@ impl Predecessor {
         if FileId::of(&self.path).is_ok_and(|file| file != self.file) {
             return Err(failed("another process has taken its place".to_owned()));
         }
-        let pid_file = pid_path.map(PidFile::replace).transpose()?;
-        self.replace_socket(listening, common)
+        let draft = pid_path.map(PidFile::draft).transpose()?;
+        let second = self.file.second_name(&self.path);
+        self.replace_socket(&second, listening, common)
             .map_err(|error| failed(format!("the socket cannot be replaced: {error}")))?;
+        // From here on there is no way back.
+        let pid_file = draft.map(PidFileDraft::put_in_place).transpose();
+        let pid_file = pid_file.unwrap_or_else(|error| {
+            tracing::error!(%error, "the pid file is not ours");
+            None
+        });
         // Behind those of the old process come ours, in the order in which they began to listen.
         let shards = u32::try_from(common.mesh.shards()).unwrap_or(u32::MAX);
         let ours = self.shards..self.shards.saturating_add(shards);
         let beside = listening.beside();
         beside.iter().for_each(|address| address.turn(&ours));
         thread::sleep(SETTLING);
-        match self.ask("SHUTDOWN WAIT_FOR_CLIENTS") {
-            Ok(_) => tracing::info!("old process relieved, it goes with its last client"),
-            // It may have gone by itself.
-            Err(error) => tracing::warn!(%error, "cannot tell the old process to shut down"),
+        match self.dismiss(&second) {
+            Ok(()) => tracing::info!("old process relieved, it goes with its last client"),
+            Err(error) => tracing::error!(
+                %error,
+                "cannot tell the old process to shut down, it has the addresses as well: send it SIGTERM"
+            ),
         }
         thread::sleep(CLOSING);
         beside.into_iter().for_each(Beside::open_to_all);
         Ok(pid_file)
     }
 
-    fn replace_socket(&self, listening: &mut Listening, common: &Common) -> io::Result<()> {
+    fn replace_socket(
+        &self,
+        second: &Path,
+        listening: &mut Listening,
+        common: &Common,
+    ) -> io::Result<()> {
         // Under its second name it still hears of cancel requests.
-        let second = self.file.second_name(&self.path);
-        match std::fs::hard_link(&self.path, &second) {
-            Ok(()) => common.predecessor.store(Some(Arc::new(second))),
+        let linked = match SocketAddr::from_pathname(second) {
+            Ok(_) => std::fs::hard_link(&self.path, second),
+            Err(too_long) => Err(too_long),
+        };
+        match linked {
+            Ok(()) => {
+                let placed = listening.place_file(&self.path);
+                match &placed {
+                    Ok(()) => common.predecessor.store(Some(Arc::new(second.to_owned()))),
+                    // It serves on, under its own name.
+                    Err(_) => drop(std::fs::remove_file(second)),
+                }
+                return placed;
+            }
             // It has gone by itself.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
@@ -152,6 +184,22 @@ impl Predecessor {
             }
         }
         listening.place_file(&self.path)
+    }
+
+    /// Tells it to go; over a new connection if the one that there is has been lost meanwhile.
+    fn dismiss(&mut self, second: &Path) -> Result<(), String> {
+        const ORDER: &str = "SHUTDOWN WAIT_FOR_CLIENTS";
+        let Err(error) = self.ask(ORDER) else {
+            return Ok(());
+        };
+        match UnixStream::connect(second) {
+            Ok(console) => self.console = console,
+            // It has gone by itself.
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(_) => return Err(error),
+        }
+        self.log_in()?;
+        self.ask(ORDER).map(drop)
     }
 
     // ---- its console -----------------------------------------------------------------------
@@ -213,6 +261,12 @@ impl Predecessor {
         self.console.read_exact(&mut body)?;
         Ok((header.tag, body))
     }
+}
+
+/// Whether nobody listens at a socket any more.
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), ConnectionRefused | NotFound)
 }
 
 /// What a console that fails to answer is said to do.

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// The file of a socket that this process listens at; it goes when this is dropped, but not another that has taken its place: then its
 /// second name does.
@@ -14,9 +15,9 @@ pub(super) struct SocketFile {
     id: FileId,
 }
 
-/// Which file a name stands for: device, inode, and when it was made, in nanoseconds of the second and in seconds.
+/// Which file a name stands for: device, inode, and when it was made, since 1970; 0 where the file system does not know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct FileId(u64, u64, i64, i64);
+pub(super) struct FileId(u64, u64, Duration);
 
 impl FileId {
     /// That of the file at `path`.
@@ -25,18 +26,15 @@ impl FileId {
     /// If there is none, or it cannot be looked at.
     pub(super) fn of(path: &Path) -> io::Result<FileId> {
         let file = fs::symlink_metadata(path)?;
-        Ok(FileId(
-            file.dev(),
-            file.ino(),
-            file.mtime_nsec(),
-            file.mtime(),
-        ))
+        let made = file.created().ok();
+        let made = made.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        Ok(FileId(file.dev(), file.ino(), made.unwrap_or_default()))
     }
 
     /// A name by which this file at `path` can still be found when another is there: one that no other file ever has.
     pub(super) fn second_name(self, path: &Path) -> PathBuf {
-        let FileId(_, _, nanos, seconds) = self;
-        file_beside(path, &format!("{seconds:x}-{nanos:x}"))
+        let FileId(_, inode, made) = self;
+        file_beside(path, &format!("{:x}-{inode:x}", made.as_nanos()))
     }
 }
 
@@ -77,11 +75,11 @@ pub(super) fn file_beside(path: &Path, name: &str) -> PathBuf {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let own = match self.is_replaced() {
-            false => &self.path,
-            true => &self.id.second_name(&self.path),
-        };
-        let _ = fs::remove_file(own);
+        if FileId::of(&self.path).is_ok_and(|id| id == self.id) {
+            let _ = fs::remove_file(&self.path);
+        }
+        // Its successor may have come and gone.
+        let _ = fs::remove_file(self.id.second_name(&self.path));
     }
 }
 
@@ -116,5 +114,18 @@ mod tests {
         new.accept().unwrap();
         drop(new_file);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn second_name_goes_also_when_the_successor_went_first() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s.1");
+        let _old = UnixListener::bind(&path).unwrap();
+        let old_file = SocketFile::new(&path).unwrap();
+        let second = FileId::of(&path).unwrap().second_name(&path);
+        fs::hard_link(&path, &second).unwrap();
+        fs::remove_file(&path).unwrap();
+        drop(old_file);
+        assert!(!second.exists());
     }
 }

@@ -64,6 +64,14 @@ pub enum DialError {
 }
 
 impl DialError {
+    /// Whether nobody listens there any more.
+    pub fn is_nobody_there(&self) -> bool {
+        use io::ErrorKind::{ConnectionRefused, NotFound};
+        matches!(self, DialError::Connect(error) if matches!(error.kind(), ConnectionRefused | NotFound))
+    }
+}
+
+impl DialError {
     /// PgBouncer's words for why such a connection is closed.
     pub fn reason(&self) -> Cow<'static, str> {
         match self {

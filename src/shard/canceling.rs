@@ -1,7 +1,7 @@
 //! Cancel requests: the key says which shard and slot its client has; there the query is found,
 //! running or in line.
 
-use super::message::Ask;
+use super::message::{Answer, Ask};
 use super::root::Shard;
 use crate::base::{Moment, ServerId, ShardId};
 use crate::client::{ClientEntry, ClientState, Signal, Who};
@@ -83,23 +83,27 @@ impl Shard {
             // It may be older than our own peer_id.
             _ => CancelKey::locate(key).map(|(shard, _)| shard),
         };
-        if let Some(shard) = located {
-            self.cancel_on(shard, key).await;
+        let is_ours = match located {
+            Some(shard) => self.cancel_on(shard, key).await,
+            None => false,
+        };
+        if !is_ours {
+            self.pass_cancel_back(key).await;
         }
-        self.pass_cancel_back(key).await;
     }
 
-    async fn cancel_on(self: &Rc<Self>, shard: ShardId, key: &[u8]) {
+    /// Whether there is such a client.
+    async fn cancel_on(self: &Rc<Self>, shard: ShardId, key: &[u8]) -> bool {
         if shard == self.id {
-            self.cancel_here(key).await;
-        } else if shard.index() < self.common.mesh.shards() {
-            self.gather(
-                Ask::Cancel(key.into()),
-                std::iter::once(shard),
-                self.cancel_span(),
-            )
-            .await;
+            return self.cancel_here(key).await;
         }
+        if shard.index() >= self.common.mesh.shards() {
+            return false;
+        }
+        let ask = Ask::Cancel(key.into());
+        let answers = self.gather(ask, std::iter::once(shard), self.cancel_span());
+        let found = |answer: &Answer| matches!(answer, Answer::Found(true));
+        answers.await.iter().any(found)
     }
 
     /// How long another shard may take to cancel something.
@@ -107,10 +111,13 @@ impl Shard {
         self.snapshot().config.general.cancel_wait_timeout + MAIL_SPAN
     }
 
-    /// Cancels what a client does that logged in on this shard, wherever it is now.
-    pub(super) async fn cancel_here(self: &Rc<Self>, key: &[u8]) {
+    /// Cancels what a client does that logged in on this shard, wherever it is now. Whether there is such a client.
+    pub(super) async fn cancel_here(self: &Rc<Self>, key: &[u8]) -> bool {
         match self.client_with(key) {
-            Some(entry) => self.cancel_client(&entry).await,
+            Some(entry) => {
+                self.cancel_client(&entry).await;
+                true
+            }
             None => self.cancel_stray(key).await,
         }
     }
@@ -186,10 +193,14 @@ impl Shard {
             },
         };
         let passing = send_cancel(self.net, &target, false, key);
-        if let Ok(Err(error)) = self.net.until(self.cancel_deadline(), passing).await {
+        let Ok(Err(error)) = self.net.until(self.cancel_deadline(), passing).await else {
+            return;
+        };
+        if error.is_nobody_there() {
             // Its last client has left.
-            tracing::debug!(%error, "no process to pass a cancel request back to");
             self.common.predecessor.store(None);
+        } else {
+            tracing::warn!(%error, "cannot pass a cancel request back to the process before this one");
         }
     }
 

@@ -152,8 +152,8 @@ impl Shard {
             Ask::Cancel(key) => {
                 let shard = self.clone();
                 crate::net::spawn(self.net, async move {
-                    shard.cancel_here(&key).await;
-                    shard.reply(from, ticket, Answer::Done);
+                    let is_found = shard.cancel_here(&key).await;
+                    shard.reply(from, ticket, Answer::Found(is_found));
                 });
             }
             Ask::KillClient(id) => {

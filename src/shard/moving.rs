@@ -361,18 +361,22 @@ impl Shard {
     }
 
     /// Cancels what a client of this origin does that has moved; looks again while nobody knows it, as it
-    /// is on its way then.
-    pub(super) async fn cancel_stray(self: &Rc<Self>, key: &[u8]) {
+    /// is on its way then. Whether there is such a client.
+    pub(super) async fn cancel_stray(self: &Rc<Self>, key: &[u8]) -> bool {
         for _ in 0..LOOKS_MAX {
             if let Some(entry) = self.client_with(key) {
-                return self.cancel_client(&entry).await;
+                self.cancel_client(&entry).await;
+                return true;
             }
-            let Some(to) = self.stray_at(key) else { return };
+            let Some(to) = self.stray_at(key) else {
+                return false;
+            };
             if self.cancel_at_shard(key, to).await {
-                return;
+                return true;
             }
             self.net.sleep(LOOK).await;
         }
+        false
     }
 
     fn stray_at(&self, key: &[u8]) -> Option<ShardId> {

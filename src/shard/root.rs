@@ -249,10 +249,7 @@ async fn last_call(shard: &Rc<Shard>, listener: &Listener) {
             let_in(shard, listener, handshakes, |socket| shard.admit(socket)).await;
         }
         // Some kernels want CAP_NET_ADMIN for it, which `user` has given up. Only where another process takes over does it matter.
-        Err(error)
-            if shard.snapshot().config.general.so_reuseport
-                || shard.common.is_relieved.load(Ordering::Relaxed) =>
-        {
+        Err(error) if shard.snapshot().config.general.so_reuseport => {
             tracing::warn!(shard = %shard.id, %error, "who connects just now may be reset");
         }
         Err(_) => {}
