@@ -201,7 +201,9 @@ impl<S, W> LocalPool<S, W> {
         let rate = self.seat.rate(now);
         // For whom a server is on its way or being checked, the line does not count.
         let is_expected = before < self.asks.pending() + self.checks.pending();
-        let is_known = rate > 0.0 && !may_grow && !is_expected;
+        // Nor does a line move because it did, if its servers cannot be reached.
+        let is_reachable = self.seat.shared().failures() == 0;
+        let is_known = rate > 0.0 && !may_grow && !is_expected && is_reachable;
         let expected = is_known.then(|| (ahead + 1) as f64 / rate);
         Some(Outlook {
             ahead,

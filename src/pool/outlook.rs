@@ -59,14 +59,15 @@ impl Pace {
     }
 }
 
-/// Grants per nanosecond of a line that was last served at `since`: one that has not moved for
-/// longer than its mean interval is slower than it was.
+/// Grants per nanosecond of a line that was last served at `since`: if it has not moved for longer than its mean interval, what
+/// it would be if it moved now. Servers that come back many at a time make such pauses.
 pub(super) fn rate(mean_ns: u64, since: Moment, now: Moment) -> f64 {
     if mean_ns == 0 {
         return 0.0;
     }
     let quiet_ns = now.since(since).as_nanos() as u64;
-    1.0 / mean_ns.max(quiet_ns) as f64
+    let late_ns = quiet_ns.saturating_sub(mean_ns);
+    1.0 / (mean_ns + late_ns / u64::from(MEMORY)) as f64
 }
 
 /// How many of `count` clients came before `mine`, of whom the first came at `first`, the last at
@@ -111,7 +112,25 @@ mod tests {
 
     #[test]
     fn a_line_that_stands_still_gets_slower() {
-        assert_eq!(rate(1000, at(0), at(1000)), 1.0 / 1_000_000.0);
+        assert_eq!(rate(1000, at(0), at(1)), 1.0 / 1000.0);
+        assert_eq!(rate(1000, at(0), at(17)), 1.0 / 2000.0);
+    }
+
+    #[test]
+    fn a_pause_between_bursts_is_no_standstill() {
+        let mut pace = Pace::default();
+        pace.line_forms(at(0));
+        for burst in 1..=10 {
+            (0..20).for_each(|_| pace.served(at(burst * 2000)));
+        }
+        let interval = |now| 1.0 / rate(pace.mean_ns(), pace.since(), at(now));
+        for now in [20_000, 20_500, 21_000, 22_000] {
+            let (told, is) = (interval(now), 100_000.0);
+            assert!(
+                (0.4 * is..2.0 * is).contains(&told),
+                "{told} ns at {now} us"
+            );
+        }
     }
 
     #[test]

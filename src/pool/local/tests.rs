@@ -632,3 +632,22 @@ fn a_paused_shard_closes_what_it_has_and_what_comes_and_opens_nothing() {
         }]
     );
 }
+
+#[test]
+fn nobody_is_told_how_long_it_takes_while_logins_to_servers_fail() {
+    let (mut here, _there) = pools(1);
+    stock(&mut here, 1, ms(0));
+    let mut out = Vec::new();
+    assert_eq!(here.acquire('a', ms(0), &mut out), Acquired::Granted(1));
+    let lines: Vec<_> = ('b'..='h')
+        .map(|name| waits(&mut here, name, ms(1)))
+        .collect();
+    for n in 2..=6 {
+        here.release(1, ms(n), &mut out);
+    }
+    let last = lines[lines.len() - 1];
+    assert!(here.outlook(last, ms(6)).unwrap().expected.is_some());
+    here.closed(ms(7), &mut out);
+    here.open_failed(Some(ms(1000)), ms(8), &mut out);
+    assert_eq!(here.outlook(last, ms(8)).unwrap().expected, None);
+}
