@@ -517,6 +517,12 @@ impl Reactor {
     }
 }
 
+/// Whether a connection failed because nobody listens there, or not any more.
+pub fn is_deserted(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, NotFound};
+    matches!(error.kind(), ConnectionRefused | NotFound)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

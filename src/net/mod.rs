@@ -31,7 +31,8 @@ pub use buffer::Chunk;
 pub use driver::{Driver, spawn};
 pub use listen::{Endpoint, Listener, TcpOptions};
 pub use listen::{
-    adopt_listener, listen_tcp, listen_unix, probe_tcp, share_listener, take_waiting, tune_listener,
+    adopt_listener, is_deserted, listen_tcp, listen_unix, probe_tcp, share_listener, take_waiting,
+    tune_listener,
 };
 pub use reactor::{Net, NetOptions};
 pub use ring::probe;

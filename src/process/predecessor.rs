@@ -11,7 +11,7 @@ use super::listening::{Listening, is_abstract, socket_path};
 use super::pidfile::{PidFile, PidFileDraft};
 use super::socket_file::FileId;
 use crate::config::{CONSOLE, General};
-use crate::net::{steer, unsteer};
+use crate::net::{is_deserted, steer, unsteer};
 use crate::shard::Common;
 use crate::wire::backend::{Authentication, DataRow, Fields};
 use crate::wire::tag::backend as tag;
@@ -113,7 +113,7 @@ impl Predecessor {
     /// Takes its place when we serve, and that of its file at `pid_path`. This takes about 2 s.
     ///
     /// # Errors
-    /// If the Unix socket is not its own any more, or one of the files cannot be replaced; it serves on then.
+    /// If the Unix socket is not its own any more or cannot be replaced, or there is no writing beside its pid file; it serves on then.
     pub(super) fn relieve(
         mut self,
         listening: &mut Listening,
@@ -167,23 +167,18 @@ impl Predecessor {
             Ok(_) => std::fs::hard_link(&self.path, second),
             Err(too_long) => Err(too_long),
         };
-        match linked {
-            Ok(()) => {
-                let placed = listening.place_file(&self.path);
-                match &placed {
-                    Ok(()) => common.predecessor.store(Some(Arc::new(second.to_owned()))),
-                    // It serves on, under its own name.
-                    Err(_) => drop(std::fs::remove_file(second)),
-                }
-                return placed;
-            }
+        let placed = listening.place_file(&self.path);
+        match (linked, &placed) {
+            (Ok(()), Ok(())) => common.predecessor.store(Some(Arc::new(second.to_owned()))),
+            // It serves on, under its own name.
+            (Ok(()), Err(_)) => drop(std::fs::remove_file(second)),
             // It has gone by itself.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => {}
+            (Err(error), _) => {
                 tracing::warn!(%error, "cancel requests for clients of the old process will be lost");
             }
         }
-        listening.place_file(&self.path)
+        placed
     }
 
     /// Tells it to go; over a new connection if the one that there is has been lost meanwhile.
@@ -195,7 +190,7 @@ impl Predecessor {
         match UnixStream::connect(second) {
             Ok(console) => self.console = console,
             // It has gone by itself.
-            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) if is_deserted(&error) => return Ok(()),
             Err(_) => return Err(error),
         }
         self.log_in()?;
@@ -261,12 +256,6 @@ impl Predecessor {
         self.console.read_exact(&mut body)?;
         Ok((header.tag, body))
     }
-}
-
-/// Whether nobody listens at a socket any more.
-fn is_gone(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotFound};
-    matches!(error.kind(), ConnectionRefused | NotFound)
 }
 
 /// What a console that fails to answer is said to do.

@@ -1,7 +1,7 @@
 //! Why a server connection could not be opened or used.
 
 use crate::auth::ServerLoginError;
-use crate::net::HandshakeError;
+use crate::net::{HandshakeError, is_deserted};
 use crate::wire::{BadHeader, WireError};
 use std::borrow::Cow;
 use std::io;
@@ -66,8 +66,7 @@ pub enum DialError {
 impl DialError {
     /// Whether nobody listens there any more.
     pub fn is_nobody_there(&self) -> bool {
-        use io::ErrorKind::{ConnectionRefused, NotFound};
-        matches!(self, DialError::Connect(error) if matches!(error.kind(), ConnectionRefused | NotFound))
+        matches!(self, DialError::Connect(error) if is_deserted(error))
     }
 }
 
